@@ -95,7 +95,7 @@ def stream_for_ever(request: bytes) -> Iterator[bytes]:
             time.sleep(0.005)
     finally:
         if request:
-            open(request, "wb").close()  # noqa: SIM115
+            open(request, "wb").close()
 
 
 def stream_nothing(request: bytes) -> Iterator[bytes]:
@@ -169,10 +169,10 @@ def deadline(request: Any) -> bytes:
 def wait_for_cancel(request: Any) -> bytes:
     """Waits (10 s at most) until the client is gone, then creates the file that the request names."""
     name, end = bytes(request), time.monotonic() + 10
-    open(name + b".begun", "wb").close()  # noqa: SIM115
+    open(name + b".begun", "wb").close()
     while not request.cancelled and time.monotonic() < end:
         time.sleep(0.005)
-    open(name + (b".cancelled" if request.cancelled else b".not-cancelled"), "wb").close()  # noqa: SIM115
+    open(name + (b".cancelled" if request.cancelled else b".not-cancelled"), "wb").close()
     return b""
 
 

@@ -1,0 +1,68 @@
+"""Fixtures of every suite: a short path for a socket, and real servers that are gone without trace at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+
+import pytest
+import support
+
+ServerFactory = Callable[..., support.RunningServer]
+
+
+@pytest.fixture
+def sock_dir() -> Iterator[str]:
+    """A new private folder with a short name: pytest's tmp_path is too long for a socket on some systems."""
+    folder = tempfile.mkdtemp(prefix="i-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def sock_path(sock_dir: str) -> str:
+    """A path for a socket, at which there is nothing yet."""
+    return os.path.join(sock_dir, "s")
+
+
+@pytest.fixture
+def server(sock_path: str) -> Iterator[ServerFactory]:
+    """Start servers: `server("handlers_for_tests:echo", "--workers", "2", path=..., env=...)`.
+
+    Each is the real command in its own process and listens when the call returns. What still runs at the end is
+    stopped, and a process that outlives its master fails the test. `listening=False` returns at once, for a server
+    that is expected not to get so far.
+    """
+    started: list[support.RunningServer] = []
+
+    def start(
+        target: str = "handlers_for_tests:echo",
+        *options: str,
+        path: str | None = None,
+        env: dict[str, str] | None = None,
+        listening: bool = True,
+    ) -> support.RunningServer:
+        running = support.RunningServer(path or sock_path, target, *options, env=env)
+        started.append(running)
+        return running.wait_until_listening() if listening else running
+
+    yield start
+    for running in started:
+        running.clean_up()
+
+
+@pytest.fixture
+def echo_server(server: ServerFactory) -> support.RunningServer:
+    """A server that echoes, with two workers."""
+    return server("handlers_for_tests:echo", "--workers", "2")
+
+
+@pytest.fixture
+def leaves_nothing(sock_dir: str) -> Iterator[None]:
+    """For a test whose servers must be gone with every file and all shared memory when it ends."""
+    before = support.shared_memory(), support.children()
+    yield
+    assert os.listdir(sock_dir) == []
+    assert (support.shared_memory(), support.children()) == before

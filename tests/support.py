@@ -1,0 +1,290 @@
+"""What the test suites share: running the real command, waiting for processes to end, and finding what was left behind.
+
+Nothing here waits by sleeping. A server is ready when it has said so in its output; a process is gone when the
+kernel says so on its pidfd. Where a system has no such means (`have_proc`, `have_pidfd`) the checks that need it
+say nothing rather than guess.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = ROOT / "tests"
+TIMEOUT = 20.0  # for each wait of a test, on a busy machine
+MARK = "TEST_SERVER_MARK"  # an environment variable by which every descendant of a server is found
+
+have_proc = os.path.isdir("/proc/self/fd")
+have_pidfd = hasattr(os, "pidfd_open")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment for a child that must find this package and the tests' handlers, with warnings as errors."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("IPCSRV_")}
+    paths = [str(TESTS), *([str(ROOT)] if (ROOT / "ipcsrv").is_dir() else []), os.environ.get("PYTHONPATH", "")]
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "error",
+        **extra,
+    }
+
+
+def run_command(
+    *arguments: str | os.PathLike[str], input: bytes = b"", timeout: float = TIMEOUT, **extra: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `python -m ipcsrv ARGUMENTS` to its end; keywords are environment variables."""
+    command = [sys.executable, "-m", "ipcsrv", *map(os.fspath, arguments)]
+    return subprocess.run(command, input=input, capture_output=True, timeout=timeout, env=environment(**extra))
+
+
+class Output:
+    """The lines that a process prints, read by a thread as they come, so that a test can wait for one."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.lines: list[str] = []
+        self._process = process
+        self._arrived: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._ended = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            for line in stream:
+                self._arrived.put(line.decode("utf-8", "replace").rstrip("\n"))
+        self._arrived.put(None)
+
+    def next_line(self, timeout: float = TIMEOUT) -> str | None:
+        """The next line not yet waited for, or None once there are no more."""
+        if self._ended:
+            return None
+        try:
+            line = self._arrived.get(timeout=timeout)
+        except queue.Empty:
+            raise AssertionError(f"no more output within {timeout} s after:\n{self}") from None
+        if line is None:
+            self._ended = True
+        else:
+            self.lines.append(line)
+        return line
+
+    def wait_for(self, found: str | Callable[[str], bool], timeout: float = TIMEOUT) -> str:
+        """The first line, seen already or to come, that contains `found` (or for which it is true)."""
+        matches = (lambda line: found in line) if isinstance(found, str) else found
+        for line in self.lines:
+            if matches(line):
+                return line
+        until = time.monotonic() + timeout
+        while (line := self.next_line(max(0.0, until - time.monotonic()))) is not None:
+            if matches(line):
+                return line
+        raise AssertionError(f"the output ended without {found!r}:\n{self}")
+
+    def rest(self, timeout: float = TIMEOUT) -> str:
+        """Everything printed, to the end: the process must be ending."""
+        while self.next_line(timeout) is not None:
+            pass
+        self._thread.join(timeout)
+        return str(self)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+class RunningServer:
+    """A server in its own process, started by the real command, with what a test asks of it."""
+
+    def __init__(self, path: str, target: str, *options: str, env: Mapping[str, str] | None = None) -> None:
+        self.path = path
+        self.target = target
+        self.mark = f"{os.getpid()}-{os.urandom(6).hex()}"
+        self.command = [sys.executable, "-m", "ipcsrv", "run", path, target, *options]
+        # Its own session: a terminal's Ctrl-C at pytest does not reach it, and a test may signal the whole group.
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(**{MARK: self.mark}, **(env or {})),
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+        self.output = Output(self.process)
+
+    def wait_until_listening(self, timeout: float = TIMEOUT) -> RunningServer:
+        """Wait for the line of output after which the path answers a probe; the server dying instead is an error."""
+        import ipcsrv
+
+        while True:
+            line = self.output.next_line(timeout)
+            if line is None:
+                raise AssertionError(f"{self.command} exited {self.process.wait(TIMEOUT)}:\n{self.output}")
+            if ipcsrv.active_state(self.path) is ipcsrv.State.LISTENING:
+                return self
+
+    def call(self, data: bytes = b"", timeout: float = TIMEOUT) -> bytes:
+        """One exchange on one connection."""
+        import ipcsrv
+
+        return ipcsrv.call(self.path, data, timeout=timeout)
+
+    def status(self) -> dict[str, object]:
+        """What the server says of itself on its control socket."""
+        from ipcsrv import server
+
+        return server.status(self.path)
+
+    def processes(self) -> set[int]:
+        """The pids of every living process of this server, the master included."""
+        return marked_processes(self.mark)
+
+    def workers(self) -> set[int]:
+        """The pids of every living process of this server but the master."""
+        return self.processes() - {self.pid}
+
+    def signal(self, number: int) -> None:
+        """Send the master a signal."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL the master, and it alone; returns when it is gone."""
+        self.process.kill()
+        self.process.wait(TIMEOUT)
+
+    def stop(self, number: int = getattr(signal, "SIGTERM", 15), timeout: float = TIMEOUT) -> int:
+        """Ask the master to stop (SIGTERM drains) and return its exit status once it is gone."""
+        if self.process.poll() is None:
+            if os.name == "nt":
+                run_command("stop", self.path)
+            else:
+                self.process.send_signal(number)
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        """The exit status, once the master has ended by itself."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.command} still runs after {timeout} s:\n{self.output}") from None
+
+    def clean_up(self) -> None:
+        """End what still runs, for the teardown: politely, then by force, and say so if force was needed."""
+        was_running = self.process.poll() is None
+        try:
+            if was_running:
+                self.stop()
+        finally:
+            self.process.kill()
+            self.process.wait(TIMEOUT)
+            left = wait_gone(self.processes())
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+        assert not left, f"processes {left} outlived their master {self.pid}:\n{self.output}"
+        self.output.rest()
+
+
+def marked_processes(mark: str) -> set[int]:
+    """Every living process that has `mark` in its environment: a server and all that it started, orphans too."""
+    if not have_proc:
+        return set()
+    wanted = f"{MARK}={mark}".encode()
+    return {int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _has_mark(int(entry), wanted)}
+
+
+def _has_mark(pid: int, wanted: bytes) -> bool:
+    try:
+        return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and not is_zombie(pid)
+    except OSError:  # gone, or another user's
+        return False
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether the process has ended and only waits to be reaped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def children(pid: int | None = None) -> set[int]:
+    """The living children of a process, of this one if none is given (Linux)."""
+    if not have_proc:
+        return set()
+    tasks = Path(f"/proc/{pid or os.getpid()}/task")
+    return {int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()}
+
+
+def wait_gone(pids: set[int], timeout: float = TIMEOUT) -> set[int]:
+    """Wait until all of these processes have ended; returns those that had not in time."""
+    if not have_pidfd:
+        return set()
+    until = time.monotonic() + timeout
+    return {pid for pid in pids if not _ends_by(pid, until)}
+
+
+def _ends_by(pid: int, until: float) -> bool:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        return bool(poller.poll(max(0.0, until - time.monotonic()) * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def descriptors(pid: int | None = None) -> dict[int, str]:
+    """Open descriptors of a process (of this one if none is given) and what they lead to (Linux)."""
+    folder = f"/proc/{pid or os.getpid()}/fd"
+    found = {}
+    for entry in os.listdir(folder) if have_proc else ():
+        try:
+            found[int(entry)] = os.readlink(f"{folder}/{entry}")
+        except OSError:  # the one that listed the folder, or closed since
+            continue
+    return found
+
+
+def shared_memory() -> set[str]:
+    """Names of POSIX shared memory and semaphores on this machine (Linux)."""
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+@contextmanager
+def nothing_leaked(*folders: str | os.PathLike[str]) -> Iterator[None]:
+    """Assert that the block leaves this process's descriptors, threads and children, and the folders, as they were.
+
+    Run the block's work once before, where the first use opens something for good.
+    """
+
+    def snapshot() -> dict[str, object]:
+        return {
+            "descriptors": sorted(descriptors().values()),
+            "children": children(),
+            "threads": threading.active_count(),
+            "files": {os.fspath(folder): sorted(os.listdir(folder)) for folder in folders},
+        }
+
+    before = snapshot()
+    yield
+    assert snapshot() == before
+
+
+def run_python(source: str, *arguments: str, timeout: float = TIMEOUT, options: Sequence[str] = ()) -> str:
+    """Run a Python program that must succeed silently, and return what it printed."""
+    command = [sys.executable, *options, "-c", source, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
+    assert (done.returncode, done.stderr) == (0, ""), f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -26,7 +26,7 @@ def read_section(path: str, section: str) -> list[tuple[str, Any, int]]:
     for step in section.split(".") if section else ():
         table = table.get(step, {})
         if not isinstance(table, dict):
-            raise SettingsError("is not a table", name=section, source=path)
+            raise SettingsError("not a table", name=section, source=path)
     lines = _lines_of_keys(text, section)
     return [(name, value, lines.get(name, 1)) for name, value in table.items()]
 
@@ -47,8 +47,8 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         match = _WHERE.search(str(error))
-        source = f"{path}:{match[1]}" if match else path
-        raise SettingsError(f"is not TOML: {error}", source=source) from None
+        line = int(match[1]) if match else None
+        raise SettingsError(f"not TOML: {error}", source=path, line=line) from None
 
 
 def _lines_of_keys(text: str, section: str) -> dict[str, int]:

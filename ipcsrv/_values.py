@@ -66,7 +66,7 @@ def parse_seconds(value: object) -> float:
 
 
 def show_seconds(seconds: float) -> str:
-    for unit, scale in (("h", 3600), ("m", 60)):
+    for unit, scale in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds and seconds % scale == 0:
             return f"{int(seconds // scale)}{unit}"
     return f"{seconds:.15g}s"
@@ -124,10 +124,11 @@ def parse_allow(value: object) -> tuple[str, ...]:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str):
-        value = value.split(",")
+        value = [value]
     if not isinstance(value, Iterable):
         raise ValueError("is not a list of users or groups")
-    return tuple(_allow_entry(str(entry).strip()) for entry in value if str(entry).strip())
+    entries = (part.strip() for entry in value for part in str(entry).split(","))
+    return tuple(_allow_entry(entry) for entry in entries if entry)
 
 
 def _allow_entry(entry: str) -> str:

@@ -206,6 +206,10 @@ class Source(NamedTuple):
 
     how: str
     where: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.where if self.line is None else f"{self.where}:{self.line}"
 
 
 class _Given(NamedTuple):
@@ -274,14 +278,14 @@ def _from_file(path: str) -> dict[str, _Given]:
 
     given = {}
     for name, value, line in _toml.read_section(path, "tool.ipcsrv" if path.endswith(FILE_NAMES[1]) else ""):
-        given |= _entry(name.replace("-", "_"), value, Source("file", f"{path}:{line}"))
+        given |= _entry(name.replace("-", "_"), value, Source("file", path, line))
     return given
 
 
 def _entry(name: str, value: Any, source: Source) -> dict[str, _Given]:
     """One setting as given, or two for max_requests N:JITTER; refuses a name that is none."""
     if name not in BY_NAME:
-        raise SettingsError("is not a setting", name=name, source=source.where, nearest=nearest(name))
+        raise _refusal("there is no such setting", name, source, nearest(name))
     if name == "max_requests" and isinstance(value, str) and ":" in value:
         count, _, jitter = value.partition(":")
         return {name: _Given(count, source), "max_requests_jitter": _Given(jitter, source)}
@@ -294,10 +298,19 @@ def _parsed(given: Mapping[str, _Given]) -> tuple[Settings, dict[str, Source]]:
         try:
             values[name] = BY_NAME[name].parse(value)
         except ValueError as error:
-            raise SettingsError(f"{error}: {value!r}", name=name, source=source.where) from None
+            raise _refusal(f"{value!r} {error}", name, source) from None
     sources = {setting.name: Source("default", "default") for setting in TABLE}
     sources |= {name: entry.source for name, entry in given.items()}
     return Settings(**values), sources
+
+
+def _refusal(reason: str, name: str, source: Source, suggestion: str | None = None) -> SettingsError:
+    """The error for a setting as given at `source`; a flag or a variable says the setting's name already."""
+    if source.how == "file":
+        return SettingsError(reason, name=name, source=source.where, line=source.line, suggestion=suggestion)
+    error = SettingsError(reason, source=source.where, suggestion=suggestion)
+    error.name = name
+    return error
 
 
 def nearest(name: str, cutoff: float = 0.6) -> str | None:

@@ -15,9 +15,6 @@ else is on the wire, so all there is to this module is speed and suspicion:
 
 from __future__ import annotations
 
-from binascii import Error as NotHexadecimal
-from binascii import unhexlify
-
 from .errors import ProtocolError, TooLarge
 
 TYPE_CHECKING = False
@@ -137,7 +134,9 @@ class Decoder:
     past `max_size` bytes (None: no limit); a decoder that has raised raises the same again.
     """
 
-    __slots__ = ("_assembly", "_at", "_begun", "_chunk", "_fed", "_header", "_left", "_queue", "_total", "_view", "max_size")
+    __slots__ = (
+        "_assembly", "_at", "_begun", "_chunk", "_fed", "_header", "_left", "_queue", "_total", "_view", "max_size",
+    )  # fmt: skip
 
     def __init__(self, max_size: int | None = None) -> None:
         self.max_size = max_size
@@ -173,11 +172,11 @@ class Decoder:
         Large runs are views of the bytes that were fed.
         """
         while True:
-            if self._at == len(self._chunk) and not self._next_chunk():
+            if self._at == len(self._chunk) and len(self._header) < HEADER_SIZE and not self._next_chunk():
                 return None
             if self._left:
                 return self._take()
-            if self._read_header() and not self._left and not self._begun:
+            if self._read_header() == FLUSH:
                 return b""
 
     @property
@@ -222,19 +221,19 @@ class Decoder:
         self._left -= end - start
         return self._view[start:end] if end - start >= _SMALL else self._chunk[start:end]
 
-    def _read_header(self) -> bool:
-        """Read a header, or the part of it that has come; True when it is whole."""
+    def _read_header(self) -> bytes | None:
+        """Read a header and give it, once all of it has come."""
         start = self._at
         header = self._header + self._chunk[start : start + HEADER_SIZE - len(self._header)]
         self._at = start + len(header) - len(self._header)
         self._header = header  # kept when it is refused, so that it is refused again
         if len(header) < HEADER_SIZE:
-            return False
+            return None
         self._left = self._data_size(header)
         self._header = b""
         self._begun = header != FLUSH
         self._total = self._total + self._left if self._begun else 0
-        return True
+        return header
 
     def _data_size(self, header: bytes) -> int:
         """How much data follows the header; 0 for a flush too."""
@@ -248,11 +247,13 @@ class Decoder:
 
 
 def _packet_size(header: bytes) -> int:
+    # int() also takes signs, spaces, underscores and "0x": none is alphanumeric, and the leading digit denies the "0x".
     try:
-        high, low = unhexlify(header)
-    except NotHexadecimal:
-        raise ProtocolError(f"a packet header of {header!r}, which is not four hexadecimal digits") from None
-    size: int = high << 8 | low
+        size = int(b"1%b" % header, 16) - 0x10000 if header.isalnum() else -1
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise ProtocolError(f"a packet header of {header!r}, which is not four hexadecimal digits")
     if size > MAX_PACKET:
         raise ProtocolError(f"a packet of {size} bytes, more than the largest ({MAX_PACKET})")
     if size in _MEANINGLESS:

@@ -131,15 +131,18 @@ class Decoder:
 
     `feed` takes what a read brought; then either `next_message` gives whole messages, or `next_piece` their data as
     it comes. Both raise ProtocolError for bytes that are no message, and TooLarge at the header that takes a message
-    past `max_size` bytes (None: no limit); a decoder that has raised raises the same again.
+    past `max_size` bytes (None: no limit); a decoder that has raised raises the same again. `what` is what that
+    error calls a message.
     """
 
     __slots__ = (
-        "_assembly", "_at", "_begun", "_chunk", "_fed", "_header", "_left", "_queue", "_total", "_view", "max_size",
+        "_assembly", "_at", "_begun", "_chunk", "_fed", "_header", "_left", "_queue", "_total", "_view", "_what",
+        "max_size",
     )  # fmt: skip
 
-    def __init__(self, max_size: int | None = None) -> None:
+    def __init__(self, max_size: int | None = None, what: str = "message") -> None:
         self.max_size = max_size
+        self._what = what
         self._fed: list[bytes] = []  # not begun, in order; it becomes the queue when that is empty
         self._queue: list[bytes] = []  # not begun, reversed, so that taking the next is a pop
         self._chunk = b""
@@ -183,6 +186,11 @@ class Decoder:
     def packet_left(self) -> int:
         """Bytes that the present packet still lacks."""
         return self._left
+
+    @property
+    def mid_packet(self) -> bool:
+        """True when an end of file here would truncate a packet."""
+        return self._left > 0 or bool(self._header)
 
     @property
     def mid_message(self) -> bool:
@@ -242,7 +250,7 @@ class Decoder:
             return 0
         size -= HEADER_SIZE
         if self.max_size is not None and self._total + size > self.max_size:
-            raise TooLarge(f"a message of more than {self.max_size} bytes")
+            raise TooLarge(f"a {self._what} of more than {self.max_size} bytes")
         return size
 
 

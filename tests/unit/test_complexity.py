@@ -121,5 +121,6 @@ def test_any_buffer_of_bytes_is_a_request() -> None:
 
 def test_this_interpreter_s_own_files_are_reported() -> None:
     found = report(Path(json.__file__).read_bytes())
-    assert {function["name"] for function in found["functions"]} == {"dump", "dumps", "load", "loads", "detect_encoding"}
+    names = {function["name"] for function in found["functions"]}
+    assert names == {"dump", "dumps", "load", "loads", "detect_encoding"}
     assert found["undocumented"] == ["detect_encoding"]

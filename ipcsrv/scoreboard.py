@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 # -- the layout of one slot, in words of 8 bytes ----------------------------------------------------------------
 
-#: Gauges. PID is 0 in a free slot; SINCE_NS is 0 between requests, else the monotonic time when this one began.
-PID, STARTED_NS, SINCE_NS, HELD, RSS_BYTES = range(5)
+#: Gauges. PID is 0 in a free slot; SINCE_NS is 0 between requests, else the monotonic time when this one began;
+#: CURRENT is the number of the kept connection that is being read or answered, 0 where it is not a kept one.
+PID, STARTED_NS, SINCE_NS, HELD, RSS_BYTES, CURRENT = range(6)
 #: Counters: what was taken, how it ended, how much of it there was.
-CONNECTIONS, REQUESTS, OK, HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED = range(5, 14)
-PROBES, LOST, BYTES_IN, BYTES_OUT, BUSY_NS = range(14, 19)
+CONNECTIONS, REQUESTS, OK, HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED = range(6, 15)
+PROBES, LOST, BYTES_IN, BYTES_OUT, BUSY_NS = range(15, 20)
 
 FIRST_COUNTER = CONNECTIONS
 FIRST_HISTOGRAM = BUSY_NS + 1
@@ -128,6 +129,7 @@ class SlotFacts(NamedTuple):
     since_ns: int
     held: int
     rss_bytes: int
+    current: int
     totals: Totals
 
 
@@ -162,8 +164,8 @@ class Scoreboard:
 
     def facts(self, slot: int) -> SlotFacts:
         """The slot as it is now."""
-        pid, started_ns, since_ns, held, rss_bytes, *counted = self._words[slot].tolist()
-        return SlotFacts(pid, started_ns, since_ns, held, rss_bytes, _totals(counted))
+        pid, started_ns, since_ns, held, rss_bytes, current, *counted = self._words[slot].tolist()
+        return SlotFacts(pid, started_ns, since_ns, held, rss_bytes, current, _totals(counted))
 
     def fold(self, slot: int) -> None:
         """Keep what a worker that is gone has counted, and free its slot."""

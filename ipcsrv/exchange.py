@@ -103,7 +103,7 @@ def parse_failure(data: bytes) -> tuple[str, str]:
 class Event:
     """Something that came of what was received. Equal to another of the same kind with the same values."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def _values(self) -> tuple[object, ...]:
         return tuple(getattr(self, name) for name in self.__slots__)

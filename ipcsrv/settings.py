@@ -256,7 +256,7 @@ def configuration_files(folder: str) -> list[str]:
 
 
 def _from_keywords(keywords: Mapping[str, Any], how: str) -> dict[str, _Given]:
-    given = {}
+    given: dict[str, _Given] = {}
     for name, value in keywords.items():
         where = "--" + name.replace("_", "-") if how == "flag" else name
         given |= _entry(name, value, Source(how, where))
@@ -265,7 +265,7 @@ def _from_keywords(keywords: Mapping[str, Any], how: str) -> dict[str, _Given]:
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
     """What IPCSRV_* says. A name of that kind that we do not know is an error only if it looks like a slip."""
-    given = {}
+    given: dict[str, _Given] = {}
     for variable in sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX)):
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         if name in BY_NAME or nearest(name, cutoff=0.8):
@@ -276,7 +276,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
 def _from_file(path: str) -> dict[str, _Given]:
     from . import _toml
 
-    given = {}
+    given: dict[str, _Given] = {}
     for name, value, line in _toml.read_section(path, "tool.ipcsrv" if path.endswith(FILE_NAMES[1]) else ""):
         given |= _entry(name.replace("-", "_"), value, Source("file", path, line))
     return given

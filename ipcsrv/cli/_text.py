@@ -1,0 +1,61 @@
+"""Figures as a person reads them: short, with a unit, and never wider than their column. Pure."""
+
+from __future__ import annotations
+
+NOTHING = "-"
+
+
+def duration(seconds: float | None) -> str:
+    """At most 7 characters: 870 ns, 1.24 ms, 12.3 s, 5m 20s, 3h 12m, 41d 3h."""
+    if seconds is None:
+        return NOTHING
+    for unit, scale in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
+        if seconds < 999.5 * scale and (unit != "s" or seconds < 59.95):
+            return f"{_three_digits(seconds / scale)} {unit}"
+    return _long_duration(round(seconds))
+
+
+def _long_duration(seconds: int) -> str:
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days >= 1000:
+        return f"{days}d"
+    if days:
+        return f"{days}d {hours % 24}h"
+    return f"{hours}h {minutes % 60}m" if hours else f"{minutes}m {seconds % 60}s"
+
+
+def size(octets: float | None) -> str:
+    """At most 8 characters: 0 B, 512 B, 1.50 KiB, 23.4 MiB."""
+    if octets is None:
+        return NOTHING
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if octets < 999.5:
+            return f"{octets:.0f} B" if unit == "B" else f"{_three_digits(octets)} {unit}"
+        octets /= 1024
+    return f"{_three_digits(octets)} TiB"
+
+
+def count(number: float) -> str:
+    """A whole number with commas; from a million on, three digits and M, G or T."""
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if number >= scale:
+            return f"{_three_digits(number / scale)}{unit}"
+    return f"{number:,.0f}"
+
+
+def rate(per_second: float | None) -> str:
+    """Per second: a decimal below a hundred."""
+    if per_second is None:
+        return NOTHING
+    return f"{per_second:.1f}" if per_second < 100 else count(per_second)
+
+
+def _three_digits(number: float) -> str:
+    digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{digits}f}" if number else "0"
+
+
+def cut(text: str, width: int) -> str:
+    """One printable line of at most `width` characters, whatever `text` holds."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return line if len(line) <= width else line[: width - 3] + "..."

@@ -1,0 +1,280 @@
+"""Settings: one table, four ways to set each, and errors that name the place."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+from ipcsrv import _values, settings
+from ipcsrv._settings_page import page
+from ipcsrv.cli import main
+from ipcsrv.errors import SettingsError
+
+# A value of each setting that is not its default: as a keyword, and as the text of a flag, a variable and TOML.
+SAMPLES: dict[str, tuple[Any, str]] = {
+    "workers": (3, "3"),
+    "start_method": ("spawn", "spawn"),
+    "preload": (False, "off"),
+    "backlog": (7, "7"),
+    "max_request_size": (1 << 20, "1MiB"),
+    "max_response_size": (2000, "2000"),
+    "read_timeout": (2.5, "2500ms"),
+    "write_timeout": (90.0, "90"),
+    "request_timeout": (300.0, "5m"),
+    "startup_timeout": (3600.0, "1h"),
+    "drain_timeout": (0.0, "0"),
+    "max_requests": (1000, "1000"),
+    "max_requests_jitter": (50, "50"),
+    "max_rss": (1 << 30, "1G"),
+    "idle_exit": (600.0, "10m"),
+    "mode": (0o660, "0660"),
+    "allow": (("uid:1000", "group:staff"), "1000,group:staff"),
+    "insecure_dir": (True, "yes"),
+    "log_level": ("debug", "debug"),
+    "log_file": ("/var/log/x.log", "/var/log/x.log"),
+    "log_format": ("json", "json"),
+    "access_log": (True, "1"),
+    "on_worker_start": ("app:start", "app:start"),
+    "on_worker_stop": ("app.hooks:stop", "app.hooks:stop"),
+    "on_request_start": ("app:Tracer.begin", "app:Tracer.begin"),
+    "on_request_end": ("app:Tracer.end", "app:Tracer.end"),
+    "control": (False, "false"),
+    "name": ("indexer", "indexer"),
+    "chdir": ("/srv", "/srv"),
+}
+EVERY = sorted(SAMPLES)
+
+
+def load(keywords: dict[str, Any] | None = None, environ: dict[str, str] | None = None, files: Any = ()) -> Any:
+    return settings.load(keywords or {}, environ=environ or {}, files=map(str, files))
+
+
+def flag_words(setting: settings.Setting, text: str) -> list[str]:
+    """What a user types for a setting; a switch has no value."""
+    if setting.kind is not _values.SWITCH:
+        return [setting.flag, text]
+    return [setting.flag if setting.parse(text) else setting.flag.replace("--", "--no-", 1)]
+
+
+def test_every_setting_has_a_sample_here() -> None:
+    assert set(EVERY) == {setting.name for setting in settings.TABLE}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_setting_is_reached_by_keyword_variable_file_and_flag(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, (value, text) = settings.BY_NAME[name], SAMPLES[name]
+    assert getattr(settings.make(**{name: value}), name) == value != setting.default
+    by_variable, sources = load(environ={setting.variable: text})
+    assert (getattr(by_variable, name), sources[name].where) == (value, f"IPCSRV_{name.upper()}")
+    file = tmp_path / "ipcsrv.toml"
+    file.write_text(f"# a comment\n{name} = {json.dumps(text)}\n")
+    by_file, sources = load(files=[file])
+    assert (getattr(by_file, name), str(sources[name])) == (value, f"{file}:2")
+    monkeypatch.chdir(tmp_path)
+    file.unlink()
+    with redirect_stdout(io.StringIO()) as shown:
+        assert main(["run", "--print-settings", *flag_words(setting, text)]) == 0
+    line = next(line for line in shown.getvalue().splitlines() if line.split()[0] == name)
+    assert line.split()[1:] == [setting.show(value), setting.flag]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_a_setting_shows_it_reads_back(name: str) -> None:
+    setting, (value, _) = settings.BY_NAME[name], SAMPLES[name]
+    assert setting.parse(setting.show(value)) == value
+    assert setting.parse(setting.show(setting.default)) == setting.default
+
+
+def test_a_keyword_wins_over_a_variable_over_ipcsrv_toml_over_pyproject_toml(tmp_path: Path) -> None:
+    (tmp_path / "ipcsrv.toml").write_text("workers = 2\nbacklog = 2\nname = 'two'\n")
+    (tmp_path / "pyproject.toml").write_text("[tool.ipcsrv]\nworkers = 1\nbacklog = 1\nname = 'one'\nchdir = '/1'\n")
+    files = settings.configuration_files(str(tmp_path))
+    chosen, sources = load({"workers": 4}, {"IPCSRV_WORKERS": "3", "IPCSRV_BACKLOG": "3"}, files)
+    assert (chosen.workers, chosen.backlog, chosen.name, chosen.chdir) == (4, 3, "two", "/1")
+    assert [sources[name].how for name in ("workers", "backlog", "name", "mode")] == [
+        "keyword",
+        "variable",
+        "file",
+        "default",
+    ]
+    assert str(sources["chdir"]) == f"{tmp_path / 'pyproject.toml'}:5"
+
+
+def test_a_pyproject_without_our_section_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\nworkers = 'many'\n")
+    chosen, _ = load(files=settings.configuration_files(str(tmp_path)))
+    assert chosen == settings.make()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("workers", -1, "-1 is below 0"),
+        ("workers", 1025, "1025 is above 1024"),
+        ("workers", 2.5, "2.5 is not a whole number"),
+        ("workers", True, "True is not a whole number"),
+        ("workers", "many", "'many' is not a whole number"),
+        ("backlog", 0, "0 is below 1"),
+        ("backlog", None, "None is not a whole number"),
+        ("max_request_size", "12 parsecs", "'12 parsecs' is not a size such as 4096, 64MiB or 1G"),
+        ("max_request_size", "0", "'0' is below 1"),
+        ("max_rss", "1K", "'1K' is below 1MiB"),
+        ("read_timeout", "0", "'0' is below 0.001s"),
+        ("read_timeout", float("nan"), "nan is not a time such as 30, 30s, 250ms, 5m or 1h"),
+        ("read_timeout", float("inf"), "inf is not a time such as 30, 30s, 250ms, 5m or 1h"),
+        ("idle_exit", "-5", "'-5' is not a time such as 30, 30s, 250ms, 5m or 1h"),
+        ("idle_exit", "900d", "'900d' is above 365d"),
+        ("mode", 600, "600 is not a mode in octal such as 0600 or 0o660, at most 0777"),
+        ("mode", "u=rw", "'u=rw' is not a mode in octal such as 0600 or 0o660, at most 0777"),
+        ("allow", "root:x", "'root:x' is not a list of uid:N, gid:N, user:NAME, group:NAME or Windows SIDs"),
+        ("allow", 1.5, "1.5 is not a list of users or groups"),
+        ("start_method", "thread", "'thread' is not one of auto, fork, forkserver, spawn"),
+        ("preload", "perhaps", "'perhaps' is neither on nor off"),
+        ("name", "", "'' is not text"),
+        ("log_file", 7, "7 is not text"),
+        ("on_worker_start", "nothing here", "'nothing here' is neither MODULE:CALLABLE nor a callable"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_the_reason(name: str, value: Any, reason: str) -> None:
+    if settings.BY_NAME[name].nothing and value == "":
+        assert getattr(settings.make(**{name: value}), name) is None
+        return
+    with pytest.raises(SettingsError) as caught:
+        settings.make(**{name: value})
+    assert str(caught.value) == f"{name}: {reason}"
+    assert caught.value.name == name
+
+
+def test_an_unknown_keyword_names_the_nearest_setting() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.make(worker=3)
+    assert str(caught.value) == "worker: there is no such setting: did you mean `workers`?"
+
+
+def test_a_name_like_no_setting_at_all_gets_no_suggestion() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.make(zzz=3)
+    assert (caught.value.suggestion, str(caught.value)) == (None, "zzz: there is no such setting")
+
+
+def test_an_unknown_key_in_a_file_names_file_line_and_nearest_setting(tmp_path: Path) -> None:
+    file = tmp_path / "pyproject.toml"
+    file.write_text("[project]\nidle_exti = 1\n\n[tool.ipcsrv]\nworkers = 2\n\nidle_exti = 5\n")
+    with pytest.raises(SettingsError) as caught:
+        load(files=[file])
+    assert str(caught.value) == f"{file}, line 7: idle_exti: there is no such setting: did you mean `idle_exit`?"
+    assert (caught.value.source, caught.value.line, caught.value.suggestion) == (str(file), 7, "idle_exit")
+
+
+def test_a_wrong_value_in_a_file_names_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "ipcsrv.toml"
+    file.write_text("workers = 2\nmode = 600\n")
+    with pytest.raises(SettingsError, match=r"ipcsrv\.toml, line 2: mode: 600 is not a mode"):
+        load(files=[file])
+
+
+def test_a_key_may_be_written_with_dashes_or_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "ipcsrv.toml"
+    file.write_text('idle-exit = "5m"\n"max-rss" = "2G"\n')
+    chosen, sources = load(files=[file])
+    assert (chosen.idle_exit, chosen.max_rss, sources["max_rss"].line) == (300.0, 2 << 30, 2)
+
+
+def test_a_table_where_a_value_belongs_is_refused_at_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "ipcsrv.toml"
+    file.write_text("workers = 2\n[mode]\nx = 1\n")
+    with pytest.raises(SettingsError, match=r"line 2: mode: \{'x': 1\} is not a mode"):
+        load(files=[file])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("workers = = 3\n", r", line 1: not TOML: Invalid value"),
+        ("[tool]\nipcsrv = 3\n", r": tool\.ipcsrv: not a table"),
+        ("name = '\xff'", r": cannot be read: .*invalid start byte"),
+    ],
+)
+def test_a_file_that_cannot_be_understood_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "pyproject.toml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SettingsError, match=f"^{file}{reason}"):
+        load(files=[file])
+
+
+def test_a_file_that_was_named_and_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read: No such file or directory"):
+        load(files=[tmp_path / "nowhere.toml"])
+
+
+def test_a_variable_that_looks_like_a_slip_is_refused_and_a_foreign_one_is_not() -> None:
+    load(environ={"IPCSRV_DATABASE_URL": "x", "WORKERS": "many"})
+    with pytest.raises(SettingsError, match=r"IPCSRV_WORKRES: there is no such setting: did you mean `workers`\?"):
+        load(environ={"IPCSRV_WORKRES": "3"})
+
+
+def test_a_wrong_value_in_a_variable_names_the_variable() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(environ={"IPCSRV_WORKERS": "many"})
+    assert (str(caught.value), caught.value.name) == ("IPCSRV_WORKERS: 'many' is not a whole number", "workers")
+
+
+def test_max_requests_takes_its_jitter_after_a_colon() -> None:
+    chosen = settings.make(max_requests="1000:50")
+    assert (chosen.max_requests, chosen.max_requests_jitter) == (1000, 50)
+    with pytest.raises(SettingsError, match="max_requests: 'x' is not a whole number"):
+        load({"max_requests": "1000:x"})
+
+
+@pytest.mark.parametrize("word", ["none", "auto", "", "None"])
+def test_none_in_words_is_none_where_that_is_allowed(word: str) -> None:
+    assert settings.make(workers=word, request_timeout=word, log_file=word) == settings.make()
+
+
+def test_settings_go_through_json_unchanged() -> None:
+    chosen = settings.make(**{name: value for name, (value, _) in SAMPLES.items()})
+    assert settings.Settings.from_json(chosen.to_json()) == chosen
+
+
+def test_a_hook_that_is_a_callable_goes_through_json_by_its_name() -> None:
+    chosen = settings.make(on_worker_start=support.run_python)
+    assert chosen.on_worker_start is support.run_python
+    assert settings.Settings.from_json(chosen.to_json()).on_worker_start == "support:run_python"
+
+
+def test_a_path_object_is_as_good_as_text(tmp_path: Path) -> None:
+    assert settings.make(log_file=tmp_path).log_file == str(tmp_path)
+
+
+def test_what_depends_on_the_machine_is_filled_in_when_asked() -> None:
+    resolved = settings.make().resolved("fork")
+    assert (resolved.workers, resolved.start_method) == (settings.available_cpus(), "fork")
+    chosen = settings.make(workers=0, start_method="spawn")
+    assert chosen.resolved("fork") == chosen
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.make().workers = 3  # type: ignore[misc]
+
+
+def test_the_page_of_settings_is_what_the_table_says() -> None:
+    written = (support.ROOT / "docs" / "settings.md").read_text()
+    assert written == page(), "run: python -m ipcsrv.settings > docs/settings.md"
+    assert support.run_python("import runpy; runpy.run_module('ipcsrv.settings', run_name='__main__')") == written
+
+
+def test_the_page_names_every_setting_with_its_flag_and_variable() -> None:
+    text = page()
+    for setting in settings.TABLE:
+        assert f"### `{setting.name}`\n\n{setting.help}\n" in text
+        assert f"`{setting.flag}`, `{setting.variable}`" in text

@@ -1,0 +1,209 @@
+"""One end of a connected pipe, with a socket's methods.  Used by both halves of the Windows seam, in every process.
+
+A pipe has no readiness that could be asked for.  Every read and write is started *overlapped*, with an event of its
+own, and then waited for; what does not end in time is cancelled.  Two rules make sockets' promises of that:
+
+- A cancelled read takes no data with it only if it asked for none.  So whoever waits for data without wanting it yet
+  has a read of zero bytes pending: it ends when data (or the end) is there, and leaves it there (as libuv does).
+- A write that cannot end at once is *not* cancelled, since nobody would know how much of it the peer has read.  It
+  stays, `send` says `BlockingIOError`, and the caller's next `send`, which begins with the same bytes, is told how
+  many went.  A count that was returned is in the kernel's hands: closing the handle then loses none of it.
+"""
+
+from __future__ import annotations
+
+import _winapi
+import sys
+
+assert sys.platform == "win32"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Buffer = bytes | bytearray | memoryview
+
+DONTWAIT = 0x40  # any bit: no flag of ours reaches Windows
+PIECE = 65536  # bytes of one write: what a pipe takes at once if its reader has kept up
+CLOSED = -1
+INFINITE = 0xFFFFFFFF
+
+# winerror.h: BROKEN_PIPE, NO_DATA, PIPE_NOT_CONNECTED: the peer closed, is closing, or was disconnected
+PEER_IS_GONE = frozenset({109, 232, 233})
+OPERATION_ABORTED = 995
+IO_PENDING = 997
+
+
+def milliseconds(seconds: float | None) -> int:
+    """A time for a wait function: rounded up, so that no wait ends early; None is for ever."""
+    return INFINITE if seconds is None else min(max(0, -int(-seconds * 1000 // 1)), INFINITE - 1)
+
+
+def wait_any(events: list[int], seconds: float | None) -> int | None:
+    """The index of the first of these events to be set, or None when the time is over.  Ctrl-C interrupts it."""
+    found = _winapi.WaitForMultipleObjects(events, False, milliseconds(seconds))
+    return None if found == _winapi.WAIT_TIMEOUT else found - _winapi.WAIT_OBJECT_0
+
+
+class Pipe:
+    """An overlapped handle of a connected byte pipe; it belongs to this object until `detach` or `close`."""
+
+    __slots__ = ("_handle", "_writing")
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._writing: _winapi.Overlapped | None = None
+
+    def fileno(self) -> int:
+        """The handle; -1 once closed."""
+        return self._handle
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """At most `size` bytes as soon as there are any, b"" at the end; with DONTWAIT `BlockingIOError` for none."""
+        if flags & DONTWAIT:
+            size = min(size, self._available())
+            if not size:
+                return b""
+        return self.read(size, None) or b""
+
+    def read(self, size: int, seconds: float | None) -> bytes | None:
+        """At most `size` bytes, b"" at the end, None when the time is over."""
+        try:
+            operation, error = _winapi.ReadFile(self._handle, size, overlapped=True)
+            if error == IO_PENDING and wait_any([operation.event], seconds) is None:
+                operation.cancel()
+            error = operation.GetOverlappedResult(True)[1]
+        except OSError as failure:
+            if failure.winerror in PEER_IS_GONE:
+                return b""
+            raise
+        return None if error == OPERATION_ABORTED else operation.getbuffer() or b""
+
+    def _available(self) -> int:
+        """Bytes that can be read at once, 0 at the end; BlockingIOError where a read would wait."""
+        try:
+            available = _winapi.PeekNamedPipe(self._handle, 0)[0]
+        except OSError as error:
+            if error.winerror in PEER_IS_GONE:
+                return 0
+            raise
+        if not available:
+            raise BlockingIOError
+        return available
+
+    def gone(self) -> bool:
+        """True once the peer has closed its end (and, since a pipe tells it only then, all that it sent was read)."""
+        try:
+            return not self._available()
+        except BlockingIOError:
+            return False
+
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        """How many bytes from the start of `data` went; with DONTWAIT `BlockingIOError` where it would wait.
+
+        After a `BlockingIOError` the next send must begin with the same bytes: their write is under way.
+        """
+        if self._writing is None:
+            self._begin_write(data if len(data) <= PIECE else memoryview(data)[:PIECE])
+        return self._end_write(wait=not flags & DONTWAIT)
+
+    def sendmsg(self, buffers: Iterable[Buffer], ancillary: object = (), flags: int = 0) -> int:
+        """`send` for the bytes of several buffers in a row."""
+        if self._writing is None:
+            self._begin_write(first_piece(buffers))
+        return self._end_write(wait=not flags & DONTWAIT)
+
+    def sendall(self, data: Buffer) -> None:
+        """Send all of it, for as long as that takes."""
+        view = memoryview(data)
+        while view:
+            view = view[self.send(view) :]
+
+    def _begin_write(self, piece: Buffer) -> None:
+        try:
+            self._writing = _winapi.WriteFile(self._handle, piece, overlapped=True)[0]
+        except OSError as error:
+            if error.winerror in PEER_IS_GONE:
+                raise BrokenPipeError("the other end of the pipe is closed") from None
+            raise
+
+    def _end_write(self, wait: bool) -> int:
+        operation = self._writing
+        assert operation is not None
+        if wait_any([operation.event], None if wait else 0) is None:
+            raise BlockingIOError
+        self._writing = None
+        try:
+            sent, error = operation.GetOverlappedResult(True)
+        except OSError as failure:
+            raise BrokenPipeError(f"the other end of the pipe is closed ({failure.winerror})") from None
+        if error == OPERATION_ABORTED:
+            raise BrokenPipeError("the pipe was closed")
+        return sent
+
+    def write_event(self) -> int | None:
+        """The event of a write under way, set once it has ended; None where the next write need not wait."""
+        return None if self._writing is None else self._writing.event
+
+    def shutdown_write(self) -> None:
+        """Nothing: no half of a pipe can be closed alone, and the flush that ends a request says as much."""
+
+    def detach(self) -> int:
+        """The handle, for somebody else to own."""
+        handle, self._handle = self._handle, CLOSED
+        return handle
+
+    def close(self) -> None:
+        """Close the handle, and give up a write under way; once is enough.  The peer can still read what was sent."""
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+        handle = self.detach()
+        if handle != CLOSED:
+            _winapi.CloseHandle(handle)
+
+    def __enter__(self) -> Pipe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._handle != CLOSED:
+            self.close()
+
+
+def wait_readable(handle: int) -> _winapi.Overlapped | None:
+    """A read of no bytes, whose event tells that data or the end has come; None if they are there already."""
+    try:
+        if _winapi.PeekNamedPipe(handle, 0)[0]:
+            return None
+        operation, error = _winapi.ReadFile(handle, 0, overlapped=True)
+    except OSError as failure:
+        if failure.winerror in PEER_IS_GONE:
+            return None
+        raise
+    return operation if error == IO_PENDING else None
+
+
+def give_up(operation: _winapi.Overlapped | None) -> None:
+    """Cancel an operation whose result nobody wants, and wait until Windows has let go of it."""
+    if operation is None:
+        return
+    operation.cancel()
+    try:
+        operation.GetOverlappedResult(True)
+    except OSError:
+        pass
+
+
+def first_piece(buffers: Iterable[Buffer]) -> Buffer:
+    """The bytes that one write may take from the front of `buffers`: of a single one as they are, else joined."""
+    parts: list[Buffer] = []
+    size = 0
+    for buffer in buffers:
+        parts.append(buffer if size + len(buffer) <= PIECE else memoryview(buffer)[: PIECE - size])
+        size += len(parts[-1])
+        if size == PIECE:
+            break
+    return parts[0] if len(parts) == 1 else b"".join(parts)

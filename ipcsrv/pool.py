@@ -6,7 +6,7 @@ no clock and draws no randomness of its own, so that every story can be told in 
 
 A **worker** is STARTING until it says that it is ready, READY while it serves, LEAVING once it was asked to go or
 said that it goes, KILLED when it was sent a SIGKILL and is not reaped yet. Its slot in the scoreboard is free
-again only when it has exited. What a worker must do in time it has as its one ultimatum, see `Ultimatum`.
+again only when it has exited. What it must do in time it has as its one ultimatum.
 
 A **generation** is a template process that has imported the handler, a queue of connections, and the workers that
 were forked from the one to read the other. One generation is *serving*. A reload makes an *upcoming* one, which
@@ -19,7 +19,7 @@ How many workers a generation wants is the pool's size; how many it has are its 
 difference alone follow the spawns and the retirements, whatever the facts were that led to it. Three things hold a
 spawn back: no free slot, the system's refusal to fork (`spawn_failed`: a state, not a death), and workers of this
 generation dying at their start. Only the last ends in giving up, and only when nobody serves: a server of three
-workers that wants four is better than none. A worker that dies *after* it was taken into service costs one request
+workers that wants four is better than none. A worker that dies after it was taken into service costs one request
 and is replaced at once, however often that happens.
 
 Facts may come late and out of order (a worker exits while it is asked to leave). One that does not fit is ignored.
@@ -28,228 +28,58 @@ This runs in the master.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from ipcsrv.commands import (
+    Command,
+    DumpStacks,
+    EndGeneration,
+    GiveUp,
+    Kill,
+    Report,
+    RetireOne,
+    Spawn,
+    StartGeneration,
+    Stopped,
+    SwitchTo,
+    TimeOut,
+)
+from ipcsrv.roster import (
+    PROBATION_SECONDS,
+    Backoff,
+    Failures,
+    Generation,
+    Phase,
+    Roster,
+    Stage,
+    State,
+    Ultimatum,
+    WorkerFacts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
-#: A worker that dies within so many seconds of being ready, having served nobody, has died at its start.
-PROBATION_SECONDS = 1.0
+__all__ = [
+    "Command", "DumpStacks", "EndGeneration", "GiveUp", "Kill", "Phase", "Pool", "Report", "RetireOne", "Spawn",
+    "StartGeneration", "State", "Stopped", "SwitchTo", "TimeOut", "WorkerFacts",
+]  # fmt: skip
+
 #: Between telling a worker to answer its client with a failure and killing it: long enough to write one packet.
 GRACE_SECONDS = 1.0
-#: Exit status of a SIGKILL, which is never a program's own doing.
-_SIGKILLED = -9
+#: The exit status of a SIGKILL, which is never a program's own doing.
+SIGKILLED = -9
 
+_DRAIN_OVER = "drain_timeout is over"
 
-class State(Enum):
-    """Of the pool as a whole. It never goes back to an earlier one."""
-
-    STARTING = auto()
-    RUNNING = auto()
-    STOPPING = auto()
-    FAILED = auto()
-    STOPPED = auto()
-
-
-class Phase(Enum):
-    """Of a worker."""
-
-    STARTING = auto()
-    READY = auto()
-    LEAVING = auto()
-    KILLED = auto()
-
-
-class Stage(Enum):
-    """Of a generation: its template imports, its workers start, it serves (LOST: with no template), it is over."""
-
-    LOADING = auto()
-    FILLING = auto()
-    SERVING = auto()
-    LOST = auto()
-    ENDED = auto()
-
-
-class Ultimatum(Enum):
-    """What a worker has a limited time for, which decides what happens to it after that."""
-
-    START = auto()
-    DRAIN = auto()
-    LAST_WORDS = auto()
-
-
-#: Which facts are news in which phases; in the others they are late, and ignored.
+_UNDER_WAY = frozenset({State.STARTING, State.RUNNING})
+#: In which phases a worker's facts are news; in the others they are late.
 _READY_IS_NEWS = frozenset({Phase.STARTING})
 _LEAVING_IS_NEWS = frozenset({Phase.READY})
 _OVERDUE_IS_NEWS = frozenset({Phase.READY, Phase.LEAVING})
-_PRESENT = frozenset({Phase.STARTING, Phase.READY})
-_UNDER_WAY = frozenset({State.STARTING, State.RUNNING})
-
-
-# -- commands ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StartGeneration:
-    """Make a queue, and a template that imports the handler; then say `generation_ready` or `generation_failed`."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """Have this generation's template fork a worker; say `spawn_failed` if that cannot be done now."""
-
-    worker: int
-    slot: int
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class RetireOne:
-    """Put a message into this generation's queue that makes whichever worker takes it leave."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class EndGeneration:
-    """Close this generation's queue, so that its workers drain it and exit, and end its template."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class SwitchTo:
-    """From now on, connections go to this generation's queue."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class DumpStacks:
-    """Have the worker's stacks written to the log."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class TimeOut:
-    """Tell the worker to answer the request in its hands with this failure (`ERR code`) and to die."""
-
-    worker: int
-    code: str = "timeout"
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Send the worker a SIGKILL."""
-
-    worker: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Write a line to the log; `level` is one of debug, info, warning, error."""
-
-    level: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """The server has failed, for this reason. What is left of it drains; Stopped follows."""
-
-    reason: str
-    traceback: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Every worker has exited. Nothing follows."""
-
-
-Command = (
-    StartGeneration
-    | Spawn
-    | RetireOne
-    | EndGeneration
-    | SwitchTo
-    | DumpStacks
-    | TimeOut
-    | Kill
-    | Report
-    | GiveUp
-    | Stopped
-)
-
-
-# -- what the pool knows ----------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class WorkerFacts:
-    """A worker: its slot and generation, its phase and since when (seconds); the rest is the pool's own."""
-
-    slot: int
-    generation: int
-    phase: Phase
-    since: float
-    started: float
-    ultimatum: Ultimatum | None = None
-    due: float = math.inf
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class _Failures:
-    """Failures in a row, which double the pause before the next attempt.
-
-    What was attempted before the last failure is of the same volley: sixteen workers that die at once of the same
-    cause have failed once.
-    """
-
-    row: int = 0
-    last: float = -math.inf
-    until: float = -math.inf
-    reason: str = ""
-    traceback: str | None = None
-
-    def add(self, attempted: float, now: float, reason: str, traceback: str | None, pause: float) -> bool:
-        """Count it, unless it is of a volley that has been counted. `reason` is kept if it is the first in the row."""
-        if attempted <= self.last:
-            return False
-        if not self.row:
-            self.reason, self.traceback = reason, traceback
-        self.row += 1
-        self.last = now
-        self.until = now + pause
-        return True
-
-    def over(self) -> None:
-        """Something has gone well: the next failure is a first one."""
-        self.row = 0
-
-
-@dataclass(slots=True)
-class _Generation:
-    number: int
-    stage: Stage
-    load_by: float
-    drain_by: float = math.inf
-    retiring: int = 0
-    failures: _Failures = field(default_factory=_Failures)
-
-    @property
-    def spawns(self) -> bool:
-        """Whether there is a template that workers can be forked from."""
-        return self.stage in (Stage.FILLING, Stage.SERVING)
 
 
 class Pool:
@@ -257,7 +87,7 @@ class Pool:
 
     `max_slots` is how many workers there may ever be at once, the leaving ones included. A reload needs twice the
     size, so the size is limited to the half of it. Timeouts are in seconds, None for no limit; `backoff` is the first
-    and the longest pause between attempts; `flap_limit` is how many starts may fail in a row.
+    and the longest pause between attempts, in seconds; `flap_limit` is how many starts in a row may fail.
     """
 
     def __init__(
@@ -275,75 +105,71 @@ class Pool:
             raise ValueError(f"size is {size}: it must be from 1 to {max_slots // 2}, half of {max_slots} slots")
         self.state = State.STARTING
         self.size = size
-        self.max_slots = max_slots
         self.restarts = 0
         self.last_error: str | None = None
-        self._startup_timeout = math.inf if startup_timeout is None else startup_timeout
-        self._drain_timeout = math.inf if drain_timeout is None else drain_timeout
+        self._startup_timeout = inf if startup_timeout is None else startup_timeout
+        self._drain_timeout = inf if drain_timeout is None else drain_timeout
         self._flap_limit = flap_limit
-        self._backoff = backoff
-        self._rng = rng
-        self._workers: dict[int, WorkerFacts] = {}
-        self._generations: dict[int, _Generation] = {}
-        self._serving: _Generation | None = None
-        self._upcoming: _Generation | None = None
-        self._wanted = False
-        self._refusals = _Failures()
-        self._last_worker = 0
-        self._last_generation = 0
+        self._backoff = Backoff(*backoff, rng)
+        self._roster = Roster(max_slots)
+        self._serving: Generation | None = None
+        self._upcoming: Generation | None = None
+        self._reload_wanted = False
+        self._refusals = Failures()  # of the system, to fork
+        self._losses = Failures()  # of the serving generation's template, and of attempts to make its successor
         self._commands: list[Command] = []
 
     # -- for status ---------------------------------------------------------------------------------------------
 
     @property
     def workers(self) -> Mapping[int, WorkerFacts]:
-        """Every worker that has not exited, by its id."""
-        return MappingProxyType(self._workers)
+        """Every worker that has not exited, by its number."""
+        return MappingProxyType(self._roster.workers)
 
     @property
     def generation(self) -> int:
-        """The serving generation; before there is one, the upcoming one; 0 before the start."""
+        """The serving generation's number; before there is one, the upcoming one's; 0 before the start."""
         current = self._serving or self._upcoming
         return current.number if current else 0
 
     @property
     def reloading(self) -> bool:
-        """Whether a reload is under way or waiting for its turn."""
-        return self._serving is not None and (self._upcoming is not None or self._wanted)
+        """Whether a reload is under way."""
+        return self.state is State.RUNNING and self._upcoming is not None
 
     @property
     def largest_size(self) -> int:
         """The most workers that `scale` can ask for."""
-        return self.max_slots // 2
+        return self._roster.slots // 2
 
     def next_deadline(self) -> float | None:
         """When `tick` must be called next; None while nothing depends on the time."""
-        deadlines = [worker.due for worker in self._workers.values()]
-        if self.state in _UNDER_WAY:
-            deadlines += [self._resumption(generation) for generation in self._current()]
-        earliest = min(deadlines, default=math.inf)
-        return None if earliest == math.inf else earliest
+        deadlines = [worker.due for worker in self._roster.workers.values()]
+        deadlines += [self._resumption(generation) for generation in self._current()]
+        earliest = min(deadlines, default=inf)
+        return None if earliest == inf else earliest
 
-    def _resumption(self, generation: _Generation) -> float:
-        """When the time alone lets this generation go on."""
+    def _resumption(self, generation: Generation) -> float:
+        """When the time alone makes a difference to this generation."""
         if generation.stage is Stage.LOADING:
             return generation.load_by
         if generation.stage is Stage.LOST:
-            return math.inf if self._upcoming else generation.failures.until
-        if self._missing(generation) > 0 and self._free_slot() is not None:
+            return inf if self._upcoming else self._losses.until
+        if self._roster.missing(generation, self.size) > 0 and self._roster.free_slot() is not None:
             return max(generation.failures.until, self._refusals.until)
-        return math.inf
+        return inf
 
     # -- facts about the whole ----------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Command]:
         """The server begins."""
-        self._wanted = self._last_generation == 0
+        if self.state in _UNDER_WAY and not self._roster.last_generation:
+            self._begin_generation(now)
         return self._settle(now)
 
     def reload(self, now: float) -> list[Command]:
         """New code is wanted. During a reload it is wanted once that is over, for it may have read older code."""
-        self._wanted = True
+        self._reload_wanted = self._roster.last_generation > 0
         return self._settle(now)
 
     def scale(self, size: int, now: float) -> list[Command]:
@@ -363,25 +189,25 @@ class Pool:
         """The server ends, whatever its workers are doing."""
         if self.state in _UNDER_WAY:
             self._wind_up(State.STOPPING, now)
-        for number in self._workers:
-            self._kill(number, "the server was told to stop now", now)
+        for number, worker in self._roster.workers.items():
+            self._kill(number, worker, "the server was told to stop now", now)
         return self._settle(now)
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed."""
-        for number, worker in self._workers.items():
+        for number, worker in self._roster.workers.items():
             if worker.due <= now:
                 self._enforce(number, worker, now)
         upcoming = self._upcoming
         if upcoming and upcoming.stage is Stage.LOADING and upcoming.load_by <= now:
-            self._fail(f"the handler was not imported within {self._startup_timeout:g} s", None, now)
+            self._fail_upcoming(f"the handler was not imported within {self._startup_timeout:g} s", None, now)
         return self._settle(now)
 
     # -- facts about a generation -------------------------------------------------------------------------------
 
     def generation_ready(self, generation: int, now: float) -> list[Command]:
         """Its template has imported the handler."""
-        record = self._generations.get(generation)
+        record = self._roster.generations.get(generation)
         if record and record.stage is Stage.LOADING:
             record.stage = Stage.FILLING
         return self._settle(now)
@@ -389,18 +215,16 @@ class Pool:
     def generation_failed(self, generation: int, reason: str, traceback: str | None, now: float) -> list[Command]:
         """Its handler cannot be imported, or its template cannot be started."""
         if self._upcoming and self._upcoming.number == generation:
-            self._fail(reason, traceback, now)
+            self._fail_upcoming(reason, traceback, now)
         return self._settle(now)
 
     def generation_lost(self, generation: int, reason: str, now: float) -> list[Command]:
-        """Its template has died. Its workers live on and serve, but it cannot have new ones: the next must follow."""
-        record = self._generations.get(generation)
+        """Its template has died. Its workers live on and serve, but it cannot have new ones: it needs a successor."""
+        record = self._roster.generations.get(generation)
         if record and record is self._upcoming:
-            self._fail(reason, None, now)
+            self._fail_upcoming(reason, None, now)
         elif record and record.stage is Stage.SERVING:
-            record.stage = Stage.LOST
-            self.last_error = reason
-            self._report("warning", f"generation {generation} cannot start workers any more: {reason}")
+            self._lose(record, reason, now)
         return self._settle(now)
 
     # -- facts about a worker -----------------------------------------------------------------------------------
@@ -416,7 +240,7 @@ class Pool:
         """It goes by itself: it has served its number of requests, or has taken the message of a RetireOne."""
         record = self._hear(worker, _LEAVING_IS_NEWS)
         if record:
-            generation = self._generations[record.generation]
+            generation = self._roster.generations[record.generation]
             generation.retiring = max(0, generation.retiring - 1)
             self._let_go(record, now + self._drain_timeout, now)
         return self._settle(now)
@@ -425,44 +249,50 @@ class Pool:
         """The request in its hands has taken longer than `request_timeout`."""
         record = self._hear(worker, _OVERDUE_IS_NEWS)
         if record and record.ultimatum is not Ultimatum.LAST_WORDS:
-            self.restarts += 1
+            self.restarts += record.phase is Phase.READY
             self._last_words(worker, record, "timeout", "request_timeout is over", now)
         return self._settle(now)
 
     def spawn_failed(self, worker: int, reason: str, now: float) -> list[Command]:
         """The system could not start it (EAGAIN, ENOMEM): it has never been. It is said once, until it is over."""
-        record = self._workers.pop(worker, None)
+        record = self._roster.workers.pop(worker, None)
         if record:
-            first = not self._refusals.row
-            self._refusals.add(record.started, now, reason, None, self._pause(self._refusals))
-            if first:
+            if not self._refusals.row:
                 self.last_error = reason
                 self._report("warning", f"workers cannot be started: {reason}; trying again until they can")
+            self._refusals.add(record.started, now, self._backoff.after(self._refusals), reason)
         return self._settle(now)
 
     def exited(
-        self, worker: int, status: int | None, reason: str, now: float, *, traceback: str | None = None, served: bool = True
+        self,
+        worker: int,
+        status: int | None,
+        reason: str,
+        now: float,
+        *,
+        traceback: str | None = None,
+        served: bool = True,
     ) -> list[Command]:
         """It was reaped.
 
         `status` is its exit status, negative for a signal, None if that is unknown; `reason` is the same in words;
-        `served` is whether it ever took a connection, if that is known.
+        `served` is whether it ever took a connection. It matters to one that dies just after it was ready.
         """
-        record = self._workers.pop(worker, None)
-        if record and record.phase in _PRESENT:
-            self._died(record, status, reason, traceback, served, now)
+        record = self._roster.workers.pop(worker, None)
+        if record:
+            self._mourn(record, status, reason, traceback, served, now)
         return self._settle(now)
 
-    # -- workers: what follows from the facts -------------------------------------------------------------------
+    # -- what follows for a worker ------------------------------------------------------------------------------
 
-    def _hear(self, worker: int, news: frozenset[Phase]) -> WorkerFacts | None:
-        record = self._workers.get(worker)
-        return record if record and record.phase in news else None
+    def _hear(self, number: int, news: frozenset[Phase]) -> WorkerFacts | None:
+        """The worker, if a fact about it is news in its phase."""
+        worker = self._roster.workers.get(number)
+        return worker if worker and worker.phase in news else None
 
     def _enter_service(self, worker: WorkerFacts, now: float) -> None:
-        generation = self._generations[worker.generation]
-        worker.phase, worker.since = Phase.READY, now
-        worker.ultimatum, worker.due = None, math.inf
+        generation = self._roster.generations[worker.generation]
+        worker.enter(Phase.READY, now)
         if self._refusals.row and worker.started > self._refusals.last:
             self._refusals.over()
             self._report("info", "workers can be started again")
@@ -470,109 +300,110 @@ class Pool:
             self._let_go(worker, generation.drain_by, now)
 
     def _let_go(self, worker: WorkerFacts, drain_by: float, now: float) -> None:
-        """It is to leave when it has served what it has."""
-        worker.phase, worker.since = Phase.LEAVING, now
-        worker.ultimatum, worker.due = Ultimatum.DRAIN, drain_by
-        worker.reason = "drain_timeout is over"
+        """It leaves when it has served what it has."""
+        worker.enter(Phase.LEAVING, now)
+        worker.give(Ultimatum.DRAIN, drain_by, _DRAIN_OVER)
 
     def _enforce(self, number: int, worker: WorkerFacts, now: float) -> None:
         """The worker's time is over."""
         if worker.ultimatum is Ultimatum.LAST_WORDS:
-            self._kill(number, worker.reason, now)
+            self._kill(number, worker, worker.reason, now)
         elif worker.phase is Phase.LEAVING:
             self._last_words(number, worker, "stopping", worker.reason, now)
         else:
             self._do(DumpStacks(number))
-            self._kill(number, worker.reason, now)
-            if worker.ultimatum is Ultimatum.START:
-                self._timed_out_at_start(worker, now)
+            self._kill(number, worker, worker.reason, now)
+            self._blame_late_starter(worker, now)
 
     def _last_words(self, number: int, worker: WorkerFacts, code: str, reason: str, now: float) -> None:
-        """Its client shall hear why. If it is stuck outside the interpreter it cannot, so it is killed a little later."""
+        """Its client shall hear why; and if it is stuck where it cannot say so, it is killed a little later."""
         self._do(DumpStacks(number), TimeOut(number, code))
-        worker.phase, worker.since = Phase.LEAVING, now
-        worker.ultimatum, worker.due = Ultimatum.LAST_WORDS, min(worker.due, now) + GRACE_SECONDS
-        worker.reason = reason
+        worker.enter(Phase.LEAVING, now)
+        worker.give(Ultimatum.LAST_WORDS, now + GRACE_SECONDS, reason)
 
-    def _kill(self, number: int, reason: str, now: float) -> None:
-        worker = self._workers[number]
+    def _kill(self, number: int, worker: WorkerFacts, reason: str, now: float) -> None:
         if worker.phase is not Phase.KILLED:
-            worker.phase, worker.since, worker.due = Phase.KILLED, now, math.inf
+            worker.enter(Phase.KILLED, now)
             self._do(Kill(number, reason))
 
-    def _timed_out_at_start(self, worker: WorkerFacts, now: float) -> None:
-        generation = self._generations[worker.generation]
-        self.restarts += 1
-        self.last_error = worker.reason
-        if generation is self._upcoming:
-            self._fail(worker.reason, None, now)
-        else:
-            self._died_at_start(generation, worker, worker.reason, None, now)
-
-    def _died(
+    def _mourn(
         self, worker: WorkerFacts, status: int | None, reason: str, traceback: str | None, served: bool, now: float
     ) -> None:
-        """A worker has exited that had not said so before."""
-        generation = self._generations[worker.generation]
-        ready = worker.phase is Phase.READY
-        if ready and status == 0 and generation.retiring:
+        """A worker has exited. Unless it was asked to, or had said so, that was a death."""
+        generation = self._roster.generations[worker.generation]
+        if generation.stage is Stage.ENDED or worker.phase in (Phase.LEAVING, Phase.KILLED):
+            return
+        if worker.phase is Phase.READY and status == 0 and generation.retiring:
             generation.retiring -= 1
             return
         self.restarts += 1
         self.last_error = reason
-        on_probation = ready and now - worker.since < PROBATION_SECONDS and not served and status != _SIGKILLED
-        if on_probation or not ready:
-            self._died_at_start(generation, worker, reason, traceback, now)
+        if worker.phase is Phase.STARTING or self._on_probation(worker, generation, status, served, now):
+            self._count_failed_start(generation, worker, reason, traceback, now)
         elif worker.since > generation.failures.last:
             generation.failures.over()
 
-    def _died_at_start(
-        self, generation: _Generation, worker: WorkerFacts, reason: str, traceback: str | None, now: float
-    ) -> None:
+    def _on_probation(
+        self, worker: WorkerFacts, generation: Generation, status: int | None, served: bool, now: float
+    ) -> bool:
+        """Whether this worker, which was ready, has died of its start all the same, and not of a request."""
+        served = served and generation.has_served
+        return not served and status != SIGKILLED and now - worker.since < PROBATION_SECONDS
+
+    def _blame_late_starter(self, worker: WorkerFacts, now: float) -> None:
+        """A worker was not ready in time. To wait that long more than once is too much for a start or a reload."""
+        generation = self._roster.generations[worker.generation]
         if generation.stage is Stage.ENDED:
             return
-        failures = generation.failures
-        if self._has_proved_itself(generation, now):
-            failures.over()
-        if failures.add(worker.started, now, reason, traceback, self._pause(failures)):
-            text = f"a worker died at its start: {reason}; the next attempt is in {failures.until - now:.1f} s"
-            self._report("warning", text)
-            self._weigh(generation, now)
-
-    def _has_proved_itself(self, generation: _Generation, now: float) -> bool:
-        """Whether a worker of it that became ready after the last failure is past its probation."""
-        return any(
-            worker.phase is Phase.READY
-            and worker.generation == generation.number
-            and worker.since > generation.failures.last
-            and now - worker.since >= PROBATION_SECONDS
-            for worker in self._workers.values()
-        )
-
-    def _pause(self, failures: _Failures) -> float:
-        """Exponential, and up to a half shorter, so that what failed together does not try again together."""
-        first, longest = self._backoff
-        return min(longest, first * 2.0 ** min(failures.row, 60)) * self._rng.uniform(0.5, 1.0)
-
-    # -- generations --------------------------------------------------------------------------------------------
-
-    def _weigh(self, generation: _Generation, now: float) -> None:
-        """Decide whether a generation that has failed to start workers once more has failed for good."""
-        failures = generation.failures
-        if failures.row < self._flap_limit:
-            return
+        self.restarts += 1
+        self.last_error = worker.reason
         if generation is self._upcoming:
-            self._fail(failures.reason, failures.traceback, now)
-        elif not self._upcoming and not self._count(generation, Phase.READY):
-            self._give_up(failures.reason, failures.traceback, now)
+            self._fail_upcoming(worker.reason, None, now)
+        else:
+            self._count_failed_start(generation, worker, worker.reason, None, now)
 
-    def _fail(self, reason: str, traceback: str | None, now: float) -> None:
-        """The upcoming generation will not do. Whoever serves goes on; if nobody does, the server could not start."""
-        failed = self._upcoming
-        assert failed is not None
+    def _count_failed_start(
+        self, generation: Generation, worker: WorkerFacts, reason: str, traceback: str | None, now: float
+    ) -> None:
+        failures = generation.failures
+        if self._roster.has_proved_itself(generation, now):
+            failures.over()
+        pause = self._backoff.after(failures)
+        if failures.add(worker.started, now, pause, reason, traceback):
+            self._report("warning", f"a worker died at its start: {reason}; the next attempt is in {pause:.1f} s")
+            self._judge(generation, failures, now)
+
+    # -- what follows for a generation --------------------------------------------------------------------------
+
+    def _begin_generation(self, now: float) -> None:
+        self._reload_wanted = False
+        self._upcoming = self._roster.add_generation(now, now + self._startup_timeout)
+        self._do(StartGeneration(self._upcoming.number))
+
+    def _switch(self, upcoming: Generation, now: float) -> None:
+        """The upcoming generation is whole: it serves, and what has served until now ends."""
+        previous, self._serving, self._upcoming = self._serving, upcoming, None
+        upcoming.stage, upcoming.since = Stage.SERVING, now
+        self.state = State.RUNNING
+        self._do(SwitchTo(upcoming.number))
+        if previous:
+            self._end(previous, now)
+            self._report("info", f"generation {upcoming.number} serves now")
+
+    def _lose(self, serving: Generation, reason: str, now: float) -> None:
+        """The serving generation has no template any more."""
+        if now - serving.since >= PROBATION_SECONDS:
+            self._losses.over()
+        self._losses.add(inf, now, self._backoff.after(self._losses), reason)
+        serving.stage = Stage.LOST
         self.last_error = reason
-        serving = self._serving
-        if serving is None:
+        self._report("warning", f"generation {serving.number} cannot start workers any more: {reason}")
+
+    def _fail_upcoming(self, reason: str, traceback: str | None, now: float) -> None:
+        """The upcoming generation will not do. Whoever serves goes on; if nobody does, the server could not start."""
+        failed, serving = self._upcoming, self._serving
+        self.last_error = reason
+        if not failed or not serving:
             self._give_up(reason, traceback, now)
             return
         self._upcoming = None
@@ -581,54 +412,39 @@ class Pool:
         text = f"generation {failed.number} failed: {reason}; generation {serving.number} serves on{details}"
         self._report("error", text)
         if serving.stage is Stage.LOST:
-            serving.failures.add(math.inf, now, reason, traceback, self._pause(serving.failures))
-            self._weigh(serving, now)
+            self._losses.add(inf, now, self._backoff.after(self._losses), reason, traceback)
+            self._judge(serving, self._losses, now)
+
+    def _judge(self, generation: Generation, failures: Failures, now: float) -> None:
+        """Decide whether these failures are enough."""
+        if failures.row < self._flap_limit:
+            return
+        if generation is self._upcoming:
+            self._fail_upcoming(failures.reason, failures.traceback, now)
+        elif not self._upcoming and not self._roster.ready(generation):
+            self._give_up(failures.reason, failures.traceback, now)
 
     def _give_up(self, reason: str, traceback: str | None, now: float) -> None:
-        self.last_error = reason = reason or "for an unknown reason"
-        self._do(GiveUp(reason, traceback))
+        self._do(GiveUp(reason or "for an unknown reason", traceback))
         self._wind_up(State.FAILED, now)
 
     def _wind_up(self, state: State, now: float) -> None:
         self.state = state
-        self._wanted = False
         for generation in self._current():
             self._end(generation, now)
 
-    def _end(self, generation: _Generation, now: float) -> None:
-        """Its workers leave. Those of one that never served and are not ready hold no client, and need not go on."""
-        never_served = generation.stage in (Stage.LOADING, Stage.FILLING)
-        generation.stage = Stage.ENDED
-        generation.drain_by = now + self._drain_timeout
+    def _end(self, generation: Generation, now: float) -> None:
+        """Its workers leave. One that is not ready, where nobody ever served, holds no client and need not go on."""
+        has_served = generation.has_served
+        generation.stage, generation.drain_by = Stage.ENDED, now + self._drain_timeout
         self._do(EndGeneration(generation.number))
-        for number, worker in self._workers.items():
-            if worker.generation != generation.number:
-                continue
+        for number, worker in self._roster.members(generation):
             if worker.phase is Phase.READY:
                 self._let_go(worker, generation.drain_by, now)
-            elif worker.phase is Phase.STARTING and never_served:
-                self._kill(number, "its generation was given up", now)
+            elif worker.phase is Phase.STARTING and not has_served:
+                self._kill(number, worker, "its generation was given up", now)
             elif worker.phase is Phase.STARTING and generation.drain_by < worker.due:
-                worker.ultimatum, worker.due = Ultimatum.DRAIN, generation.drain_by
-                worker.reason = "drain_timeout is over"
-
-    def _begin_next(self, now: float) -> None:
-        self._wanted = False
-        self._last_generation += 1
-        number = self._last_generation
-        self._upcoming = self._generations[number] = _Generation(number, Stage.LOADING, now + self._startup_timeout)
-        self._do(StartGeneration(number))
-
-    def _switch(self, now: float) -> None:
-        """The upcoming generation is whole: it serves, and the one that has served until now ends."""
-        previous, self._serving, self._upcoming = self._serving, self._upcoming, None
-        assert self._serving is not None
-        self._serving.stage = Stage.SERVING
-        self._do(SwitchTo(self._serving.number))
-        self.state = State.RUNNING
-        if previous:
-            self._end(previous, now)
-            self._report("info", f"generation {self._serving.number} serves now")
+                worker.give(Ultimatum.DRAIN, generation.drain_by, _DRAIN_OVER)
 
     # -- what follows from how things are -----------------------------------------------------------------------
 
@@ -636,71 +452,47 @@ class Pool:
         """Do whatever is due as things are, and hand the commands over: the end of every fact."""
         if self.state in _UNDER_WAY:
             self._advance(now)
-        elif self.state is not State.STOPPED and not self._workers:
+        elif self.state is not State.STOPPED and not self._roster.workers:
             self.state = State.STOPPED
             self._do(Stopped())
-        self._forget_generations()
+        self._roster.forget_generations()
         commands, self._commands = self._commands, []
         return commands
 
     def _advance(self, now: float) -> None:
         upcoming = self._upcoming
-        if upcoming and self._count(upcoming, Phase.READY) - upcoming.retiring >= self.size:
-            self._switch(now)
-        if not self._upcoming and (self._wanted or self._must_be_succeeded(now)):
-            self._begin_next(now)
+        if upcoming and self._roster.ready(upcoming) - upcoming.retiring >= self.size:
+            self._switch(upcoming, now)
+        if self._serving and not self._upcoming and (self._reload_wanted or self._needs_successor(self._serving, now)):
+            self._begin_generation(now)
         for generation in self._current():
             self._fill(generation, now)
 
-    def _must_be_succeeded(self, now: float) -> bool:
-        serving = self._serving
-        return serving is not None and serving.stage is Stage.LOST and serving.failures.until <= now
+    def _needs_successor(self, serving: Generation, now: float) -> bool:
+        return serving.stage is Stage.LOST and self._losses.until <= now
 
-    def _fill(self, generation: _Generation, now: float) -> None:
+    def _fill(self, generation: Generation, now: float) -> None:
         """Bring the generation to the pool's size, as far as that can be done now."""
-        missing = self._missing(generation)
+        missing = self._roster.missing(generation, self.size)
         for _ in range(-missing):
             generation.retiring += 1
             self._do(RetireOne(generation.number))
-        if not generation.spawns or now < max(generation.failures.until, self._refusals.until):
-            return
-        for _ in range(missing):
-            slot = self._free_slot()
-            if slot is not None:
-                self._spawn(generation, slot, now)
+        if generation.spawns and now >= max(generation.failures.until, self._refusals.until):
+            for _ in range(missing):
+                self._spawn(generation, now)
 
-    def _spawn(self, generation: _Generation, slot: int, now: float) -> None:
-        self._last_worker += 1
-        number = self._last_worker
-        worker = WorkerFacts(slot, generation.number, Phase.STARTING, now, now)
-        worker.ultimatum, worker.due = Ultimatum.START, now + self._startup_timeout
-        worker.reason = f"it was not ready within {self._startup_timeout:g} s"
-        self._workers[number] = worker
-        self._do(Spawn(number, slot, generation.number))
+    def _spawn(self, generation: Generation, now: float) -> None:
+        slot = self._roster.free_slot()
+        if slot is not None:
+            number, worker = self._roster.add_worker(slot, generation, now)
+            reason = f"a worker was not ready within {self._startup_timeout:g} s"
+            worker.give(Ultimatum.START, now + self._startup_timeout, reason)
+            self._do(Spawn(number, slot, generation.number))
 
-    def _missing(self, generation: _Generation) -> int:
-        """How many workers it lacks, or has too many (negative), once those told to retire have gone."""
-        if generation.stage is Stage.LOADING:
-            return 0
-        return self.size - (self._count(generation, *_PRESENT) - generation.retiring)
-
-    def _count(self, generation: _Generation, *phases: Phase) -> int:
-        workers = self._workers.values()
-        return sum(worker.generation == generation.number and worker.phase in phases for worker in workers)
-
-    def _free_slot(self) -> int | None:
-        taken = {worker.slot for worker in self._workers.values()}
-        return next((slot for slot in range(self.max_slots) if slot not in taken), None)
-
-    def _current(self) -> list[_Generation]:
-        return [generation for generation in (self._serving, self._upcoming) if generation and generation.stage is not Stage.ENDED]
-
-    def _forget_generations(self) -> None:
-        """Those that are over and have no workers left."""
-        inhabited = {worker.generation for worker in self._workers.values()}
-        for number, generation in list(self._generations.items()):
-            if generation.stage is Stage.ENDED and number not in inhabited:
-                del self._generations[number]
+    def _current(self) -> list[Generation]:
+        """The generations that are not over, the serving one first."""
+        both = (self._serving, self._upcoming)
+        return [generation for generation in both if generation and generation.stage is not Stage.ENDED]
 
     def _do(self, *commands: Command) -> None:
         self._commands += commands

@@ -61,7 +61,7 @@ def test_it_compares_one_worker_with_many_and_shows_what_it_found(demo) -> None:
     run = demo("--limit", "60", "--workers", "2", "--clients", "3")
     printed = run.output.rest(40)
     assert run.process.wait(support.TIMEOUT) == 0, printed
-    assert re.match(r"60 files \([\d.]+ MB\) of .+ \(Python 3\.", printed)
+    assert re.match(r"60 Python files \([\d.]+ MB\) of .+ \(Python 3\.", printed)
     rows = re.findall(r"^ +(\d+) +([\d,.]+) +([\d.]+)x +([\d.]+) ms +([\d.]+) ms +([\d.]+) s$", printed, re.MULTILINE)
     assert [row[0] for row in rows] == ["1", "2"]
     assert rows[0][2] == "1.00"

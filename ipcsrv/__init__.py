@@ -1,0 +1,141 @@
+"""A local IPC server for Python: any callable from bytes to bytes, in a pool of processes, behind a path.
+
+    ipcsrv.serve("./z.sock", "zlib:compress")       # or: ipcsrv run ./z.sock zlib:compress
+    ipcsrv.call("./z.sock", b"data")                # from any other process
+
+Nothing is imported before it is used: a short-lived client must not pay for the server, nor for asyncio.
+"""
+
+from __future__ import annotations
+
+from ._version import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import aio
+    from .client import Connection, Pool, active_state, call, connect
+    from .errors import (
+        AddressInUse,
+        CallTimeout,
+        ConnectionLost,
+        Denied,
+        HandlerError,
+        HandlerImportError,
+        HandlerTimeout,
+        InvalidPath,
+        IpcError,
+        LocalProtocolError,
+        Malformed,
+        NotListening,
+        PathNotFound,
+        Progress,
+        ProtocolError,
+        ServerBusy,
+        ServerError,
+        ServerStopping,
+        SettingsError,
+        SocketStolen,
+        StartError,
+        TooLarge,
+        Untrusted,
+    )
+    from .paths import default_path
+    from .peer import Peer
+    from .request import QUIT, Request
+    from .server import Server, ensure_running, serve
+    from .state import State
+
+_HOMES = {
+    "client": ("Connection", "Pool", "active_state", "call", "connect"),
+    "errors": (
+        "AddressInUse",
+        "CallTimeout",
+        "ConnectionLost",
+        "Denied",
+        "HandlerError",
+        "HandlerImportError",
+        "HandlerTimeout",
+        "InvalidPath",
+        "IpcError",
+        "LocalProtocolError",
+        "Malformed",
+        "NotListening",
+        "PathNotFound",
+        "Progress",
+        "ProtocolError",
+        "ServerBusy",
+        "ServerError",
+        "ServerStopping",
+        "SettingsError",
+        "SocketStolen",
+        "StartError",
+        "TooLarge",
+        "Untrusted",
+    ),
+    "paths": ("default_path",),
+    "peer": ("Peer",),
+    "request": ("QUIT", "Request"),
+    "server": ("Server", "ensure_running", "serve"),
+    "state": ("State",),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "QUIT",
+    "AddressInUse",
+    "CallTimeout",
+    "Connection",
+    "ConnectionLost",
+    "Denied",
+    "HandlerError",
+    "HandlerImportError",
+    "HandlerTimeout",
+    "InvalidPath",
+    "IpcError",
+    "LocalProtocolError",
+    "Malformed",
+    "NotListening",
+    "PathNotFound",
+    "Peer",
+    "Pool",
+    "Progress",
+    "ProtocolError",
+    "Request",
+    "Server",
+    "ServerBusy",
+    "ServerError",
+    "ServerStopping",
+    "SettingsError",
+    "SocketStolen",
+    "StartError",
+    "State",
+    "TooLarge",
+    "Untrusted",
+    "__version__",
+    "active_state",
+    "aio",
+    "call",
+    "connect",
+    "default_path",
+    "ensure_running",
+    "serve",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import what `name` needs, once: from then on it is an ordinary attribute."""
+    if name == "aio":
+        return _module("aio")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_module(_MODULE_OF[name]), name)
+    return value
+
+
+def _module(name: str) -> object:
+    # `__import__` with a list of names gives the module itself; `importlib` would be one more import.
+    return __import__(f"{__name__}.{name}", fromlist=("*",))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

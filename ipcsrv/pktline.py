@@ -84,7 +84,7 @@ def decode_exact(data: bytes) -> bytes | None:
 
 
 class Assembly:
-    """Pieces of one message, put together once. Holds at most four times their size and 1 MiB, however they come."""
+    """Pieces of one message, put together once. Keeps alive at most four times their size and 1 MiB."""
 
     __slots__ = ("_chunk", "_pieces", "_pinned", "_small", "size")
 

@@ -278,7 +278,7 @@ def introduction(folder: str, sources: Sequence[Source], clients: int) -> str:
     """What is going to be done."""
     megabytes = sum(len(source.data) for source in sources) / 1e6
     return (
-        f"{plural(len(sources), "Python file")} ({megabytes:.1f} MB) of {folder} (Python {platform.python_version()})\n"
+        f"{plural(len(sources), 'Python file')} ({megabytes:.1f} MB) of {folder} (Python {platform.python_version()})\n"
         f"through {TARGET}, from {plural(clients, 'client')} at a time, each with a connection a file.\n"
     )
 

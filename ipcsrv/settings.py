@@ -43,14 +43,17 @@ class Setting:
 
     @property
     def flag(self) -> str:
+        """Its flag; a switch has one that begins with --no- too."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def variable(self) -> str:
+        """Its environment variable."""
         return ENVIRONMENT_PREFIX + self.name.upper()
 
     @property
     def metavar(self) -> str:
+        """What stands for its value in help: the choices, where there are few."""
         return "|".join(self.choices) if self.choices else self.kind.metavar
 
     def parse(self, value: Any) -> Any:
@@ -186,12 +189,14 @@ class Settings:
         return {name: kinds.show_hook(value) if callable(value) else value for name, value in values.items()}
 
     def to_json(self) -> str:
+        """The settings as text for another process."""
         import json
 
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
+        """What `to_json` wrote, checked again."""
         import json
 
         return make(**json.loads(text))

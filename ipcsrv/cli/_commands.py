@@ -49,7 +49,7 @@ _ALL = (
         "serving",
         "Serve",
         ("run", "PATH MODULE:HANDLER", "serve in the foreground, until Ctrl-C"),
-        ("start", "PATH MODULE:HANDLER", "serve in the background; returns once the server listens"),
+        ("start", "PATH MODULE:HANDLER", "serve in the background, from when it listens"),
         ("stop", "PATH", "stop the server; returns once nothing is left of it"),
         ("restart", "PATH", "stop it and start it again with the same settings"),
         ("reload", "PATH", "new workers with new code; not one request fails"),

@@ -129,8 +129,10 @@ def positive_seconds(text: str) -> float:
     return seconds
 
 
-def add_path(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="the server's socket (on Windows: the path its pipe is named for)")
+def add_path(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """The operand that every command about a server has."""
+    help = "the server's socket (on Windows: the path its pipe is named for)"
+    parser.add_argument("path", metavar="PATH", nargs=nargs, help=help)
 
 
 def add_timeout(parser: argparse.ArgumentParser, help: str) -> None:

@@ -55,6 +55,18 @@ def _three_digits(number: float) -> str:
     return f"{number:.{digits}f}" if number else "0"
 
 
+def wrapped(head: str, items: list[str], width: int) -> list[str]:
+    """The items with commas between, after `head` and within `width`, on as many lines as they need."""
+    lines = [head + items[0]]
+    for item in items[1:]:
+        if len(lines[-1]) + len(item) + 3 > width:
+            lines[-1] += ","
+            lines.append(" " * len(head) + item)
+        else:
+            lines[-1] += f", {item}"
+    return lines
+
+
 def cut(text: str, width: int) -> str:
     """One printable line of at most `width` characters, whatever `text` holds."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 
 from .. import client
-from ..errors import NotListening
+from ..errors import CallTimeout, NotListening, Progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from .._deadline import Deadline
     from ._simple import Asked
 
 _CHUNK = 1 << 16  # bytes a read: what a pipe holds on Linux
@@ -23,6 +24,7 @@ _STDIN, _STDOUT = 0, 1
 
 
 def call_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `call` takes; `_simple` must take the same."""
     from ._parser import add_path, add_timeout
 
     add_path(parser)
@@ -34,6 +36,7 @@ def call_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def is_active_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `is-active` takes; `_simple` must take the same."""
     from ._parser import add_path
 
     add_path(parser)
@@ -41,9 +44,13 @@ def is_active_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(asked: Asked | argparse.Namespace) -> int:
     """Send the request and print the response; returns the exit code, and raises what goes wrong."""
-    request = _standard_input() if asked.data in (None, "-") else os.fsencode(asked.data)
-    with _connection(asked) as connection:
-        for piece in connection.stream(request):
+    deadline = client.deadline_of(asked.timeout)
+    with _connection(asked, deadline) as connection:
+        if asked.data is None or asked.data == "-":
+            request: bytes | Iterator[bytes] = _standard_input(asked.path, deadline)
+        else:
+            request = os.fsencode(asked.data)
+        for piece in connection.stream(request, deadline):
             _print(piece)
     return 0
 
@@ -58,21 +65,41 @@ def is_active(asked: Asked | argparse.Namespace) -> int:
     return messages.say_state(asked.path, state.name)
 
 
-def _connection(asked: Asked | argparse.Namespace) -> client.Connection:
+def _connection(asked: Asked | argparse.Namespace, deadline: Deadline) -> client.Connection:
+    """A connection to the server, which is started first if that was asked for and none listens."""
+    if asked.autostart is None:
+        return client.connect(asked.path, deadline)
     try:
-        return client.connect(asked.path, timeout=asked.timeout)
+        return client.connect(asked.path, deadline, wait_if_busy=False)
     except NotListening:
-        if asked.autostart is None:
-            raise
-    from .. import server
+        from .. import server
 
-    server.ensure_running(asked.path, asked.autostart)
-    return client.connect(asked.path, timeout=asked.timeout)
+        server.ensure_running(asked.path, asked.autostart)
+        return client.connect(asked.path, deadline)
 
 
-def _standard_input() -> Iterator[bytes]:
-    while piece := os.read(_STDIN, _CHUNK):
+def _standard_input(path: str, deadline: Deadline) -> Iterator[bytes]:
+    """Standard input piece by piece; raises CallTimeout when a piece does not come within the deadline."""
+    progress = Progress.NOTHING_SENT
+    while True:
+        if deadline.timeout is not None and not _readable(deadline):
+            raise CallTimeout(path, deadline.timeout, progress)
+        piece = os.read(_STDIN, _CHUNK)
+        if not piece:
+            return
         yield piece
+        progress = Progress.REQUEST_SENT
+
+
+def _readable(deadline: Deadline) -> bool:
+    """Wait for standard input, where the system can (poll is for sockets alone on Windows, and missing there)."""
+    import select
+
+    if not hasattr(select, "poll"):
+        return True
+    poller = select.poll()
+    poller.register(_STDIN, select.POLLIN)
+    return bool(poller.poll(1000 * (deadline.remaining() or 0)))
 
 
 def _print(piece: bytes | memoryview) -> None:

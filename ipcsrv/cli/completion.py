@@ -1,10 +1,6 @@
 """`completion`: scripts for bash, zsh and fish, made from the same tables as the commands themselves.
 
-    eval "$(ipcsrv completion bash)"            in ~/.bashrc
-    eval "$(ipcsrv completion zsh)"             in ~/.zshrc, after compinit
-    ipcsrv completion fish | source             in config.fish
-
-The scripts hold every command and flag, so that completing starts no Python.
+A script holds every command and flag, so that completing starts no Python. Runs where a shell starts.
 """
 
 from __future__ import annotations
@@ -19,6 +15,14 @@ from ._parser import build
 from .messages import OK
 
 
+_SET_UP = """\
+To set it up, write
+
+  eval "$(ipcsrv completion bash)"    in ~/.bashrc
+  eval "$(ipcsrv completion zsh)"     in ~/.zshrc, after compinit
+  ipcsrv completion fish | source     in ~/.config/fish/config.fish"""
+
+
 class _Flag(NamedTuple):
     """One option of a command; `choices` are its values, None if it takes any value, () if it takes none."""
 
@@ -28,9 +32,10 @@ class _Flag(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `completion` takes."""
     parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = (__doc__ or "").replace("`completion`: s", "S")
+    parser.epilog = _SET_UP
 
 
 def run(arguments: argparse.Namespace) -> int:

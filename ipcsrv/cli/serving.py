@@ -18,11 +18,12 @@ from .messages import OK, UsageError, complain
 _VALUES = (
     "SIZE is bytes or has a unit (4096, 64MiB, 1G); TIME is seconds or has a unit (30, 250ms, 5m, 1h); `none` is the "
     "value of what is not set. Every setting can also come from its variable (IPCSRV_WORKERS), from ipcsrv.toml or "
-    "from [tool.ipcsrv] in pyproject.toml, both of the current folder. A flag wins over a variable, and that over a file."
+    "from [tool.ipcsrv] in pyproject.toml, both of the current folder. A flag wins over a variable, that over a file."
 )
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `run` takes."""
     _serving_arguments(parser)
     parser.add_argument(
         "--print-settings", action="store_true", help="show every setting and where it comes from, and serve nothing"
@@ -30,11 +31,13 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `start` takes."""
     _serving_arguments(parser)
     add_timeout(parser, "give up if it does not listen within this time (default: startup_timeout and 5 s)")
 
 
 def stop_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `stop` takes."""
     add_path(parser)
     parser.add_argument(
         "--now", action="store_true", help="do not wait for requests in progress; with --timeout, wait that long first"
@@ -43,21 +46,22 @@ def stop_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def restart_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `restart` takes."""
     add_path(parser)
     add_timeout(parser, "give up if stop and start are not done within this time")
 
 
 def reload_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `reload` takes."""
     add_path(parser)
 
 
 def _serving_arguments(parser: argparse.ArgumentParser) -> None:
-    add_path(parser)
+    # To argparse the operands are optional, because --print-settings needs neither.
+    add_path(parser, nargs="?")
     parser.add_argument(
-        "target", metavar="MODULE:HANDLER", help="a callable from bytes to bytes, such as zlib:compress"
+        "target", metavar="MODULE:HANDLER", nargs="?", help="a callable from bytes to bytes, such as zlib:compress"
     )
-    for action in parser._actions[-2:]:  # optional to argparse alone: --print-settings needs neither
-        action.nargs, action.required = "?", False
     parser.add_argument("--config", metavar="FILE", help="read settings from this TOML file (default: see below)")
     add_settings(parser)
     parser.epilog = _VALUES

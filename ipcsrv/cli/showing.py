@@ -19,11 +19,12 @@ WIDTH = 80
 _STATUS_TIMEOUT = 5.0  # seconds; a living master answers within 50 ms
 _STAGES = (("queue wait", "queue_wait"), ("handler", "handler"), ("whole", "whole"))
 _QUANTILES = ("p50", "p90", "p99", "p999")
-_FAILURES = ("handler_errors", "timeouts", "too_large", "malformed", "denied", "cancelled", "lost")
+_ANSWERS = ("ok", "handler_errors", "timeouts", "too_large", "malformed", "denied", "cancelled", "lost")
 _WORKER_COLUMNS = "  {:>8} {:>4} {:<14} {:>9} {:>7} {:>8} {:>5} {:>8} {:>7}"
 
 
 def status_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `status` takes."""
     add_path(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object, described in docs/control.md")
@@ -115,8 +116,8 @@ def _totals(facts: dict[str, Any]) -> Iterator[str]:
         f"{_text.rate(minute['requests_per_second'])}/s in the last minute"
     )
     yield f"bytes    {_text.size(totals['bytes_in'])} in, {_text.size(totals['bytes_out'])} out"
-    failures = [f"{_text.count(totals[name])} {name.replace('_', ' ')}" for name in _FAILURES if totals[name]]
-    yield f"answers  {_text.count(totals['ok'])} ok{''.join(f', {failure}' for failure in failures)}"
+    answers = [f"{_text.count(totals[name])} {name.replace('_', ' ')}" for name in _ANSWERS if totals[name]]
+    yield from _text.wrapped("answers  ", answers or ["none yet"], WIDTH)
     yield f"also     {_text.count(totals['probes'])} probes, {_text.count(totals['worker_restarts'])} worker restarts"
 
 

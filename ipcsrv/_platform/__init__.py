@@ -30,14 +30,21 @@ sides keep them light.  What a system must offer (implemented by `posix` and `wi
     `close()`                          may be called twice
     Sending to, or receiving from, a peer that is gone raises `ConnectionError`.
 `async_stream(stream) -> AsyncStream`
-    The same connection for the running asyncio loop, which owns it from then on: `await send(data)` sends all of it
-    (`ConnectionError` where the peer takes no more), `await recv(size)` as above, and both at once from two tasks;
-    `close()`.
+    The same connection for the running asyncio loop, which owns it from then on: `send_now(data)` gives how much fits
+    at once, `await send(data)` sends all of it (`ConnectionError` where the peer takes no more), `await recv(size)`
+    is as above; send and recv may wait at the same time, in two tasks, and either be cancelled; `close()`.
 """
 
 from __future__ import annotations
 
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    if sys.platform == "win32":
+        from .windows_aio import AsyncStream as AsyncStream
+    else:
+        from .posix_aio import AsyncStream as AsyncStream
 
 if sys.platform == "win32":
     from .windows import DONTWAIT, Stream, async_stream, attempt, connect, probe, runtime_folder, trusted

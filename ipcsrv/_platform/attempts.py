@@ -21,7 +21,7 @@ class Attempts:
     """The failed attempts of one connect, and what they mean for the next."""
 
     def __init__(self, path: str, deadline: Deadline, wait_if_busy: bool, wait_if_not_found: bool) -> None:
-        self._path = path
+        self.path = path
         self._deadline = deadline
         self._wait_if_busy = wait_if_busy
         self._wait_if_not_found = wait_if_not_found
@@ -55,6 +55,6 @@ class Attempts:
         if not isinstance(error, BlockingIOError):
             return error
         if self._wait_if_busy:
-            return CallTimeout(self._path, self._deadline.timeout)
-        return NotListening(self._path)
+            return CallTimeout(self.path, self._deadline.timeout)
+        return NotListening(self.path)
 

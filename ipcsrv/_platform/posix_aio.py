@@ -32,6 +32,13 @@ class AsyncStream:
             except BlockingIOError:
                 await self._ready(self._loop.add_writer, self._loop.remove_writer)
 
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send what fits at once, perhaps nothing."""
+        try:
+            return self._stream.send(data, DONTWAIT)
+        except BlockingIOError:
+            return 0
+
     async def recv(self, size: int) -> bytes:
         """What has come, as soon as something has."""
         while True:

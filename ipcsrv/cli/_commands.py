@@ -49,7 +49,7 @@ _ALL = (
         "serving",
         "Serve",
         ("run", "PATH MODULE:HANDLER", "serve in the foreground, until Ctrl-C"),
-        ("start", "PATH MODULE:HANDLER", "serve in the background, from when it listens"),
+        ("start", "PATH MODULE:HANDLER", "serve in the background; waits till it listens"),
         ("stop", "PATH", "stop the server; returns once nothing is left of it"),
         ("restart", "PATH", "stop it and start it again with the same settings"),
         ("reload", "PATH", "new workers with new code; not one request fails"),
@@ -62,10 +62,10 @@ _ALL = (
     ),
     Command("warm", "Ask", "PATH MODULE:MAIN", "run a Python command-line program warm", "warm"),
     Command("bench", "Ask", "PATH [DATA]", "measure load and latency", "bench"),
-    *_in_module("showing", "Look", ("status", "PATH", "what the server does, also when every worker is busy")),
+    *_in_module("showing", "Look", ("status", "PATH", "what the server does, even if every worker is busy")),
     Command("top", "Look", "PATH", "the same as a live view", "top"),
     Command("doctor", "Look", "PATH", "what is wrong with this path, if anything", "doctor"),
-    Command("demo", "More", "", "a real job, start to end, on this machine's own files", "demo"),
+    Command("demo", "More", "", "a real job, start to end, on this machine's files", "demo"),
     Command("completion", "More", "SHELL", "print a completion script for bash, zsh or fish", "completion"),
 )
 

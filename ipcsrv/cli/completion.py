@@ -14,7 +14,6 @@ from ._commands import commands
 from ._parser import build
 from .messages import OK
 
-
 _SET_UP = """\
 To set it up, write
 

@@ -1,0 +1,191 @@
+"""`ipcsrv call` and `ipcsrv is-active` as a user runs them: the real command against a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+
+HEAVY = {"argparse", "logging", "multiprocessing", "asyncio", "filelock", "dataclasses", "typing", "re", "socket"}
+
+
+@contextmanager
+def calling(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`ipcsrv call ARGUMENTS` in its own session, with pipes to it; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ipcsrv", "call", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=support.environment(),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"\x00\xff0000\n\n", b"ERR handler no\n", bytes(range(256)) * 40_000])
+def test_standard_input_comes_back_as_it_is(echo_server: support.RunningServer, data: bytes) -> None:
+    done = support.run_command("call", echo_server.path, input=data)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == data
+
+
+@pytest.mark.parametrize("word", ["x", "", "grüße", "--", "-1"])
+def test_the_operand_comes_back_as_it_is(echo_server: support.RunningServer, word: str) -> None:
+    done = support.run_command("call", echo_server.path, "--", word)
+    if word == "--":
+        pytest.skip("argparse drops a second --")
+    assert (done.returncode, done.stdout, done.stderr) == (0, word.encode(), b"")
+
+
+def test_an_operand_that_is_no_text_goes_through_byte_by_byte(echo_server: support.RunningServer) -> None:
+    done = support.run_command("call", echo_server.path, os.fsdecode(b"\xff\xfe"))
+    assert (done.returncode, done.stdout) == (0, b"\xff\xfe")
+
+
+def test_a_dash_is_standard_input(echo_server: support.RunningServer) -> None:
+    assert support.run_command("call", echo_server.path, "-", input=b"typed").stdout == b"typed"
+
+
+def test_the_response_is_printed_as_it_comes(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:stream_for_ever")
+    with calling(running.path, "") as call:
+        assert call.stdout is not None
+        assert call.stdout.read(5000) == b"x" * 5000  # of a response that never ends
+
+
+def test_ctrl_c_is_quiet_and_exits_130(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:stream_for_ever")
+    with calling(running.path, "") as call:
+        assert call.stdout is not None
+        call.stdout.read(1)
+        call.send_signal(signal.SIGINT)
+        _, said = call.communicate(timeout=support.TIMEOUT)
+        assert (call.returncode, said) == (130, b"")
+
+
+def test_a_reader_that_goes_away_ends_the_call_quietly(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:stream_for_ever")
+    with calling(running.path, "") as call:
+        assert call.stdout is not None
+        assert call.stderr is not None
+        call.stdout.read(1)
+        call.stdout.close()
+        assert call.wait(support.TIMEOUT) == 141
+        assert call.stderr.read() == b""
+        call.stdout = None
+
+
+@pytest.mark.skipif(not support.have_proc, reason="reads a process's memory from /proc")
+def test_neither_the_request_nor_the_response_is_held_whole(server: ServerFactory, tmp_path: Path) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "1")
+    size = 64 << 20
+    (tmp_path / "input").write_bytes(bytes(size))
+    command = [sys.executable, "-m", "ipcsrv", "call", running.path]
+    with (
+        open(tmp_path / "input", "rb") as stdin,
+        subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, env=support.environment()) as call,
+    ):
+        assert call.stdout is not None
+        received = sum(len(call.stdout.read(1 << 20)) for _ in range((size >> 20) - 1))
+        peak = next(line for line in Path(f"/proc/{call.pid}/status").read_text().splitlines() if "VmHWM" in line)
+        received += len(call.stdout.read())
+    assert (call.returncode, received) == (0, size)
+    assert int(peak.split()[1]) < 32 << 10  # KiB
+
+
+def test_a_call_that_takes_too_long_exits_4(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:slow")
+    done = support.run_command("call", running.path, "30000", "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert b"timed out after 0.2 s" in done.stderr
+
+
+def test_input_that_does_not_come_in_time_exits_4(echo_server: support.RunningServer) -> None:
+    with calling(echo_server.path, "--timeout", "0.2") as call:
+        assert call.wait(support.TIMEOUT) == 4
+        assert call.stderr is not None
+        assert b"timed out" in call.stderr.read()
+
+
+def test_a_handler_that_raises_exits_1_with_its_reason(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:raise_error")
+    done = support.run_command("call", running.path, "boom")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"ValueError: boom" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_response_that_breaks_prints_what_came_and_exits_1(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:stream_then_raise")
+    done = support.run_command("call", running.path, "oops")
+    assert (done.returncode, done.stdout) == (1, b"begun\n")
+    assert b"RuntimeError: oops" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["call", "is-active"])
+def test_where_no_server_can_be_the_exit_code_says_why(command: str, sock_dir: str) -> None:
+    plain, stale = os.path.join(sock_dir, "plain"), os.path.join(sock_dir, "stale")
+    open(plain, "wb").close()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(stale)
+    cases = {os.path.join(sock_dir, "nothing"): 3, stale: 3, sock_dir: 7, plain: 7, "": 7}
+    for path, code in cases.items():
+        done = support.run_command(command, path)
+        assert (path, done.returncode, done.stdout) == (path, code, b"")
+        assert done.stderr.startswith(b"ipcsrv: ")
+        assert done.stderr.count(b"\n") == 1
+
+
+def test_is_active_is_0_while_a_server_listens(echo_server: support.RunningServer) -> None:
+    done = support.run_command("is-active", echo_server.path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert echo_server.stop() == 0
+    assert support.run_command("is-active", echo_server.path).returncode == 3
+
+
+def test_autostart_starts_a_server_once_and_then_uses_it(sock_path: str) -> None:
+    call = ("call", sock_path, "--autostart", "handlers_for_tests:pid")
+    try:
+        first, second = support.run_command(*call, "x"), support.run_command(*call, input=b"y")
+        assert (first.returncode, first.stderr) == (0, b"")
+        assert (second.returncode, second.stderr) == (0, b"")
+        assert first.stdout.isdigit()
+    finally:
+        stopped = support.run_command("stop", sock_path, "--timeout", "10", "--now")
+    assert stopped.returncode == 0
+
+
+def test_autostart_of_a_handler_that_cannot_be_imported_exits_2(sock_path: str) -> None:
+    done = support.run_command("call", sock_path, "x", "--autostart", "no_such_module:handle")
+    assert done.returncode == 2
+    assert b"no_such_module" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_plain_call_imports_next_to_nothing(echo_server: support.RunningServer) -> None:
+    command = [sys.executable, "-S", "-X", "importtime", "-c"]
+    source = "import sys; from ipcsrv.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [*command, source, "call", echo_server.path, "x", "--timeout", "10"],
+        capture_output=True,
+        text=True,
+        env=support.environment(),
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    assert (done.returncode, done.stdout) == (0, "x")
+    assert imported & HEAVY == set()
+    assert not {name for name in imported if name.startswith(("ipcsrv.server", "ipcsrv.settings", "ipcsrv.cli._p"))}

@@ -73,8 +73,6 @@ GRACE_SECONDS = 1.0
 #: The exit status of a SIGKILL, which is never a program's own doing.
 SIGKILLED = -9
 
-_DRAIN_OVER = "drain_timeout is over"
-
 _UNDER_WAY = frozenset({State.STARTING, State.RUNNING})
 #: In which phases a worker's facts are news; in the others they are late.
 _READY_IS_NEWS = frozenset({Phase.STARTING})
@@ -302,7 +300,7 @@ class Pool:
     def _let_go(self, worker: WorkerFacts, drain_by: float, now: float) -> None:
         """It leaves when it has served what it has."""
         worker.enter(Phase.LEAVING, now)
-        worker.give(Ultimatum.DRAIN, drain_by, _DRAIN_OVER)
+        worker.give(Ultimatum.DRAIN, drain_by, "drain_timeout is over")
 
     def _enforce(self, number: int, worker: WorkerFacts, now: float) -> None:
         """The worker's time is over."""
@@ -444,7 +442,7 @@ class Pool:
             elif worker.phase is Phase.STARTING and not has_served:
                 self._kill(number, worker, "its generation was given up", now)
             elif worker.phase is Phase.STARTING and generation.drain_by < worker.due:
-                worker.give(Ultimatum.DRAIN, generation.drain_by, _DRAIN_OVER)
+                worker.give(Ultimatum.DRAIN, generation.drain_by, "drain_timeout is over")
 
     # -- what follows from how things are -----------------------------------------------------------------------
 
@@ -463,13 +461,12 @@ class Pool:
         upcoming = self._upcoming
         if upcoming and self._roster.ready(upcoming) - upcoming.retiring >= self.size:
             self._switch(upcoming, now)
-        if self._serving and not self._upcoming and (self._reload_wanted or self._needs_successor(self._serving, now)):
+        serving = self._serving
+        succession = serving and serving.stage is Stage.LOST and self._losses.until <= now
+        if serving and not self._upcoming and (self._reload_wanted or succession):
             self._begin_generation(now)
         for generation in self._current():
             self._fill(generation, now)
-
-    def _needs_successor(self, serving: Generation, now: float) -> bool:
-        return serving.stage is Stage.LOST and self._losses.until <= now
 
     def _fill(self, generation: Generation, now: float) -> None:
         """Bring the generation to the pool's size, as far as that can be done now."""

@@ -152,6 +152,8 @@ class Scoreboard:
         self.slots = slots
         self.departed = [0] * (_END - FIRST_COUNTER)
         with memoryview(buffer) as raw, raw.cast("B") as octets:
+            if len(octets) < size(slots):
+                raise ValueError(f"{len(octets)} bytes are too small for {slots} slots of {SLOT_BYTES} bytes")
             self._words = [octets[at : at + _END * 8].cast("Q") for at in range(0, size(slots), SLOT_BYTES)]
 
     def words(self, slot: int) -> memoryview[int]:

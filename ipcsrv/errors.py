@@ -8,7 +8,7 @@ pickle with its attributes, because those of a background server are raised agai
      +- NotListening              path                                           3
      |   +- PathNotFound          path                                           3
      +- InvalidPath               path, reason                                   7
-     +- AddressInUse              path, pid, command                             6
+     +- AddressInUse              path, pid, command, reason                     6
      +- Untrusted                 path, peer, expected                           5
      +- CallTimeout               path, timeout, progress                        4   (also a TimeoutError)
      +- ConnectionLost            path, progress                                 3   (also a ConnectionError)
@@ -145,13 +145,20 @@ class AddressInUse(IpcError):
 
     exit_code = 6
 
-    def __init__(self, path: str | None = None, pid: int | None = None, command: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | None = None,
+        pid: int | None = None,
+        command: str | None = None,
+        reason: str | None = None,
+    ) -> None:
         owner = f" by process {pid}" if pid is not None else ""
         running = f" ({command})" if command else ""
         text = f"address in use{owner}{running}"
-        super().__init__(_joined((path, text, "stop that server, or choose another path")), path)
+        super().__init__(_joined((path, text, reason or "stop that server, or choose another path")), path)
         self.pid = pid
         self.command = command
+        self.reason = reason
 
 
 class Untrusted(IpcError):

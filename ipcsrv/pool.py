@@ -172,13 +172,17 @@ class Pool:
 
     def scale(self, size: int, now: float) -> list[Command]:
         """So many workers are wanted."""
+        if self.state not in _UNDER_WAY:
+            return []
         self.size = max(1, min(size, self.largest_size))
         if self.size != size:
             self._report("warning", f"cannot have {size} workers: from 1 to {self.largest_size} are possible")
         return self._settle(now)
 
-    def stop(self, now: float) -> list[Command]:
-        """The server ends: what is queued is served, for `drain_timeout`."""
+    def stop(self, now: float, drain_timeout: float | None = None) -> list[Command]:
+        """The server ends: what is queued is served, for `drain_timeout`, or for what the caller has left of it."""
+        if drain_timeout is not None:
+            self._drain_timeout = drain_timeout
         if self.state in _UNDER_WAY:
             self._wind_up(State.STOPPING, now)
         return self._settle(now)
@@ -406,9 +410,8 @@ class Pool:
             return
         self._upcoming = None
         self._end(failed, now)
-        details = f"\n{traceback}" if traceback else ""
-        text = f"generation {failed.number} failed: {reason}; generation {serving.number} serves on{details}"
-        self._report("error", text)
+        text = f"generation {failed.number} failed: {reason}; generation {serving.number} serves on"
+        self._report("error", f"{text}\n{traceback}" if traceback else text)
         if serving.stage is Stage.LOST:
             self._losses.add(inf, now, self._backoff.after(self._losses), reason, traceback)
             self._judge(serving, self._losses, now)
@@ -430,6 +433,7 @@ class Pool:
         self.state = state
         for generation in self._current():
             self._end(generation, now)
+        self._upcoming = None
 
     def _end(self, generation: Generation, now: float) -> None:
         """Its workers leave. One that is not ready, where nobody ever served, holds no client and need not go on."""

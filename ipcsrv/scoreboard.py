@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 #: Gauges. PID is 0 in a free slot; SINCE_NS is 0 between requests, else the monotonic time when this one began;
 #: CURRENT is the number of the kept connection that is being read or answered, 0 where it is not a kept one.
-PID, STARTED_NS, SINCE_NS, HELD, RSS_BYTES, CURRENT = range(6)
+#: VERDICT is the master's: why the worker is told to answer its client with a failure (an index into VERDICTS).
+PID, STARTED_NS, SINCE_NS, HELD, VERDICT, CURRENT = range(6)
+VERDICTS = ("", "timeout", "stopping")
 #: Counters: what was taken, how it ended, how much of it there was.
 CONNECTIONS, REQUESTS, OK, HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED = range(6, 15)
 PROBES, LOST, BYTES_IN, BYTES_OUT, BUSY_NS = range(15, 20)
@@ -128,7 +130,7 @@ class SlotFacts(NamedTuple):
     started_ns: int
     since_ns: int
     held: int
-    rss_bytes: int
+    verdict: int
     current: int
     totals: Totals
 
@@ -166,8 +168,8 @@ class Scoreboard:
 
     def facts(self, slot: int) -> SlotFacts:
         """The slot as it is now."""
-        pid, started_ns, since_ns, held, rss_bytes, current, *counted = self._words[slot].tolist()
-        return SlotFacts(pid, started_ns, since_ns, held, rss_bytes, current, _totals(counted))
+        pid, started_ns, since_ns, held, verdict, current, *counted = self._words[slot].tolist()
+        return SlotFacts(pid, started_ns, since_ns, held, verdict, current, _totals(counted))
 
     def fold(self, slot: int) -> None:
         """Keep what a worker that is gone has counted, and free its slot."""

@@ -160,7 +160,9 @@ def test_nothing_counted_has_the_percentile_zero() -> None:
     assert percentile([0] * HISTOGRAM_BUCKETS, 0.5) == 0.0
 
 
-@given(st.lists(st.integers(min_value=1024, max_value=HOUR_NS), min_size=1), st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]))
+@given(
+    st.lists(st.integers(min_value=1024, max_value=HOUR_NS), min_size=1), st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0])
+)
 def test_a_percentile_lies_in_the_bucket_of_the_exact_one(durations: list[int], q: float) -> None:
     exact = sorted(durations)[max(0, math.ceil(q * len(durations)) - 1)]
     index = bucket(exact)

@@ -23,7 +23,7 @@ FLOORS = {
     "pktline": 1, "exchange": 1, "commands": 1, "pool": 1, "roster": 1, "scoreboard": 1, "complexity": 1,
     "_platform": 2,
     "client": 3, "aio": 3, "paths": 3, "_exchanging": 3,
-    "control": 3, "controller": 3, "conversation": 3, "handlers": 3, "master": 3, "request": 3, "spawner": 3,
+    "control": 3, "controller": 3, "conversation": 3, "handlers": 3, "logs": 3, "master": 3, "request": 3, "spawner": 3,
     "streaming": 3, "worker": 3,
     "server": 4,
     "cli": 5, "__main__": 5,

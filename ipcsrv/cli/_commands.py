@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import argparse
@@ -28,11 +28,16 @@ class Command(NamedTuple):
 
     def adder(self) -> Callable[[argparse.ArgumentParser], None]:
         """The function that declares the command's arguments."""
-        return cast(Any, getattr(import_module(f"{__package__}.{self.module}"), self.add_arguments))
+        found: Callable[[argparse.ArgumentParser], None] = getattr(self._load(), self.add_arguments)
+        return found
 
     def runner(self) -> Callable[[argparse.Namespace], int]:
         """The function that does the command and returns its exit code."""
-        return cast(Any, getattr(import_module(f"{__package__}.{self.module}"), self.run))
+        found: Callable[[argparse.Namespace], int] = getattr(self._load(), self.run)
+        return found
+
+    def _load(self) -> object:
+        return import_module(f"{__package__}.{self.module}")
 
 
 def _in_module(module: str, group: str, *rows: tuple[str, str, str]) -> list[Command]:

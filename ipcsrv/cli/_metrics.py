@@ -23,7 +23,7 @@ def exposition(facts: dict[str, Any]) -> str:
     lines: list[str] = []
     for name, kind, help, samples in _families(facts):
         lines += [f"# HELP ipcsrv_{name} {help}", f"# TYPE ipcsrv_{name} {kind}"]
-        lines += [f"ipcsrv_{name}{_labels(server | labels)} {_number(v)}" for labels, v in samples if v is not None]
+        lines += [f"ipcsrv_{name}{_labels(server | labels)} {v!r}" for labels, v in samples if v is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -87,7 +87,3 @@ def _latency(latency: dict[str, Any]) -> Iterator[Sample]:
 
 def _labels(labels: dict[str, Any]) -> str:
     return "{" + ",".join(f'{name}="{str(value).translate(_ESCAPES)}"' for name, value in labels.items()) + "}"
-
-
-def _number(value: float) -> str:
-    return repr(value) if isinstance(value, float) else str(value)

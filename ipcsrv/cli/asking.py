@@ -95,10 +95,11 @@ def _readable(deadline: Deadline) -> bool:
     """Wait for standard input, where the system can (poll is for sockets alone on Windows, and missing there)."""
     import select
 
-    if not hasattr(select, "poll"):
+    poll = getattr(select, "poll", None)
+    if poll is None:
         return True
-    poller = select.poll()
-    poller.register(_STDIN, select.POLLIN)
+    poller = poll()
+    poller.register(_STDIN, vars(select)["POLLIN"])
     return bool(poller.poll(1000 * (deadline.remaining() or 0)))
 
 

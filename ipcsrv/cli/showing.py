@@ -20,7 +20,8 @@ _STATUS_TIMEOUT = 5.0  # seconds; a living master answers within 50 ms
 _STAGES = (("queue wait", "queue_wait"), ("handler", "handler"), ("whole", "whole"))
 _QUANTILES = ("p50", "p90", "p99", "p999")
 _ANSWERS = ("ok", "handler_errors", "timeouts", "too_large", "malformed", "denied", "cancelled", "lost")
-_WORKER_COLUMNS = "  {:>8} {:>4} {:<14} {:>9} {:>7} {:>8} {:>5} {:>8} {:>7}"
+_COLUMNS = "  {:>8} {:>4} {:<14} {:>9} {:>7} {:>8} {:>5} {:>8} {:>7}"
+WORKER_HEADS = _COLUMNS.format("PID", "GEN", "STATE", "REQUESTS", "ERRORS", "MEMORY", "HELD", "RESTARTS", "UP")
 
 
 def status_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,15 +82,14 @@ def last_error(error: dict[str, Any]) -> str:
 
 
 def _workers(facts: dict[str, Any]) -> Iterator[str]:
-    heads = ("PID", "GEN", "STATE", "REQUESTS", "ERRORS", "MEMORY", "HELD", "RESTARTS", "UP")
-    yield _WORKER_COLUMNS.format(*heads)
+    yield WORKER_HEADS
     for worker in facts["workers"]:
-        yield _WORKER_COLUMNS.format(*worker_cells(worker))
+        yield worker_row(worker)
 
 
-def worker_cells(worker: dict[str, Any]) -> tuple[str, ...]:
-    """One worker as the cells of a row, also of `top`'s."""
-    return (
+def worker_row(worker: dict[str, Any]) -> str:
+    """One worker as a row under WORKER_HEADS, in `top` too."""
+    return _COLUMNS.format(
         str(worker["pid"]),
         str(worker["generation"]),
         worker_state(worker),

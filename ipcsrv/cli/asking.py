@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from .. import client
-from ..errors import CallTimeout, NotListening, Progress
+from .. import _platform, client
+from ..errors import CallTimeout, IpcError, NotListening, Progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,12 +57,17 @@ def call(asked: Asked | argparse.Namespace) -> int:
 
 def is_active(asked: Asked | argparse.Namespace) -> int:
     """Exit 0 if a server listens; otherwise say what is there instead."""
-    state = client.active_state(asked.path)
-    if state.name == "LISTENING":
-        return 0
-    from . import messages
-
-    return messages.say_state(asked.path, state.name)
+    try:
+        _platform.attempt(asked.path).close()
+    except IpcError:
+        raise
+    except OSError:  # a full queue, or worse: a probe takes its time over it, and loads what it needs
+        state = client.active_state(asked.path).name
+        if state == "NOT_LISTENING":
+            raise NotListening(asked.path) from None
+        if state != "LISTENING":
+            raise
+    return 0
 
 
 def _connection(asked: Asked | argparse.Namespace, deadline: Deadline) -> client.Connection:

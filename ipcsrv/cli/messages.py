@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 
-from ..errors import InvalidPath, IpcError, NotListening, PathNotFound
+from ..errors import IpcError
 
 OK = 0
 FAILED = 1  # the server answered with a failure, or failed itself
@@ -24,9 +24,6 @@ INVALID_PATH = 7
 SOCKET_STOLEN = 8
 INTERRUPTED = 130  # 128 + SIGINT: what a shell reports for a program that Ctrl-C ended
 BROKEN_PIPE = 141  # 128 + SIGPIPE: likewise, for one whose reader went away
-
-
-_ERROR_OF_STATE = {"NOT_LISTENING": NotListening, "PATH_NOT_FOUND": PathNotFound, "INVALID_PATH": InvalidPath}
 
 
 class UsageError(Exception):
@@ -58,14 +55,6 @@ def complain(text: str) -> None:
         print(f"ipcsrv: {line}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass
-
-
-def say_state(path: str, state: str) -> int:
-    """Say what is at a path where no server listens, by the name of the State, and return the exit code."""
-    if state in _ERROR_OF_STATE:
-        return report(_ERROR_OF_STATE[state](path))
-    complain(f"{path}: whether a server listens cannot be told: see `ipcsrv doctor {path}`")
-    return FAILED
 
 
 def broken_pipe() -> int:

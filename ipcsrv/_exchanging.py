@@ -54,6 +54,7 @@ class Conversation:
         self._machine.begin_request()
         self.sent = sent  # anything of the request
         self.sending = True  # the request has not left whole
+        self.spent = False  # more came than the response: nothing on this connection can be trusted any more
 
     def next_piece(self) -> bytes | memoryview | None:
         """The next piece of the response, empty at its end; None until more has been received. Raises the failure."""
@@ -70,6 +71,7 @@ class Conversation:
             raise from_reply(event.code, event.message, self._path)
         if isinstance(event, Lost):
             raise ConnectionLost(self._path, self._progress())
+        self.spent = self._machine._decoder.buffered > 0
         return b""
 
     def receive(self, data: bytes) -> None:

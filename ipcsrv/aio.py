@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from . import _platform
@@ -24,7 +25,7 @@ from .errors import LocalProtocolError, NotListening
 from .pktline import FLUSH, Assembly, encode_data
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable
     from typing import Self
 
     from typing_extensions import Buffer
@@ -143,13 +144,14 @@ class Connection:
             response.append(piece)
         return response.join()
 
-    async def stream(self, data: Data = b"", timeout: Timeout = None) -> AsyncIterator[bytes]:
+    async def stream(self, data: Data = b"", timeout: Timeout = None) -> AsyncGenerator[bytes, None]:
         """Send `data`, which may come in parts from an iterable or an asynchronous one; give the response in pieces.
 
         See `ipcsrv.client.Connection.stream`. Whoever stops before the end awaits `aclose()` of the iterator.
         """
-        async for piece in self._pieces(data, deadline_of(timeout)):
-            yield bytes(piece)
+        async with aclosing(self._pieces(data, deadline_of(timeout))) as pieces:
+            async for piece in pieces:
+                yield bytes(piece)
 
     def close(self) -> None:
         """Close the connection; a response that is under way is lost."""
@@ -162,7 +164,7 @@ class Connection:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    async def _pieces(self, data: Data, deadline: Deadline) -> AsyncIterator[bytes | memoryview]:
+    async def _pieces(self, data: Data, deadline: Deadline) -> AsyncGenerator[bytes | memoryview, None]:
         if self.closed or self._busy:
             state = "closed" if self.closed else "in the middle of an exchange"
             raise LocalProtocolError(f"the connection is {state}", self.path)
@@ -176,7 +178,7 @@ class Connection:
         finally:
             await exchange.finish()
             self._busy = False
-            if not exchange.ended or exchange.sending:
+            if not exchange.ended or exchange.sending or exchange.spent:
                 self.close()
 
 

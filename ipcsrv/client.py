@@ -21,7 +21,7 @@ from .pktline import MAX_DATA, decode_exact, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable
     from threading import Condition
     from typing import Self
 
@@ -161,7 +161,7 @@ class Connection:
         self._busy = False
         return response
 
-    def stream(self, data: Buffer | Iterable[Buffer] = b"", timeout: Timeout = None) -> Iterator[bytes]:
+    def stream(self, data: Buffer | Iterable[Buffer] = b"", timeout: Timeout = None) -> Generator[bytes, None, None]:
         """Send `data` and give the response in pieces, as they come; neither need fit into memory.
 
         data: the request, or an iterable of its parts (each is sent before the next is asked for).
@@ -221,7 +221,7 @@ class Connection:
         exchange.attach(self._stream, buffers, parts, received)
         return exchange
 
-    def _streamed(self, buffers: Buffers, parts: Parts | None, deadline: Deadline) -> Iterator[bytes]:
+    def _streamed(self, buffers: Buffers, parts: Parts | None, deadline: Deadline) -> Generator[bytes, None, None]:
         self._begin()
         try:
             exchange = self._exchange(buffers, deadline, parts=parts)
@@ -234,7 +234,7 @@ class Connection:
 
     def _end(self, exchange: Exchange) -> None:
         """The response is whole; so is the request, unless the server answered before it had read it."""
-        if exchange.sending:
+        if exchange.sending or exchange.spent:
             self.close()
         self._busy = False
 

@@ -57,4 +57,3 @@ class Attempts:
         if self._wait_if_busy:
             return CallTimeout(self.path, self._deadline.timeout)
         return NotListening(self.path)
-

@@ -194,9 +194,7 @@ def _what_is_there(path: str, number: int) -> Exception:
     return Denied("its socket's mode does not let this user in", path)
 
 
-def connect(
-    path: str, deadline: Deadline, *, wait_if_busy: bool = True, wait_if_not_found: bool = False
-) -> Stream:
+def connect(path: str, deadline: Deadline, *, wait_if_busy: bool = True, wait_if_not_found: bool = False) -> Stream:
     """Connect, trying again within `deadline` as PROTOCOL.md section 3 says."""
     try:
         return attempt(path)

@@ -29,9 +29,13 @@ class Line(NamedTuple):
 
 
 class History:
-    """The last minutes of a server, from one status to the next."""
+    """The last minutes of a server, from one status to the next.
 
-    def __init__(self) -> None:
+    spacing: seconds that two samples are apart at least; a rate over less (a key was pressed) would be noise.
+    """
+
+    def __init__(self, spacing: float = 0.0) -> None:
+        self._spacing = spacing
         self.rates: deque[float] = deque(maxlen=HISTORY)
         self.p99s: deque[float] = deque(maxlen=HISTORY)
         self._requests: int | None = None
@@ -41,7 +45,9 @@ class History:
     def add(self, facts: dict[str, Any], now: float) -> None:
         """Take in a status, read at `now` (monotonic seconds); a restarted server begins anew."""
         requests = facts["totals"]["requests"]
-        if self._requests is not None and facts["pid"] == self._pid and now > self._at:
+        if self._requests is not None and facts["pid"] == self._pid:
+            if now <= self._at or now - self._at < self._spacing:
+                return
             self.rates.append(max(0, requests - self._requests) / (now - self._at))
             self.p99s.append(facts["latency"]["last_minute"]["whole"]["p99"] or 0.0)
         self._requests, self._pid, self._at = requests, facts["pid"], now

@@ -47,10 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import server
 
     facts = server.status(arguments.path)  # where no server is, say so and leave the terminal alone
-    view = View(arguments.path, facts)
+    view = View(arguments.path, facts, arguments.interval)
     with _canvas() as canvas, Keys() as keys:
         try:
-            while view.act(keys.read(view.pause(arguments.interval))):
+            while view.act(keys.read(view.pause())):
                 view.look()
                 canvas.draw(view.lines(*shutil.get_terminal_size()))
         except KeyboardInterrupt:
@@ -61,17 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
 class View:
     """What is known of the server, and what the keys do. `notice` is said in the last line for a while."""
 
-    def __init__(self, path: str, facts: dict[str, Any]) -> None:
+    def __init__(self, path: str, facts: dict[str, Any], interval: float = 1.0) -> None:
         self._path = path
         self._facts = facts
-        self._history = History()
+        self._interval = interval
+        self._history = History(interval / 2)
+        self._ascii_only = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
         self._notice = ""
         self._notice_until = 0.0
         self._looked = False
 
-    def pause(self, interval: float) -> float:
+    def pause(self) -> float:
         """Seconds to wait for a key before the next look: none before the first."""
-        return interval if self._looked else 0.0
+        return self._interval if self._looked else 0.0
 
     def look(self) -> None:
         """Ask the server how it is; one that is gone is said to be, and asked again next time."""
@@ -89,8 +91,7 @@ class View:
     def lines(self, width: int, height: int) -> list[Line]:
         """The screen as it is to be drawn now."""
         notice = self._notice if time.monotonic() < self._notice_until else ""
-        encoding = sys.stdout.encoding or "ascii"
-        return screen(self._facts, self._history, notice, width, height, not encoding.lower().startswith("utf"))
+        return screen(self._facts, self._history, notice, width, height, self._ascii_only)
 
     def act(self, key: str) -> bool:
         """Do what a key asks for; False is the wish to quit. What takes time is done on the side."""

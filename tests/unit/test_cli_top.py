@@ -116,3 +116,10 @@ def test_a_server_that_goes_away_is_said_to_be_gone_and_waited_for(monkeypatch: 
 @pytest.mark.parametrize("key", ["q", "Q", "\x03"])
 def test_q_and_ctrl_c_quit(key: str) -> None:
     assert not top.View("./s", STATUS).act(key)
+
+
+def test_a_look_between_two_samples_does_not_make_a_rate() -> None:
+    found = History(spacing=0.5)
+    for now, requests in ((0.0, 0), (1.0, 100), (1.1, 1000), (2.0, 1100)):
+        found.add(status(totals={**STATUS["totals"], "requests": requests}), now)
+    assert list(found.rates) == [100.0, 1000.0]

@@ -79,6 +79,7 @@ class FakeServer:
     def __init__(self, path: str, *scripts: Script, backlog: int = 16) -> None:
         self.path = path
         self.accepted = 0
+        self._one_more = threading.Condition()
         self._scripts = list(scripts)
         self._listener = socket.socket(socket.AF_UNIX)
         bind(self._listener, path)
@@ -94,10 +95,12 @@ class FakeServer:
             except OSError:  # shut down by close
                 return
             script = self._scripts[min(self.accepted, len(self._scripts) - 1)]
-            self.accepted += 1
             thread = threading.Thread(target=self._run, args=(script, connection))
-            self._threads.append(thread)
             thread.start()
+            with self._one_more:
+                self._threads.append(thread)
+                self.accepted += 1
+                self._one_more.notify()
 
     def _run(self, script: Script, connection: socket.socket) -> None:
         with connection:
@@ -107,6 +110,13 @@ class FakeServer:
                 pass  # the client went first
             except BaseException as error:
                 self._failures.append(error)
+
+    def wait_until_done_with(self, connections: int) -> None:
+        """Wait until so many connections have been accepted and all of them are closed again."""
+        with self._one_more:
+            assert self._one_more.wait_for(lambda: self.accepted == connections, 20)
+        for thread in self._threads[1:]:
+            thread.join(20)
 
     def close(self) -> None:
         """Stop accepting, wait for the scripts, and raise what went wrong in one."""

@@ -10,36 +10,31 @@ from support import run_python
 import ipcsrv
 from ipcsrv import errors
 
+# fmt: off
 PROMISED = [
-    "serve",
-    "Server",
-    "call",
-    "connect",
-    "active_state",
-    "State",
-    "ensure_running",
-    "default_path",
-    "Pool",
-    "aio",
-    "Request",
-    "Peer",
-    "QUIT",
-    "IpcError",
-    "NotListening",
-    "PathNotFound",
-    "InvalidPath",
-    "AddressInUse",
-    "Untrusted",
-    "Denied",
-    "CallTimeout",
-    "ConnectionLost",
-    "ProtocolError",
-    "TooLarge",
-    "HandlerError",
-    "ServerStopping",
+    "serve", "Server", "call", "connect", "active_state", "State", "ensure_running", "default_path", "Pool", "aio",
+    "Request", "Peer", "QUIT", "IpcError", "NotListening", "PathNotFound", "InvalidPath", "AddressInUse", "Untrusted",
+    "Denied", "CallTimeout", "ConnectionLost", "ProtocolError", "TooLarge", "HandlerError", "ServerStopping",
 ]
-HEAVY = {"logging", "multiprocessing", "asyncio", "argparse", "filelock", "dataclasses", "socket", "enum", "typing",
-         "contextlib", "re", "selectors", "threading", "hashlib", "subprocess", "json"}  # fmt: skip
+# fmt: on
+HEAVY = {
+    "logging",
+    "multiprocessing",
+    "asyncio",
+    "argparse",
+    "filelock",
+    "dataclasses",
+    "socket",
+    "enum",
+    "typing",
+    "contextlib",
+    "re",
+    "selectors",
+    "threading",
+    "hashlib",
+    "subprocess",
+    "json",
+}  # fmt: skip
 IMPORTED = "import sys; print(*sys.modules)"
 
 

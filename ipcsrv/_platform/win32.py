@@ -115,8 +115,12 @@ class SecurityDescriptor:
         _SddlToDescriptor(sddl, _SDDL_REVISION_1, byref(self._pointer), None)
         self.attributes = SecurityAttributes(ctypes.sizeof(SecurityAttributes), self._pointer.value, False)
 
+    def sddl(self) -> str:
+        """Owner and access list, as Windows writes them."""
+        return _sddl(self._pointer)
+
     def __del__(self) -> None:
-        if self._pointer:
+        if self._pointer.value:
             _LocalFree(self._pointer)
 
 
@@ -198,14 +202,18 @@ def owner_of_pipe(pipe: int) -> str:
 
 def sddl_of_pipe(pipe: int) -> str:
     """Owner and access list of a pipe, as SDDL."""
-    what = _OWNER_SECURITY_INFORMATION | _DACL_SECURITY_INFORMATION
-    owner, descriptor, text = c_void_p(), c_void_p(), LPWSTR()
-    _security_of(pipe, what, owner, descriptor)
+    owner, descriptor = c_void_p(), c_void_p()
+    _security_of(pipe, _OWNER_SECURITY_INFORMATION | _DACL_SECURITY_INFORMATION, owner, descriptor)
     try:
-        _DescriptorToSddl(descriptor, _SDDL_REVISION_1, what, byref(text), None)
-        return _taken(text)
+        return _sddl(descriptor)
     finally:
         _LocalFree(descriptor)
+
+
+def _sddl(descriptor: c_void_p) -> str:
+    text, what = LPWSTR(), _OWNER_SECURITY_INFORMATION | _DACL_SECURITY_INFORMATION
+    _DescriptorToSddl(descriptor, _SDDL_REVISION_1, what, byref(text), None)
+    return _taken(text)
 
 
 def _security_of(pipe: int, what: int, owner: c_void_p, descriptor: c_void_p) -> None:

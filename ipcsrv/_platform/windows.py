@@ -113,10 +113,9 @@ class Stream(Pipe):
         arrival = wait_readable(self._handle)
         if arrival is None:
             return True
-        writing = self.write_event()
-        assert writing is not None
+        assert self._writing is not None
         try:
-            found = wait_any([arrival.event, writing], deadline.remaining())
+            found = wait_any([arrival.event, self._writing.event], deadline.remaining())
         finally:
             give_up(arrival)
         if found is None:

@@ -7,13 +7,15 @@ own, and then waited for; what does not end in time is cancelled.  Two rules mak
   has a read of zero bytes pending: it ends when data (or the end) is there, and leaves it there (as libuv does).
 - A write that cannot end at once is *not* cancelled, since nobody would know how much of it the peer has read.  It
   stays, `send` says `BlockingIOError`, and the caller's next `send`, which begins with the same bytes, is told how
-  many went.  A count that was returned is in the kernel's hands: closing the handle then loses none of it.
+  many went.  A count that was returned is in the kernel's hands: closing the handle then loses none of it.  (A next
+  `send` of other bytes means that the caller has given those up; it begins once they are through.)
 """
 
 from __future__ import annotations
 
 import _winapi
 import sys
+import time
 
 assert sys.platform == "win32"
 
@@ -40,19 +42,26 @@ def milliseconds(seconds: float | None) -> int:
 
 
 def wait_any(events: list[int], seconds: float | None) -> int | None:
-    """The index of the first of these events to be set, or None when the time is over.  Ctrl-C interrupts it."""
-    found = _winapi.WaitForMultipleObjects(events, False, milliseconds(seconds))
-    return None if found == _winapi.WAIT_TIMEOUT else found - _winapi.WAIT_OBJECT_0
+    """The index of the first of these handles to be set, or None when the time is over.  Ctrl-C interrupts it."""
+    until = None if seconds is None else time.monotonic() + seconds
+    while True:
+        try:
+            found = _winapi.WaitForMultipleObjects(events, False, milliseconds(seconds))
+        except InterruptedError:  # Ctrl-C, and its handler did not raise
+            seconds = None if until is None else until - time.monotonic()
+            continue
+        return None if found == _winapi.WAIT_TIMEOUT else found - _winapi.WAIT_OBJECT_0
 
 
 class Pipe:
     """An overlapped handle of a connected byte pipe; it belongs to this object until `detach` or `close`."""
 
-    __slots__ = ("_handle", "_writing")
+    __slots__ = ("_handle", "_piece", "_writing")
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
         self._writing: _winapi.Overlapped | None = None
+        self._piece: bytes | memoryview = b""  # what it writes, which must stay alive and as it is until then
 
     def fileno(self) -> int:
         """The handle; -1 once closed."""
@@ -82,7 +91,7 @@ class Pipe:
     def _available(self) -> int:
         """Bytes that can be read at once, 0 at the end; BlockingIOError where a read would wait."""
         try:
-            available = _winapi.PeekNamedPipe(self._handle, 0)[0]
+            available = int(_winapi.PeekNamedPipe(self._handle, 0)[0])
         except OSError as error:
             if error.winerror in PEER_IS_GONE:
                 return 0
@@ -99,19 +108,20 @@ class Pipe:
             return False
 
     def send(self, data: Buffer, flags: int = 0) -> int:
-        """How many bytes from the start of `data` went; with DONTWAIT `BlockingIOError` where it would wait.
-
-        After a `BlockingIOError` the next send must begin with the same bytes: their write is under way.
-        """
-        if self._writing is None:
-            self._begin_write(data if len(data) <= PIECE else memoryview(data)[:PIECE])
-        return self._end_write(wait=not flags & DONTWAIT)
+        """How many bytes from the start of `data` went; with DONTWAIT `BlockingIOError` where it would wait."""
+        return self.sendmsg((data,), (), flags)
 
     def sendmsg(self, buffers: Iterable[Buffer], ancillary: object = (), flags: int = 0) -> int:
         """`send` for the bytes of several buffers in a row."""
-        if self._writing is None:
-            self._begin_write(first_piece(buffers))
-        return self._end_write(wait=not flags & DONTWAIT)
+        piece = first_piece(buffers)
+        seconds = 0 if flags & DONTWAIT else None
+        if self._writing is not None:
+            begun = self._piece
+            sent = self._end_write(seconds)
+            if piece[: len(begun)] == begun:
+                return sent
+        self._begin_write(piece)
+        return self._end_write(seconds)
 
     def sendall(self, data: Buffer) -> None:
         """Send all of it, for as long as that takes."""
@@ -119,20 +129,22 @@ class Pipe:
         while view:
             view = view[self.send(view) :]
 
-    def _begin_write(self, piece: Buffer) -> None:
+    def _begin_write(self, piece: bytes | memoryview) -> None:
         try:
             self._writing = _winapi.WriteFile(self._handle, piece, overlapped=True)[0]
+            self._piece = piece
         except OSError as error:
             if error.winerror in PEER_IS_GONE:
                 raise BrokenPipeError("the other end of the pipe is closed") from None
             raise
 
-    def _end_write(self, wait: bool) -> int:
+    def _end_write(self, seconds: float | None) -> int:
+        """How many bytes the write under way has moved, once it has ended; else BlockingIOError."""
         operation = self._writing
         assert operation is not None
-        if wait_any([operation.event], None if wait else 0) is None:
+        if wait_any([operation.event], seconds) is None:
             raise BlockingIOError
-        self._writing = None
+        self._writing, self._piece = None, b""
         try:
             sent, error = operation.GetOverlappedResult(True)
         except OSError as failure:
@@ -141,9 +153,10 @@ class Pipe:
             raise BrokenPipeError("the pipe was closed")
         return sent
 
-    def write_event(self) -> int | None:
-        """The event of a write under way, set once it has ended; None where the next write need not wait."""
-        return None if self._writing is None else self._writing.event
+    @property
+    def writing(self) -> _winapi.Overlapped | None:
+        """The write under way, whose event is set once it has ended; None where the next need not wait."""
+        return self._writing
 
     def shutdown_write(self) -> None:
         """Nothing: no half of a pipe can be closed alone, and the flush that ends a request says as much."""
@@ -197,8 +210,8 @@ def give_up(operation: _winapi.Overlapped | None) -> None:
         pass
 
 
-def first_piece(buffers: Iterable[Buffer]) -> Buffer:
-    """The bytes that one write may take from the front of `buffers`: of a single one as they are, else joined."""
+def first_piece(buffers: Iterable[Buffer]) -> bytes | memoryview:
+    """The bytes that one write may take from the front of `buffers`; copied, unless they are immutable already."""
     parts: list[Buffer] = []
     size = 0
     for buffer in buffers:
@@ -206,4 +219,6 @@ def first_piece(buffers: Iterable[Buffer]) -> Buffer:
         size += len(parts[-1])
         if size == PIECE:
             break
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    if len(parts) == 1 and isinstance(parts[0], bytes):
+        return parts[0]
+    return b"".join(parts)

@@ -72,7 +72,6 @@ __all__ = [
 GRACE_SECONDS = 1.0
 #: The exit status of a SIGKILL, which is never a program's own doing.
 SIGKILLED = -9
-
 _UNDER_WAY = frozenset({State.STARTING, State.RUNNING})
 #: In which phases a worker's facts are news; in the others they are late.
 _READY_IS_NEWS = frozenset({Phase.STARTING})
@@ -185,6 +184,7 @@ class Pool:
             self._drain_timeout = drain_timeout
         if self.state in _UNDER_WAY:
             self._wind_up(State.STOPPING, now)
+        self._roster.hasten(now + self._drain_timeout)
         return self._settle(now)
 
     def stop_now(self, now: float) -> list[Command]:
@@ -304,7 +304,7 @@ class Pool:
     def _let_go(self, worker: WorkerFacts, drain_by: float, now: float) -> None:
         """It leaves when it has served what it has."""
         worker.enter(Phase.LEAVING, now)
-        worker.give(Ultimatum.DRAIN, drain_by, "drain_timeout is over")
+        worker.hasten(drain_by)
 
     def _enforce(self, number: int, worker: WorkerFacts, now: float) -> None:
         """The worker's time is over."""
@@ -340,16 +340,14 @@ class Pool:
             return
         self.restarts += 1
         self.last_error = reason
-        if worker.phase is Phase.STARTING or self._on_probation(worker, generation, status, served, now):
+        served = served and generation.has_served
+        if worker.phase is Phase.STARTING or self._on_probation(worker, status, served, now):
             self._count_failed_start(generation, worker, reason, traceback, now)
         elif worker.since > generation.failures.last:
             generation.failures.over()
 
-    def _on_probation(
-        self, worker: WorkerFacts, generation: Generation, status: int | None, served: bool, now: float
-    ) -> bool:
+    def _on_probation(self, worker: WorkerFacts, status: int | None, served: bool, now: float) -> bool:
         """Whether this worker, which was ready, has died of its start all the same, and not of a request."""
-        served = served and generation.has_served
         return not served and status != SIGKILLED and now - worker.since < PROBATION_SECONDS
 
     def _blame_late_starter(self, worker: WorkerFacts, now: float) -> None:
@@ -445,8 +443,8 @@ class Pool:
                 self._let_go(worker, generation.drain_by, now)
             elif worker.phase is Phase.STARTING and not has_served:
                 self._kill(number, worker, "its generation was given up", now)
-            elif worker.phase is Phase.STARTING and generation.drain_by < worker.due:
-                worker.give(Ultimatum.DRAIN, generation.drain_by, "drain_timeout is over")
+            else:
+                worker.hasten(generation.drain_by)
 
     # -- what follows from how things are -----------------------------------------------------------------------
 

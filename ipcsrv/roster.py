@@ -82,6 +82,12 @@ class WorkerFacts:
         """It has until `due`; after that, `reason` is why it is killed."""
         self.ultimatum, self.due, self.reason = ultimatum, due, reason
 
+    def hasten(self, drain_by: float) -> None:
+        """It has until then to be gone, unless it has less time already or its fate is sealed."""
+        sealed = self.phase is Phase.KILLED or self.ultimatum is Ultimatum.LAST_WORDS
+        if drain_by < self.due and not sealed:
+            self.give(Ultimatum.DRAIN, drain_by, "drain_timeout is over")
+
 
 @dataclass(slots=True)
 class Failures:
@@ -175,6 +181,13 @@ class Roster:
         over = {number for number, generation in self.generations.items() if generation.stage is Stage.ENDED}
         for number in over - inhabited:
             del self.generations[number]
+
+    def hasten(self, drain_by: float) -> None:
+        """Let no generation and no worker have longer than that to be gone. All are going."""
+        for generation in self.generations.values():
+            generation.drain_by = min(generation.drain_by, drain_by)
+        for worker in self.workers.values():
+            worker.hasten(drain_by)
 
     def free_slot(self) -> int | None:
         """The lowest slot that no worker is in."""

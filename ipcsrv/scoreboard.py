@@ -7,8 +7,8 @@ reads the slots whenever it needs them: since when a request runs (for ``request
 ``top`` and the metrics.
 
 There are no locks, because each word has one writer at a time: the worker while it lives, the master once it has
-been reaped. An aligned 64-bit store is not torn on any machine that Python's shared memory runs on; two words may
-be a request apart, which nobody sees in figures of this kind.
+been reaped (but VERDICT, which is always the master's to write). An aligned 64-bit store is not torn on any machine
+that Python's shared memory runs on; two words may be a request apart, which nobody sees in figures of this kind.
 
 A slot begins with *gauges* (what is so now, meaningless once the worker is gone), goes on with *counters*, and
 ends with three *histograms* of durations. When a worker is gone, its counters and histograms are folded into

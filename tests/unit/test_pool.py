@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -34,12 +35,12 @@ class Steady(Random):
         return b
 
 
-def make(size: int = 2, *, max_slots: int = 12, **options: float | None) -> Pool:
-    timeouts = {"startup_timeout": STARTUP, "drain_timeout": DRAIN} | options
-    return Pool(size, max_slots=max_slots, rng=Steady(), **timeouts)
+def make(size: int = 2, *, max_slots: int = 12, **options: Any) -> Pool:
+    given: dict[str, Any] = {"startup_timeout": STARTUP, "drain_timeout": DRAIN, **options}
+    return Pool(size, max_slots=max_slots, rng=Steady(), **given)
 
 
-def running(size: int = 2, *, max_slots: int = 12, **options: float | None) -> Pool:
+def running(size: int = 2, *, max_slots: int = 12, **options: Any) -> Pool:
     """A pool that serves since second 0, with workers 1 to `size`."""
     pool = make(size, max_slots=max_slots, **options)
     pool.start(0.0)
@@ -736,7 +737,7 @@ def test_a_size_out_of_range_becomes_the_nearest_possible_and_is_reported(asked:
 def test_a_stop_drains_the_workers_and_ends_when_the_last_one_has_gone() -> None:
     pool = running()
     assert pool.stop(5.0) == [EndGeneration(1)]
-    assert pool.state is State.STOPPING
+    assert pool.state.name == "STOPPING"
     assert pool.exited(1, 0, "exited", 6.0) == []
     assert pool.exited(2, 1, "crashed", 6.0) == [Stopped()]
     assert pool.state is State.STOPPED
@@ -758,6 +759,28 @@ def test_a_stop_without_a_drain_timeout_waits() -> None:
     pool = running(drain_timeout=None)
     pool.stop(5.0)
     assert pool.next_deadline() is None
+
+
+def test_a_stop_may_have_less_time_than_the_drain_timeout() -> None:
+    pool = running(2)
+    reload(pool, 2, [3, 4], 4.0)  # 1 and 2 have until 24
+    pool.leaving(3, 4.0)
+    pool.overdue(4, 4.0)  # dies by 5
+    pool.stop(4.5, 2.0)
+    assert [pool.workers[worker].due for worker in (1, 2, 3, 4)] == [6.5, 6.5, 6.5, 5.0]
+    pool.stop(5.0, 1.0)
+    assert pool.workers[1].due == 6.0
+    assert pool.stop(5.5, 9.0) == []
+    assert pool.workers[1].due == 6.0
+
+
+def test_a_worker_that_is_ready_only_after_the_stop_has_no_longer_than_the_others() -> None:
+    pool = running(1)
+    pool.exited(1, 1, "crashed", 5.0)
+    pool.stop(5.0)
+    pool.stop(6.0, 3.0)
+    assert pool.ready(2, 7.0) == []
+    assert pool.next_deadline() == 9.0
 
 
 def test_a_stop_now_kills_everybody_once() -> None:

@@ -57,17 +57,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.stopped = False
 
     @initialize(
-        size=st.integers(1, MAX_SLOTS // 2),
+        size=st.integers(1, 2),
+        max_slots=st.integers(4, MAX_SLOTS),
         seed=st.integers(0, 9),
         timeout=st.sampled_from([None, 0.5, 30.0]),
         flap_limit=st.integers(1, 3),
     )
-    def make(self, size: int, seed: int, timeout: float | None, flap_limit: int) -> None:
+    def make(self, size: int, max_slots: int, seed: int, timeout: float | None, flap_limit: int) -> None:
         self.pool = Pool(
             size,
             startup_timeout=timeout,
             drain_timeout=timeout,
-            max_slots=MAX_SLOTS,
+            max_slots=max_slots,
             rng=Random(seed),
             flap_limit=flap_limit,
         )
@@ -261,10 +262,16 @@ class PoolMachine(RuleBasedStateMachine):
         self.obey(self.pool.reload(self.now))
 
     @precondition(lambda self: self.begun > 2)
-    @rule(now=st.booleans())
-    def stop(self, now: bool) -> None:
-        self.obey(self.pool.stop_now(self.now) if now else self.pool.stop(self.now))
+    @rule(drain_timeout=st.sampled_from([None, 0.0, 3.0]))
+    def stop(self, drain_timeout: float | None) -> None:
+        self.obey(self.pool.stop(self.now, drain_timeout))
         assert self.pool.state not in UNDER_WAY
+
+    @precondition(lambda self: self.pool.state not in UNDER_WAY)
+    @rule()
+    def stop_now(self) -> None:
+        self.obey(self.pool.stop_now(self.now))
+        assert self.killed >= set(self.living)
 
     # -- what must be so between facts --------------------------------------------------------------------------
 
@@ -321,7 +328,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if self.begun:
-            self.stop(now=False)
+            self.stop(drain_timeout=None)
             self.everything_goes_well()
             assert self.stopped
 

@@ -18,8 +18,8 @@ from ipcsrv.scoreboard import (
     PID,
     QUEUE_WAIT,
     REQUESTS,
-    RSS_BYTES,
     SINCE_NS,
+    VERDICT,
     WHOLE,
     Recent,
     Scoreboard,
@@ -63,11 +63,11 @@ def test_two_slots_share_no_cache_line() -> None:
 
 def test_what_a_worker_writes_is_read_in_its_slot_and_in_no_other(board: Scoreboard) -> None:
     words = board.words(1)
-    words[PID], words[SINCE_NS], words[RSS_BYTES] = 42, 7, 2**40
+    words[PID], words[SINCE_NS], words[VERDICT] = 42, 7, 2**40
     words[REQUESTS] += 3
     words[WHOLE + bucket(5000)] += 1
     facts = board.facts(1)
-    assert (facts.pid, facts.since_ns, facts.rss_bytes, facts.totals.requests) == (42, 7, 2**40, 3)
+    assert (facts.pid, facts.since_ns, facts.verdict, facts.totals.requests) == (42, 7, 2**40, 3)
     assert (sum(facts.totals.whole), sum(facts.totals.handler), sum(facts.totals.queue_wait)) == (1, 0, 0)
     assert board.facts(0) == board.facts(2)
     assert board.facts(0).pid == 0

@@ -235,6 +235,7 @@ class Exchange(Conversation):
             if parts is not None:
                 async for part in parts:
                     await self._send_each(part)
+                    await asyncio.sleep(0)  # a server that keeps up must not make us keep the loop
             self.sending = False
         except ConnectionError:
             pass  # as above
@@ -246,6 +247,8 @@ class Exchange(Conversation):
 
     async def _received(self) -> bytes:
         remaining = self._deadline.remaining()
+        if remaining == 0:
+            raise TimeoutError
         if self._sender is not None or self._receiver is not None:
             return await self._received_while_sending(remaining)
         if remaining is None:

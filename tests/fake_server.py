@@ -95,11 +95,11 @@ class FakeServer:
             except OSError:  # shut down by close
                 return
             script = self._scripts[min(self.accepted, len(self._scripts) - 1)]
+            self.accepted += 1
             thread = threading.Thread(target=self._run, args=(script, connection))
             thread.start()
             with self._one_more:
                 self._threads.append(thread)
-                self.accepted += 1
                 self._one_more.notify()
 
     def _run(self, script: Script, connection: socket.socket) -> None:
@@ -114,7 +114,7 @@ class FakeServer:
     def wait_until_done_with(self, connections: int) -> None:
         """Wait until so many connections have been accepted and all of them are closed again."""
         with self._one_more:
-            assert self._one_more.wait_for(lambda: self.accepted == connections, 20)
+            assert self._one_more.wait_for(lambda: len(self._threads) == 1 + connections, 20)
         for thread in self._threads[1:]:
             thread.join(20)
 

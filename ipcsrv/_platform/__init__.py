@@ -20,13 +20,12 @@ sides keep them light.  What a system must offer (implemented by `posix` and `wi
 
     `send(data, DONTWAIT) -> int`      what fits at once; `BlockingIOError` if nothing does
     `recv(size) -> bytes`              waits for ever; `b""` is the peer's end
-    `receive(size, deadline) -> bytes` the same within a `Deadline`; `TimeoutError` past it
+    `receive(size, deadline) -> bytes` the same within a `Deadline`; `TimeoutError` past it, whatever there is to read
     `transfer(buffers, deadline) -> bytes | None`
                                        send from the front of `buffers` (consumed in place) and listen meanwhile:
                                        bytes as soon as some arrive while sending has to wait, else None once all is
                                        sent or the peer takes no more (what it refused is then left in `buffers`)
     `peer() -> Peer`                   the credentials of whoever listens, from the kernel
-    `shutdown_write()`                 no more will be sent
     `close()`                          may be called twice
     Sending to, or receiving from, a peer that is gone raises `ConnectionError`.
 `async_stream(stream) -> AsyncStream`

@@ -51,7 +51,8 @@ class Stream(_socket.socket):
                 readable = self._readable
             except AttributeError:
                 readable = self._readable = _poller(self, writable=False)
-            if not readable.poll(milliseconds(remaining)):
+            # Past the deadline not even what is there is read: a response without end would always be there.
+            if not remaining or not readable.poll(milliseconds(remaining)):
                 raise TimeoutError
         return self.recv(size)
 
@@ -59,6 +60,8 @@ class Stream(_socket.socket):
         """Send `buffers`, listening meanwhile; raises TimeoutError past `deadline` (see the contract)."""
         ready = None
         while buffers:
+            if deadline.expired:
+                raise TimeoutError
             try:
                 sent = self.sendmsg(buffers[:BUFFERS_AT_ONCE], (), DONTWAIT)
             except BlockingIOError:
@@ -74,10 +77,6 @@ class Stream(_socket.socket):
     def peer(self) -> Peer:
         """Who listens: the credentials that the kernel kept at listen(2)."""
         return credentials(self)
-
-    def shutdown_write(self) -> None:
-        """Say that nothing more will be sent."""
-        self.shutdown(_socket.SHUT_WR)
 
 
 def milliseconds(seconds: float | None) -> int | None:

@@ -15,6 +15,7 @@ from support import nothing_leaked
 
 import ipcsrv
 from ipcsrv import State, aio
+from ipcsrv._platform import posix
 from ipcsrv.errors import (
     CallTimeout,
     ConnectionLost,
@@ -146,6 +147,25 @@ async def test_a_server_that_answers_while_it_still_reads_blocks_nobody(sock_pat
 
 
 @in_a_loop
+async def test_a_socket_with_small_buffers_takes_a_request_bit_by_bit(
+    sock_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS, whose Unix sockets take 8 KiB."""
+    attempt = posix.attempt
+
+    def attempt_small(path: str) -> posix.Stream:
+        stream = attempt(path)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return stream
+
+    monkeypatch.setattr("ipcsrv._platform.attempt", attempt_small)
+    with serving(sock_path, echo):
+        async with aio.connect(sock_path) as connection:
+            for size in (60_000, 500_000, 60_000):
+                assert await connection.call(b"x" * size, 20) == b"x" * size
+
+
+@in_a_loop
 async def test_a_connection_whose_request_was_answered_unread_is_not_used_again(sock_path: str) -> None:
     release = threading.Event()
 
@@ -254,6 +274,26 @@ async def test_a_silent_server_is_given_up_at_the_deadline(sock_path: str, size:
             assert connection.closed
         release.set()
     assert (caught.value.timeout, caught.value.progress) == (0.05, Progress.REQUEST_SENT)
+
+
+@in_a_loop
+async def test_neither_a_response_nor_a_request_without_end_stretches_the_deadline(sock_path: str) -> None:
+    def endless(connection: socket.socket) -> None:
+        read_exactly(connection, 5)
+        while True:
+            connection.sendall(packet(b"and so on"))
+
+    def parts() -> Iterator[bytes]:
+        while True:
+            yield b"and so on"
+
+    with serving(sock_path, endless):
+        with pytest.raises(CallTimeout):
+            await aio.call(sock_path, b"x", timeout=0.05)
+        async with aio.connect(sock_path) as connection:
+            with pytest.raises(CallTimeout):
+                async for _ in connection.stream(parts(), timeout=0.05):
+                    pass
 
 
 @pytest.mark.parametrize("size", [1, 8 << 20])

@@ -199,6 +199,24 @@ def test_a_server_that_answers_while_it_still_reads_blocks_nobody(sock_path: str
         assert ipcsrv.call(sock_path, b"y" * size, timeout) == b"x" * 60000 * 70
 
 
+@pytest.mark.parametrize("size", [60_000, 500_000])
+def test_a_socket_with_small_buffers_takes_a_request_bit_by_bit(
+    sock_path: str, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """As on macOS, whose Unix sockets take 8 KiB."""
+    connect = posix.connect
+
+    def connect_small(*arguments: object, **keywords: object) -> posix.Stream:
+        stream = connect(*arguments, **keywords)  # type: ignore[arg-type]
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return stream
+
+    monkeypatch.setattr("ipcsrv._platform.connect", connect_small)
+    with serving(sock_path, echo), ipcsrv.connect(sock_path) as connection:
+        for _ in range(3):
+            assert connection.call(pattern(size)) == pattern(size)
+
+
 def test_a_connection_whose_request_was_answered_unread_is_not_used_again(sock_path: str) -> None:
     release = threading.Event()
 
@@ -401,16 +419,27 @@ def test_a_server_that_does_not_read_is_given_up_at_the_deadline(sock_path: str)
     assert caught.value.progress is Progress.REQUEST_SENT
 
 
-def test_a_trickling_server_does_not_stretch_the_deadline(sock_path: str) -> None:
-    def trickle(connection: socket.socket) -> None:
+def test_a_response_without_end_does_not_stretch_the_deadline(sock_path: str) -> None:
+    def endless(connection: socket.socket) -> None:
         read_message(connection)
         while True:
-            connection.sendall(packet(b"."))
-            time.sleep(0.005)
+            connection.sendall(packet(b"and so on"))
 
-    with serving(sock_path, trickle), pytest.raises(CallTimeout) as caught:
-        ipcsrv.call(sock_path, b"x", timeout=0.1)
+    with serving(sock_path, endless), pytest.raises(CallTimeout) as caught:
+        ipcsrv.call(sock_path, b"x", timeout=0.05)
     assert caught.value.progress is Progress.RESPONSE_BEGUN
+
+
+def test_a_request_without_end_does_not_stretch_the_deadline(sock_path: str) -> None:
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield b"and so on"
+
+    with serving(sock_path, silent), ipcsrv.connect(sock_path) as connection:
+        response = connection.stream(endless(), timeout=0.05)
+        with pytest.raises(CallTimeout) as caught:
+            next(response)
+    assert caught.value.progress is Progress.REQUEST_SENT
 
 
 def test_one_deadline_spans_connecting_and_the_exchange(sock_path: str) -> None:
@@ -648,6 +677,12 @@ def test_an_address_is_found_relative_to_a_descriptor_of_its_folder(sock_dir: st
     finally:
         os.close(folder)
     assert os.path.exists(sock_dir + "/s")
+
+
+@linux_only
+def test_an_address_in_a_folder_that_is_not_there_is_refused(sock_dir: str) -> None:
+    with pytest.raises(InvalidPath, match="its folder cannot be opened"):
+        posix.address(f"{sock_dir}/{'missing' * 20}/s").__enter__()
 
 
 @linux_only

@@ -1,6 +1,6 @@
 """A client's exchange that needs more than one send and one receive.  Loaded when the first such is met.
 
-`Conversation` is what the waiting client and the asyncio one have in common: bytes that came go in, pieces of the
+`PendingExchange` is what the waiting client and the asyncio one have in common: bytes that came go in, pieces of the
 response or the error to raise come out. `Exchange` is the waiting client's. It sends and listens at the same time: a
 server may answer, or give its reason for not answering, before it has read the whole request, and then neither side
 may wait for the other; and when the server takes no more, what it has said is still read.
@@ -44,7 +44,7 @@ def _packets(parts: Iterator[Buffer]) -> Parts:
     yield [FLUSH]
 
 
-class Conversation:
+class PendingExchange:
     """What an exchange has come to, from what was sent and received. No I/O."""
 
     def __init__(self, path: str, deadline: Deadline, max_response_size: int | None, *, sent: bool = False) -> None:
@@ -89,7 +89,7 @@ class Conversation:
         return self._machine.progress if self.sent else Progress.NOTHING_SENT
 
 
-class Exchange(Conversation):
+class Exchange(PendingExchange):
     """One exchange on a stream; whoever made it closes the stream if it does not come to its end."""
 
     def attach(self, stream: Stream, buffers: Buffers, parts: Parts | None, received: bytes | None) -> None:

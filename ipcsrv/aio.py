@@ -18,7 +18,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from . import _platform
-from ._exchanging import RECEIVE_SIZE, Conversation, outgoing
+from ._exchanging import RECEIVE_SIZE, PendingExchange, outgoing
 from ._platform.attempts import Attempts
 from .client import check_trust, deadline_of
 from .errors import LocalProtocolError, NotListening
@@ -182,7 +182,7 @@ class Connection:
                 self.close()
 
 
-class Exchange(Conversation):
+class Exchange(PendingExchange):
     """One exchange on a stream: where the request does not fit at once, a task sends while we receive."""
 
     ended = False  # the response has been given out whole

@@ -1,0 +1,15 @@
+"""Looking after a server from outside, in what systems differ: its lock, its processes, its ways to be stopped.
+
+Runs in the process of whoever starts or stops a server.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "win32":
+    from .windows_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill_all, open_log, record, wait_gone
+else:
+    from .posix_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill_all, open_log, record, wait_gone
+
+__all__ = ["ask_to_stop", "clean_up", "detached", "is_locked", "kill_all", "open_log", "record", "wait_gone"]

@@ -1,0 +1,125 @@
+"""Looking after a server from outside, on Unix (see `lifecycle`)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .._deadline import Deadline
+from ..errors import IpcError, StartError
+from .posix_rendezvous import CONTROL_SUFFIX, LOCK_SUFFIX, Rendezvous, read_record
+
+REPORT_INTERVAL = 5.0  # seconds between two words on what is being waited for
+POLL = 0.005  # seconds between two looks at a lock
+
+
+def detached() -> dict[str, Any]:
+    """Arguments of `subprocess.Popen` for a process that survives its starter's terminal and session."""
+    return {"start_new_session": True}
+
+
+def open_log(log_file: str | None) -> int:
+    """A descriptor for what a detached server writes to standard error before its log is set up."""
+    if log_file is None:
+        return os.open(os.devnull, os.O_WRONLY)
+    try:
+        return os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"the log file {log_file} cannot be opened: {error.strerror}") from None
+
+
+def is_locked(path: str) -> bool:
+    """Whether a server holds the lock of `path`."""
+    try:
+        descriptor = os.open(path + LOCK_SUFFIX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not hinder each other
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def record(path: str) -> dict[str, Any] | None:
+    """What the server that holds the lock of `path` says of itself; None if no server does."""
+    return read_record(path + LOCK_SUFFIX) if is_locked(path) else None
+
+
+def ask_to_stop(record: dict[str, Any], now: bool) -> None:
+    """Signal the master: SIGTERM drains, SIGQUIT does not."""
+    _signal(record.get("pid"), signal.SIGQUIT if now else signal.SIGTERM)
+
+
+def kill_all(path: str, record: dict[str, Any]) -> None:
+    """End a server that does not react: the master, then those of its workers that the lock file names."""
+    if not is_locked(path):
+        return
+    latest = read_record(path + LOCK_SUFFIX) or record
+    for pid in (latest.get("pid"), *latest.get("workers", ())):
+        _signal(pid, signal.SIGCONT)
+        _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: Any, number: int) -> None:
+    if isinstance(pid, int) and pid > 1:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+
+
+def wait_gone(path: str, record: dict[str, Any], deadline: Deadline, report: Callable[[], None] | None) -> bool:
+    """Wait until the server that `record` describes has ended and left nothing locked; False at the deadline.
+
+    A library's `serve` ends without its process ending: then the lock being free is all there is to wait for.
+    """
+    next_report = time.monotonic() + REPORT_INTERVAL
+    with _descriptor_of(record.get("pid")) as process:
+        while is_locked(path):
+            if deadline.expired:
+                return False
+            if report is not None and time.monotonic() >= next_report:
+                report()
+                next_report = time.monotonic() + REPORT_INTERVAL
+            _wait(process, POLL)
+        if process is not None and record.get("own_process"):
+            _wait(process, deadline.remaining())
+    return True
+
+
+@contextlib.contextmanager
+def _descriptor_of(pid: Any) -> Any:
+    """A pidfd, where there are any: it becomes readable when the process ends."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (AttributeError, OSError, TypeError):
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _wait(process: int | None, seconds: float | None) -> None:
+    if process is None:
+        time.sleep(POLL if seconds is None else min(POLL, seconds))
+    else:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        poll.poll(None if seconds is None else seconds * 1000)
+
+
+def clean_up(path: str) -> None:
+    """Remove what a killed server left at `path`; nothing, if a new one is there already."""
+    if not any(os.path.lexists(path + suffix) for suffix in ("", LOCK_SUFFIX, CONTROL_SUFFIX)):
+        return
+    with contextlib.suppress(IpcError):
+        Rendezvous(path, insecure_dir=True).remove_remains()

@@ -1,0 +1,455 @@
+"""The server's half of the platform seam on Unix: descriptors passed through sockets (unix(7), SCM_RIGHTS).
+
+The queue between the master and its workers is one socket pair that all workers of a generation read: the kernel wakes
+one idle worker a message, so no worker waits while another has a backlog, and the end of the write side, however the
+master came to close it, is the end of the work.  Every message is eight bytes, so it does the same on a stream
+socket where `SOCK_SEQPACKET` is missing (macOS): a reader of eight bytes never gets half of one or two.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import faulthandler
+import grp
+import mmap
+import os
+import pwd
+import resource
+import select
+import signal
+import socket
+import struct
+import tempfile
+from collections.abc import Callable, Iterable
+from multiprocessing import reduction
+from typing import Any, Final
+
+from ..errors import SettingsError
+from ..peer import Peer
+from .posix import CREDENTIALS_SIZE, credentials, credentials_of
+from .posix_rendezvous import Rendezvous
+
+__all__ = [
+    "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection", "Process",
+    "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "announce_descriptors", "answer_timeouts_with",
+    "become_daemon_child", "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit",
+    "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
+]
+
+DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))  # so that a handler's subprocess does not hold a client
+READ: Final = select.POLLIN
+WRITE: Final = select.POLLOUT
+HANGUP: Final = select.POLLHUP | select.POLLERR
+SHARED: Final = int(getattr(select, "EPOLLEXCLUSIVE", 0))  # wake one of those who wait for the same queue
+END: Final = "end"
+RETIRE: Final = "retire"
+LOST: Final = "lost"
+_RETIRE_STAMP: Final = bytes(8)
+_DESCRIPTOR: Final = struct.Struct("i")
+_ANCILLARY: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
+_QUEUE_TYPE: Final = socket.SOCK_STREAM if not hasattr(select, "epoll") else socket.SOCK_SEQPACKET
+_HEADER: Final = struct.Struct("=4sI")
+MAX_BODY: Final = 16 * 1024  # bytes; a message of this size is written and read whole by one call
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+class Connection(socket.SocketType):
+    """A connected client, in the worker that owns it: the C socket itself, with who the peer is.
+
+    `recv`, `send`, `sendmsg` and `close` are the C methods: a request passes through no Python layer on its way.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, raw: int) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM, 0, raw)
+
+    def credentials(self) -> bytes:
+        """The peer's credentials as the kernel packs them: of the process that connected, fixed at that moment."""
+        return self.getsockopt(*CREDENTIALS_SIZE)
+
+    def peer(self) -> Peer:
+        """The process, user and group that connected (SO_PEERCRED, unix(7))."""
+        return credentials(self)
+
+    def shutdown_both(self) -> None:
+        """End the connection for the client too, whoever else holds a copy of it."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)
+
+    def gone(self) -> bool:
+        """True once the peer has closed both directions; one that only finished writing still reads."""
+        poll = select.poll()
+        poll.register(self, 0)  # POLLHUP and POLLERR are always reported
+        return bool(poll.poll(0))
+
+
+class Admission:
+    """Who may ask (PROTOCOL.md section 5): our own user and root, and whom `allow` adds.
+
+    allow: entries as the setting takes them: `uid:N`, `gid:N`, `user:NAME`, `group:NAME`.
+    Raises `SettingsError` for a name that this system does not know.
+    """
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        self._users = {os.geteuid(), 0}
+        self._groups: set[int] = set()
+        for entry in allow:
+            kind, _, name = entry.partition(":")
+            (self._groups if kind in ("gid", "group") else self._users).add(_identifier(kind, name))
+        self._known: dict[bytes, bool] = {}
+
+    def admits(self, connection: Connection) -> bool:
+        """Whether this client may ask; remembers users, so that most clients cost one system call and a look-up."""
+        raw = connection.credentials()
+        known = self._known.get(raw[4:])  # the process differs each time, the user and group do not
+        if known is None:
+            peer = credentials_of(raw)
+            known = peer.uid in self._users or peer.gid in self._groups
+            if len(self._known) < 1024:
+                self._known[raw[4:]] = known
+        return known or (bool(self._groups) and not self._groups.isdisjoint(_supplementary_groups(connection)))
+
+
+def _identifier(kind: str, name: str) -> int:
+    """The number of a user or group, given by number or by name."""
+    try:
+        if kind == "user":
+            return pwd.getpwnam(name).pw_uid
+        return grp.getgrnam(name).gr_gid if kind == "group" else int(name)
+    except (KeyError, ValueError):
+        raise SettingsError(f"there is no {kind} {name!r} on this system", name="allow") from None
+
+
+def _supplementary_groups(connection: Connection) -> set[int]:
+    """The peer's other groups, where the kernel tells them (SO_PEERGROUPS, Linux 4.13); else none."""
+    try:
+        return set(array.array("I", connection.getsockopt(socket.SOL_SOCKET, 59, 4 * 1024)))
+    except OSError:
+        return set()
+
+
+# -- the queue --------------------------------------------------------------------------------------------------------
+
+
+class _Sendable(socket.SocketType):
+    """A socket that can be an argument of a spawned process: the descriptor is duplicated into it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rebuild, (type(self), reduction.DupFd(self.fileno()))
+
+
+def _rebuild(kind: type[_Sendable], duplicate: Any) -> _Sendable:
+    return kind(fileno=duplicate.detach())
+
+
+class QueueWriter(_Sendable):
+    """The master's end of a generation's queue."""
+
+    __slots__ = ()
+
+    def put(self, raw: int, stamp: int) -> None:
+        """Hand the connection over and close our copy; `BlockingIOError` (nothing changed) if the queue is full.
+
+        stamp: when the connection was accepted or became readable, in monotonic nanoseconds.
+        """
+        self.sendmsg((stamp.to_bytes(8, "little"),), ((*_RIGHTS, _DESCRIPTOR.pack(raw)),), DONTWAIT)
+        os.close(raw)  # the message holds it now
+
+    def retire(self) -> None:
+        """Make one worker, whichever takes it, leave after what it has."""
+        self.send(_RETIRE_STAMP, DONTWAIT)
+
+
+class QueueReader(_Sendable):
+    """The workers' end of a generation's queue; every worker has this same one."""
+
+    __slots__ = ()
+
+    def get(self, flags: int = 0) -> tuple[int, int] | str:
+        """The next connection as `(raw, stamp)`; `RETIRE`; `LOST` if we had no descriptor left for one, which the
+        kernel then closes; or `END` once the queue is closed and empty.
+
+        flags: `DONTWAIT`, to raise `BlockingIOError` where it would wait.
+        """
+        data, ancillary, _, _ = self.recvmsg(8, _ANCILLARY, flags | CLOEXEC)
+        if ancillary:
+            return _DESCRIPTOR.unpack(ancillary[0][2])[0], int.from_bytes(data, "little")
+        if not data:
+            return END
+        return RETIRE if data == _RETIRE_STAMP else LOST
+
+
+def queue() -> tuple[QueueWriter, QueueReader]:
+    """A new generation's queue."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, _QUEUE_TYPE)
+    return QueueWriter(fileno=ours.detach()), QueueReader(fileno=theirs.detach())
+
+
+# -- channels ---------------------------------------------------------------------------------------------------------
+
+
+class Channel(_Sendable):
+    """One end of a private pipe between the master and a child; messages of a kind, a body and maybe a connection."""
+
+    __slots__ = ()
+
+    def tell(self, kind: str, body: bytes = b"", raw: int | None = None, *, keep: bool = False) -> None:
+        """Send one message, of a kind of up to 4 characters; a connection in it is closed here, unless `keep`."""
+        body = body[:MAX_BODY]
+        rights = [] if raw is None else [(*_RIGHTS, _DESCRIPTOR.pack(raw))]
+        self.sendmsg([_HEADER.pack(kind.encode(), len(body)) + body], rights)
+        if raw is not None and not keep:
+            os.close(raw)
+
+    def hear(self, wait: bool = True) -> tuple[str, bytes, int | None] | None:
+        """The next message, or None at the end of the channel; `BlockingIOError` if not `wait` and none is there."""
+        try:
+            flags = CLOEXEC | (socket.MSG_WAITALL if wait else DONTWAIT)
+            header, ancillary, _, _ = self.recvmsg(_HEADER.size, _ANCILLARY, flags)
+            if len(header) < _HEADER.size:
+                return None
+            kind, size = _HEADER.unpack(header)
+            body = self.recv(size, socket.MSG_WAITALL) if size else b""
+        except ConnectionResetError:  # the other side died with messages of ours unread
+            return None
+        raw = _DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else None
+        return kind.rstrip(b"\0").decode(), body, raw
+
+
+def channel() -> tuple[Channel, Channel]:
+    """The two ends of a new channel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return Channel(fileno=ours.detach()), Channel(fileno=theirs.detach())
+
+
+# -- waiting ----------------------------------------------------------------------------------------------------------
+
+
+class _PollPoller:
+    """`select.epoll`'s interface over `select.poll`, for systems without epoll."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self.register = self._poll.register
+        self.modify = self._poll.modify
+        self.unregister = self._poll.unregister
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        return self._poll.poll(None if timeout is None else max(0.0, timeout * 1000))
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        """Nothing to close: poll(2) has no descriptor."""
+
+
+def poller() -> Any:
+    """A readiness poller with `select.epoll`'s interface."""
+    return select.epoll() if hasattr(select, "epoll") else _PollPoller()
+
+
+class SignalInbox:
+    """Signals as bytes to read: the handlers do nothing, the interpreter writes each number into a socket.
+
+    Use in the main thread; `restore()` gives the process back its own handlers (a library's caller wants them).
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._theirs.setblocking(False)
+        self._old_wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
+        self._old = {}
+        for name in names:
+            number = getattr(signal, name)
+            self._old[number] = signal.signal(number, _ignore)
+
+    def fileno(self) -> int:
+        """Becomes readable when a signal has come."""
+        return self._ours.fileno()
+
+    def receive(self) -> list[str]:
+        """The names of the signals that came since the last time."""
+        try:
+            return [signal.Signals(number).name for number in self._ours.recv(4096)]
+        except BlockingIOError:
+            return []
+
+    def restore(self) -> None:
+        """Put back the handlers that were there before."""
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._ours.close()
+        self._theirs.close()
+
+
+def _ignore(*_: Any) -> None:
+    """A handler and not SIG_IGN, which a handler's own subprocesses would inherit."""
+
+
+def close_raw(raw: int) -> None:
+    """Close a connection that nobody has made a `Connection` of."""
+    os.close(raw)
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def default_start_method() -> str:
+    """fork where it is safe (Linux), spawn elsewhere (macOS: its frameworks do not survive a fork)."""
+    return "fork" if hasattr(select, "epoll") else "spawn"
+
+
+def start_methods() -> tuple[str, ...]:
+    """The start methods that work on this system."""
+    return ("fork", "forkserver", "spawn")
+
+
+def open_descriptors() -> set[int]:
+    """The numbers of all open descriptors of this process."""
+    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    numbers = {int(name) for name in os.listdir(folder)}
+    return {number for number in numbers if _is_open(number)}  # the listing's own descriptor is closed by now
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def child_hygiene(keep: Iterable[int] | None = None) -> None:
+    """In a new child of ours: close every descriptor but `keep`, and leave signals to the master.
+
+    keep: None in a fresh interpreter, which has only what it was given.
+
+    A child that kept the listener would make a dead server look alive, one that kept the lock would keep it locked.
+    SIGINT and SIGTERM reach a whole terminal or service group: the master decides what they mean.
+    """
+    if keep is not None:
+        for number in sorted(open_descriptors() - set(keep) - {0, 1, 2}):
+            with contextlib.suppress(OSError):
+                os.close(number)
+    signal.set_wakeup_fd(-1)
+    for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU"):
+        signal.signal(getattr(signal, name), _ignore)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def announce_descriptors(*things: Any) -> list[int]:
+    """The descriptor numbers of sockets, pollers or numbers, for `child_hygiene(keep=...)`."""
+    return [thing if isinstance(thing, int) else thing.fileno() for thing in things]
+
+
+def answer_timeouts_with(reply: Callable[[], None], log_descriptor: int) -> None:
+    """In a worker: on the master's word, dump all stacks (also from C code), or run `reply`."""
+    faulthandler.register(signal.SIGUSR1, file=log_descriptor, all_threads=True, chain=False)
+    signal.signal(signal.SIGUSR2, lambda *_: reply())
+
+
+class Process:
+    """A worker as the master knows it: a process that cannot be confused with another that gets its pid later.
+
+    (Where there are no pidfds, the template's not having reaped it yet has to do.)
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._handle = os.pidfd_open(pid)
+        except (AttributeError, OSError):  # no pidfds here, or it is gone already
+            self._handle = -1
+
+    def ask_for_stacks(self) -> None:
+        """Have it write the stacks of all its threads into the log."""
+        self._send(signal.SIGUSR1)
+
+    def ask_for_last_words(self) -> None:
+        """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""
+        self._send(signal.SIGUSR2)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._send(signal.SIGKILL)
+
+    def close(self) -> None:
+        """It has been reaped."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = self.pid = -1
+
+    def _send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._handle >= 0:
+                signal.pidfd_send_signal(self._handle, number)
+            elif self.pid > 0:
+                os.kill(self.pid, number)
+
+
+def become_daemon_child() -> None:
+    """Detach from the caller's terminal and session (setsid(2))."""
+    os.setsid()
+
+
+def descriptor_limit() -> int:
+    """How many descriptors this process may have open (RLIMIT_NOFILE, soft)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit if limit != resource.RLIM_INFINITY else 1 << 20
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process, of this one if none is named, in bytes.
+
+    From /proc/PID/statm; elsewhere this process's peak (getrusage(2)), and 0 for another.
+    """
+    try:
+        with open(f"/proc/{pid or 'self'}/statm", "rb") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if pid is None else 0
+
+
+class SharedMemory:
+    """Memory that the master and its workers see: an unnamed file, so that nothing is left however all die."""
+
+    def __init__(self, size: int, descriptor: int | None = None) -> None:
+        self._descriptor = _unnamed_file(size) if descriptor is None else descriptor
+        self.size = size
+        self.buffer = mmap.mmap(self._descriptor, size)
+
+    def fileno(self) -> int:
+        """The descriptor behind it."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping goes with its last user."""
+        os.close(self._descriptor)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rebuild_memory, (self.size, reduction.DupFd(self._descriptor))
+
+
+def _rebuild_memory(size: int, duplicate: Any) -> SharedMemory:
+    return SharedMemory(size, duplicate.detach())
+
+
+def _unnamed_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("ipcsrv-scoreboard")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor

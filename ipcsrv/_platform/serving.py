@@ -1,0 +1,99 @@
+"""The server's half of the platform seam: the contract, and the one choice of system for it.
+
+Everything above this floor is the same code on every system.  What a system must offer (each name is
+implemented by `posix_serving` and `windows_serving`, and checked by one routine in `tests/contract`):
+
+`Rendezvous(path, ...)`
+    The server's place in the world: `claim()` takes the lock for the life of the process, looks at what is at the
+    path, clears a stale socket, binds and listens (PROTOCOL.md section 3); `accept()` gives the next raw connection
+    or raises `BlockingIOError`; `still_ours()`; `withdraw()` removes the path so that nobody new can come, while
+    those who came can still be accepted; `close()` leaves no file behind.
+`Connection(raw)`
+    A connected client in a worker: `recv(size, DONTWAIT)`, `send(data, DONTWAIT)`, `sendmsg(buffers, (), DONTWAIT)`
+    with the meaning of the socket calls, `BlockingIOError` where they would wait; `credentials()`, `peer()`,
+    `gone()`, `shutdown_both()`, `close()`, `detach() -> raw`, `fileno()`.
+`queue() -> (QueueWriter, QueueReader)`
+    The kernel's queue of connections between the master and one generation of workers.  `put(raw, stamp)` hands one
+    over and closes the master's copy, or raises `BlockingIOError` when the queue is full; `retire()` makes whichever
+    worker takes it leave; closing the writer is the drain.  `get(wait)` gives `(raw, stamp)`, `RETIRE` or `END`.
+`channel() -> (Channel, Channel)`
+    A private pipe between the master and one child: `send(kind, body, raw)`, `receive(wait)`; a message may carry a
+    connection back.  Its end is how either side learns that the other died.
+`poller()`
+    The interface of `select.epoll`: register, modify, unregister, poll(seconds) -> [(fileno, READ | WRITE | HANGUP)].
+`Process(pid)`
+    A worker, for the master: `ask_for_stacks()`, `ask_for_last_words()`, `kill()`, `close()`.
+`SharedMemory(size)`
+    `.buffer`, a writable buffer that children see too; travels to a spawned child as an argument.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "win32":
+    from .windows_serving import (
+        DONTWAIT,
+        END,
+        HANGUP,
+        LOST,
+        READ,
+        RETIRE,
+        SHARED,
+        WRITE,
+        Admission,
+        Channel,
+        Connection,
+        Process,
+        QueueReader,
+        QueueWriter,
+        Rendezvous,
+        SharedMemory,
+        SignalInbox,
+        announce_descriptors,
+        answer_timeouts_with,
+        become_daemon_child,
+        channel,
+        child_hygiene,
+        close_raw,
+        default_start_method,
+        descriptor_limit,
+        open_descriptors,
+        poller,
+        queue,
+        resident_bytes,
+        start_methods,
+    )
+else:
+    from .posix_serving import (
+        DONTWAIT,
+        END,
+        HANGUP,
+        LOST,
+        READ,
+        RETIRE,
+        SHARED,
+        WRITE,
+        Admission,
+        Channel,
+        Connection,
+        Process,
+        QueueReader,
+        QueueWriter,
+        Rendezvous,
+        SharedMemory,
+        SignalInbox,
+        announce_descriptors,
+        answer_timeouts_with,
+        become_daemon_child,
+        channel,
+        child_hygiene,
+        close_raw,
+        default_start_method,
+        descriptor_limit,
+        open_descriptors,
+        poller,
+        queue,
+        resident_bytes,
+        start_methods,
+    )

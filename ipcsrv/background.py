@@ -1,0 +1,88 @@
+"""A server in a process of its own: what the new process runs, and the order that it is given.
+
+Whoever starts it (`server`) writes one pickled `Order` to its standard input and reads its reports from its standard
+output, both private pipes: first that it listens or why it does not, last how it ended.  What handlers print goes
+to standard error.  Unless it is detached, the server stops when its standard input ends, so it does not outlive a
+starter that was killed.
+
+The process is a fresh interpreter, never a fork: its starter may have threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+from dataclasses import dataclass
+from typing import IO, Any
+
+from .errors import IpcError, StartError
+from .handlers import HandlerSource
+from .master import Master
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to serve, and the surroundings in which the handler is found."""
+
+    path: str
+    source: HandlerSource
+    settings: str
+    preparation: dict[str, Any]  # multiprocessing's: the starter's sys.path and main module
+    detached: bool
+
+
+def main() -> None:
+    """Serve as ordered on standard input."""
+    order_stream, reports = _private_pipes()
+    order = pickle.load(order_stream)
+    status = 0
+    try:
+        _prepare(order.preparation)
+        _serve(order, order_stream, reports)
+    except IpcError as error:
+        _report(reports, error)
+        status = error.exit_code
+    except Exception as error:  # a fault of ours: its starter, or the log, must have it
+        import traceback
+
+        text = traceback.format_exc()
+        _report(reports, StartError(f"{type(error).__name__}: {error}", traceback_text=text))
+        sys.stderr.write(text)
+        status = 1
+    else:
+        _report(reports, None)
+    raise SystemExit(status)
+
+
+def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """The order's and the reports' pipes, moved away from where handlers and their children would find them."""
+    order = os.fdopen(os.dup(0), "rb")
+    reports = os.fdopen(os.dup(1), "wb", buffering=0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return order, reports
+
+
+def _prepare(preparation: dict[str, Any]) -> None:
+    from multiprocessing import spawn
+
+    spawn.prepare(preparation)
+
+
+def _serve(order: Order, order_stream: IO[bytes], reports: IO[bytes]) -> None:
+    settings = Settings.from_json(order.settings)
+    master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}),
+                    on_listening=lambda master: _report(reports, master.record()))
+    if not order.detached:
+        master.watch_lifeline(order_stream.fileno())
+    master.run()
+
+
+def _report(reports: IO[bytes], content: object) -> None:
+    with contextlib.suppress(OSError):  # a starter that has gone need not know
+        reports.write(pickle.dumps(content))

@@ -1,0 +1,292 @@
+"""The long way through an exchange: what did not come in one read, or does not go out in one write.  In the worker.
+
+Nearly every request is answered by `worker.Worker` in one stroke, without ever having to wait.  What is left
+over comes here: requests in pieces or pipelined, long or streamed responses, clients that stall in the middle of either.
+A `Conversation` runs until it would have to wait, then says for what and how long, so that its worker serves others
+meanwhile; a stalled client costs a descriptor and a few kilobytes, not a worker.
+
+It is a generator that yields `(mask, seconds)` and is resumed when the connection is ready, or has `Stalled` thrown
+into it when the time is over.  It returns True if the connection is whole and silent, False if it is done for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from . import scoreboard
+from ._platform.serving import DONTWAIT, READ, WRITE, Connection
+from .exchange import PeerClosed, RequestReceived, ServerExchange, Truncated, failure_packet
+from .request import QUIT
+from .streaming import Coalescer, Gone
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+    Wait = Generator[tuple[int, float], None, bool]
+
+RECEIVE_SIZE = 256 * 1024  # bytes; more than the kernel's buffer of a Unix socket holds
+BUFFERS_A_CALL = 16  # half a MiB of packets: more than a send buffer takes
+TURN = 16  # pipelined requests that are served before the others of this worker have theirs
+LOG_LIMIT = 200  # characters of a reason that are logged
+
+
+class Stalled(Exception):
+    """Thrown into a conversation that waited for too long."""
+
+
+class Failure(Exception):
+    """What the client is answered in place of a response: `ERR code message`."""
+
+    def __init__(self, code: str, message: str, counter: int) -> None:
+        super().__init__(message)
+        self.code, self.message, self.counter = code, message, counter
+
+
+class Conversation:
+    """A connection whose exchange takes longer than one stroke.
+
+    `steps` is the generator; `mask` and `due` (monotonic seconds) are what it waits for and until when.
+    """
+
+    __slots__ = ("_exchange", "_served", "_worker", "connection", "due", "mask", "steps")
+
+    def __init__(self, worker: Worker, connection: Connection, data: bytes) -> None:
+        self._worker = worker
+        self._exchange = ServerExchange(worker.settings.max_request_size)
+        if data:
+            self._exchange.receive_data(data)
+        self._served = 0
+        self.connection = connection
+        self.mask, self.due = READ, 0.0
+        self.steps = self._run()
+
+    def answer_first(self, response: Any) -> None:
+        """Begin with the response to the request in the data given: it has been handled already."""
+        self._exchange.next_event()
+        self.steps = self._run(self._respond(response))
+
+    def send_first(self, unsent: bytes) -> None:
+        """Begin with what is left of that response's packets."""
+        self._exchange.next_event()
+        self._exchange.end_response()
+        self.steps = self._run(self._send([unsent]))
+
+    # -- the course of it -------------------------------------------------------------------------------------------
+
+    def _run(self, response: Generator[tuple[int, float], None, None] | None = None) -> Wait:
+        try:
+            if response is not None:
+                whole = yield from self._complete(response)
+                if not whole or not self._exchange.buffered:
+                    return whole
+            while True:
+                payload = yield from self._read()
+                if payload is None or not (yield from self._answer(payload)):
+                    return False
+                if not self._exchange.buffered:
+                    return True
+        except (Gone, ConnectionError):
+            self._worker.count(scoreboard.CANCELLED)
+            return False
+
+    def _complete(self, response: Generator[tuple[int, float], None, None]) -> Wait:
+        """Send a response to its end; False if that failed, and with it the connection."""
+        try:
+            yield from response
+        except Failure as failure:
+            return (yield from self._fail(failure))
+        except Stalled:
+            return self._stalled_writing()
+        self._worker.count(scoreboard.OK)
+        return True
+
+    def _read(self) -> Generator[tuple[int, float], None, bytes | None]:
+        """The next request's payload, or None when there is none to be had."""
+        while True:
+            event = self._exchange.next_event()
+            if event is not None:
+                break
+            try:
+                data = yield from self._receive()
+            except Stalled:
+                yield from self._refuse("timeout", "the request was not complete in time")
+                return None
+            if data:
+                self._exchange.receive_data(data)
+            else:
+                self._exchange.receive_eof()
+        if isinstance(event, RequestReceived):
+            return event.payload
+        if isinstance(event, PeerClosed):
+            return None
+        if isinstance(event, Truncated):
+            self._worker.note_malformed(self.connection, "the request ends in the middle")
+            return None
+        yield from self._refuse(event.code, event.message)
+        return None
+
+    def _receive(self) -> Generator[tuple[int, float], None, bytes]:
+        due = None
+        while True:
+            try:
+                return self.connection.recv(RECEIVE_SIZE, DONTWAIT)
+            except BlockingIOError:
+                now = self._worker.clock()
+                due = due or now + self._worker.settings.read_timeout
+                yield READ, due
+
+    def _answer(self, payload: bytes) -> Wait:
+        worker = self._worker
+        self._served += 1
+        if self._served % TURN == 0:
+            yield WRITE, worker.clock() + worker.settings.write_timeout  # writable at once: let the others have a turn
+        try:
+            response = worker.handle(self.connection, payload)
+        except Failure as failure:
+            return (yield from self._fail(failure))
+        return (yield from self._complete(self._respond(response)))
+
+    # -- responses --------------------------------------------------------------------------------------------------
+
+    def _respond(self, response: Any) -> Generator[tuple[int, float], None, None]:
+        """Send a response and move the exchange on to the next request."""
+        if response is None or response is QUIT:
+            yield from self._send(self._exchange.respond(b""))
+            if response is QUIT:
+                self._worker.quit()
+            return
+        whole = as_bytes_like(response)
+        if whole is not None:
+            self._check_size(len(whole))
+            self._worker.count_out(len(whole))
+            yield from self._send(self._exchange.respond(whole))
+        elif isinstance(response, Iterable) and not isinstance(response, str):
+            yield from self._stream(response)
+        else:
+            raise wrong_type("a handler", response)
+
+    def _stream(self, chunks: Iterable[Any]) -> Generator[tuple[int, float], None, None]:
+        iterator = iter(chunks)
+        with self._worker.flusher.stream(self.connection) as stream:
+            try:
+                yield from self._gather(iterator, stream)
+            except Failure:
+                yield from self._finish(stream)  # so that the failure reply does not fall into a packet
+                raise
+            finally:
+                close_iterator(iterator)
+            self._worker.count_out(stream.total)
+            stream.add_packets(self._exchange.end_response())
+            yield from self._finish(stream)
+
+    def _gather(self, iterator: Iterator[Any], stream: Coalescer) -> Generator[tuple[int, float], None, None]:
+        """Run the handler's iterator to its end, handing its chunks to the stream."""
+        try:
+            for chunk in iterator:
+                if type(chunk) is not bytes:
+                    chunk = chunk_bytes(chunk)
+                if stream.add(chunk):
+                    stream.flush()
+                    self._check_size(stream.total)
+                    while stream.full:
+                        yield from self._wait_writable()
+                        stream.flush()
+        except (Gone, Stalled, Failure, GeneratorExit):
+            raise
+        except BaseException as error:
+            raise self._worker.handler_failed(error) from None
+        self._check_size(stream.total)
+
+    def _finish(self, stream: Coalescer) -> Generator[tuple[int, float], None, None]:
+        stream.flush()
+        while stream.unsent:
+            yield from self._wait_writable()
+            stream.flush()
+
+    def _check_size(self, size: int) -> None:
+        limit = self._worker.settings.max_response_size
+        if limit is not None and size > limit:
+            raise Failure("too-large", f"a response of more than {limit} bytes", scoreboard.TOO_LARGE)
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def _send(self, buffers: list[Any]) -> Generator[tuple[int, float], None, None]:
+        """Send all of `buffers`, waiting (within write_timeout for any progress) where the client does not read."""
+        sendmsg = self.connection.sendmsg
+        while buffers:
+            try:
+                sent = sendmsg(buffers[:BUFFERS_A_CALL], (), DONTWAIT)
+            except BlockingIOError:
+                yield from self._wait_writable()
+            else:
+                drop_sent(buffers, sent)
+
+    def _wait_writable(self) -> Generator[tuple[int, float], None, None]:
+        yield WRITE, self._worker.clock() + self._worker.settings.write_timeout
+
+    def _fail(self, failure: Failure) -> Wait:
+        self._worker.count(failure.counter)
+        yield from self._say(failure.code, failure.message)
+        return False
+
+    def _refuse(self, code: str, message: str) -> Generator[tuple[int, float], None, None]:
+        self._worker.note_refused(self.connection, code, message)
+        yield from self._say(code, message)
+
+    def _say(self, code: str, message: str) -> Generator[tuple[int, float], None, None]:
+        """Send the failure reply, if the client takes it at once or soon."""
+        try:
+            yield from self._send([failure_packet(code, message)])
+        except Stalled:
+            self._stalled_writing()
+
+    def _stalled_writing(self) -> bool:
+        self._worker.note_stalled(self.connection)
+        return False
+
+
+def as_bytes_like(response: Any) -> Any:
+    """`response` as something with a length in bytes that can be sent, or None if it is not bytes-like."""
+    if isinstance(response, (bytes, bytearray)):
+        return response
+    try:
+        view = memoryview(response)
+    except TypeError:
+        return None
+    return view.cast("B") if view.contiguous else view.tobytes()
+
+
+def chunk_bytes(chunk: Any) -> bytes:
+    """A chunk of a streamed response as bytes; `TypeError` that says what a chunk must be."""
+    data = as_bytes_like(chunk)
+    if data is None:
+        raise TypeError(f"a streamed response's chunks must be bytes-like, not {type(chunk).__name__}")
+    return bytes(data)
+
+
+def wrong_type(who: str, response: Any) -> Failure:
+    """The failure for a response that is none."""
+    hint = "; encode it" if isinstance(response, str) else ""
+    text = f"TypeError: {who} must return bytes-like, an iterable of bytes-like, None or ipcsrv.QUIT"
+    return Failure("handler", f"{text}, not {type(response).__name__}{hint}", scoreboard.HANDLER_ERRORS)
+
+
+def close_iterator(iterator: Any) -> None:
+    """Tell a generator that nobody wants more of it."""
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
+
+
+def drop_sent(buffers: list[Any], sent: int) -> None:
+    """Take the first `sent` bytes off a list of buffers."""
+    count = 0
+    for buffer in buffers:
+        if sent < len(buffer):
+            break
+        sent -= len(buffer)
+        count += 1
+    del buffers[:count]
+    if sent:
+        buffers[0] = memoryview(buffers[0])[sent:]

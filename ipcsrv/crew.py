@@ -1,0 +1,380 @@
+"""The processes of a server: generations, their queues and their workers.  Runs in the master.
+
+`pool.Pool` decides, this does: it carries out the pool's commands and tells it the facts.  It also knows what each
+worker holds in trust: copies of the kept connections in its hands (`worker`, "If it dies"), which are taken back when it
+dies, all but the one that it was reading or answering.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Protocol
+
+from . import commands
+from . import scoreboard as board
+from ._platform import serving
+from ._platform.serving import Channel, Process, QueueReader, QueueWriter, SharedMemory
+from .errors import HandlerImportError, IpcError, StartError
+from .handlers import HandlerSource, fingerprint
+from .commands import Command
+from .pool import Pool
+from .settings import Settings
+from .spawner import START_FAILED, Job, Spawner, spawner_for
+from .worker import TIMED_OUT
+
+log = logging.getLogger("ipcsrv.master")
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Office(Protocol):
+    """What the crew needs of the master around it."""
+
+    def watch(self, key: int, callback: Callable[[], None]) -> None: ...
+    def unwatch(self, key: int) -> None: ...
+    def park(self, raw: int, *, served: bool) -> None: ...
+    def requeue(self, raw: int) -> None: ...
+    def serving_changed(self, queue: QueueWriter) -> None: ...
+    def roster_changed(self) -> None: ...
+    def quit_asked(self) -> None: ...
+    def crew_gone(self) -> None: ...
+
+
+@dataclass
+class Generation:
+    """One generation's processes: where connections go in, where workers take them, who starts workers."""
+
+    number: int
+    writer: QueueWriter | None
+    reader: QueueReader
+    spawner: Spawner
+    retire_pending: int = 0
+
+
+@dataclass
+class Hand:
+    """A worker: its channel, its process once it is born, and the kept connections that it holds, by number."""
+
+    number: int
+    slot: int
+    generation: int
+    channel: Channel | None
+    process: Process | None = None
+    kept: dict[bytes, int] = field(default_factory=dict)
+    reason: str | None = None
+    traceback_text: str | None = None
+
+
+class Crew:
+    """Carries out what the pool decides (see above).
+
+    inherited: descriptors that were open before the server began, which its children keep.
+    """
+
+    def __init__(self, office: Office, settings: Settings, source: HandlerSource, inherited: frozenset[int]) -> None:
+        assert settings.workers is not None
+        self._office, self._settings, self._source, self._inherited = office, settings, source, inherited
+        self._slots = max(4, 4 * settings.workers)
+        self._memory = SharedMemory(board.size(self._slots))
+        self.scoreboard = board.Scoreboard(self._memory.buffer, self._slots)
+        self.pool = Pool(settings.workers, startup_timeout=settings.startup_timeout,
+                         drain_timeout=settings.drain_timeout, max_slots=self._slots, rng=random.Random())
+        self.hands: dict[int, Hand] = {}
+        self._generations: dict[int, Generation] = {}
+        self._past: list[Spawner] = []  # of generations that are over; their templates may still be on their way out
+        self.slot_restarts: dict[int, int] = {}
+        self.fingerprint = ""
+        self.failure: IpcError | None = None
+        self._import_error: HandlerImportError | None = None
+        self._do: dict[type, Callable[[Any], None]] = {
+            commands.StartGeneration: self._start_generation,
+            commands.Spawn: self._spawn,
+            commands.RetireOne: self._retire_one,
+            commands.EndGeneration: self._end_generation,
+            commands.SwitchTo: self._switch_to,
+            commands.DumpStacks: self._dump_stacks,
+            commands.TimeOut: self._time_out,
+            commands.Kill: self._kill,
+            commands.Report: lambda report: log.log(_LEVELS[report.level], "%s", report.text),
+            commands.GiveUp: self._give_up,
+            commands.Stopped: lambda _: self._office.crew_gone(),
+        }
+
+    def obey(self, decided: list[Command]) -> None:
+        """Carry out commands of the pool's."""
+        for command in decided:
+            self._do[type(command)](command)
+
+    def close(self) -> None:
+        """Let go of what is left, when everybody has gone."""
+        for generation in self._generations.values():
+            generation.spawner.close()
+            generation.reader.close()
+            if generation.writer is not None:
+                generation.writer.close()
+        for spawner in self._past:
+            spawner.close()
+        self._generations.clear()
+        self.scoreboard.release()
+        self._memory.close()
+
+    # -- carrying out -------------------------------------------------------------------------------------------------
+
+    def _start_generation(self, command: commands.StartGeneration) -> None:
+        writer, reader = serving.queue()
+        job = Job(command.generation, self._settings, self._source, reader, self._memory, self._slots, self._inherited)
+        spawner = spawner_for(job, self)
+        self.fingerprint = fingerprint(self._source.target)
+        self._generations[command.generation] = Generation(command.generation, writer, reader, spawner)
+        spawner.begin()
+
+    def _spawn(self, command: commands.Spawn) -> None:
+        ours, theirs = serving.channel()
+        hand = Hand(command.worker, command.slot, command.generation, ours)
+        self.hands[command.worker] = hand
+        self.scoreboard.clear(command.slot)
+        self._office.watch(ours.fileno(), lambda: self._hear(hand))
+        self._generations[command.generation].spawner.spawn(command.worker, command.slot, theirs)
+
+    def _retire_one(self, command: commands.RetireOne) -> None:
+        self._generations[command.generation].retire_pending += 1
+        self.send_retirements()
+
+    def send_retirements(self) -> None:
+        """Put the messages that make workers leave into the queues, as far as these have room."""
+        for generation in self._generations.values():
+            while generation.retire_pending and generation.writer is not None:
+                try:
+                    generation.writer.retire()
+                except BlockingIOError:
+                    break
+                generation.retire_pending -= 1
+
+    def _end_generation(self, command: commands.EndGeneration) -> None:
+        generation = self._generations[command.generation]
+        if generation.writer is not None:
+            generation.writer.close()  # the drain: workers empty the queue, see its end, and go
+            generation.writer = None
+        generation.spawner.end()
+        self._forget_generations()
+
+    def _switch_to(self, command: commands.SwitchTo) -> None:
+        writer = self._generations[command.generation].writer
+        assert writer is not None
+        self._office.serving_changed(writer)
+
+    def _dump_stacks(self, command: commands.DumpStacks) -> None:
+        self.dump_stacks(command.worker)
+
+    def dump_stacks(self, number: int) -> bool:
+        """Have a worker's stacks written into the log; False if there is no such worker."""
+        hand = self.hands.get(number)
+        if hand is None or hand.process is None:
+            return False
+        log.warning("stacks of worker %d (pid %d) follow", number, hand.process.pid)
+        hand.process.ask_for_stacks()
+        return True
+
+    def _time_out(self, command: commands.TimeOut) -> None:
+        hand = self.hands[command.worker]
+        self.scoreboard.words(hand.slot)[board.VERDICT] = board.VERDICTS.index(command.code)
+        if hand.process is not None:
+            hand.process.ask_for_last_words()
+
+    def _kill(self, command: commands.Kill) -> None:
+        hand = self.hands[command.worker]
+        if hand.process is not None:
+            log.warning("killing worker %d (pid %d): %s", hand.number, hand.process.pid, command.reason)
+            hand.process.kill()
+
+    def _give_up(self, command: commands.GiveUp) -> None:
+        started = self.pool.generation > 1 or self.pool.restarts
+        if self._import_error is not None and not started:
+            self.failure = self._import_error
+        else:
+            self.failure = StartError(command.reason, self._settings.log_file, command.traceback)
+        log.error("giving up: %s%s", command.reason, f"\n{command.traceback}" if command.traceback else "")
+
+    # -- facts from the spawner ---------------------------------------------------------------------------------------
+
+    def watch(self, key: int, callback: Callable[[], None]) -> None:
+        """Call back when `key` is ready."""
+        self._office.watch(key, callback)
+
+    def unwatch(self, key: int) -> None:
+        """Stop that."""
+        self._office.unwatch(key)
+
+    def generation_ready(self, generation: int) -> None:
+        """Workers can be spawned."""
+        self.obey(self.pool.generation_ready(generation, monotonic()))
+
+    def generation_failed(self, generation: int, reason: str, traceback_text: str | None) -> None:
+        """The template could not import the handler, or be started."""
+        self._import_error = HandlerImportError(self._source.target, traceback_text, _without_target(reason, self._source))
+        self.obey(self.pool.generation_failed(generation, reason, traceback_text, monotonic()))
+
+    def generation_lost(self, generation: int) -> None:
+        """The template has died: nobody can tell us any more how its workers end."""
+        self.obey(self.pool.generation_lost(generation, "its template process died", monotonic()))
+        for hand in [hand for hand in self.hands.values() if hand.generation == generation and hand.channel is None]:
+            self.dead(hand.number, None)
+
+    def born(self, number: int, pid: int) -> None:
+        """A worker has a process."""
+        hand = self.hands.get(number)
+        if hand is not None:
+            hand.process = Process(pid)
+            self._office.roster_changed()
+
+    def pids(self) -> list[int]:
+        """The processes of all workers."""
+        return [hand.process.pid for hand in self.hands.values() if hand.process is not None]
+
+    def spawn_failed(self, number: int, reason: str) -> None:
+        """A worker could not be started now."""
+        hand = self.hands.pop(number, None)
+        if hand is not None:
+            self._close_channel(hand)
+        self.obey(self.pool.spawn_failed(number, reason, monotonic()))
+
+    def dead(self, number: int, status: int | None) -> None:
+        """A worker has been reaped: take back what it held, and count what it did."""
+        hand = self.hands.get(number)
+        if hand is None:
+            return
+        while hand.channel is not None and self._hear(hand):
+            pass  # what it said before it died
+        self._close_channel(hand)
+        del self.hands[number]
+        served = self._settle_estate(hand)
+        if hand.process is not None:
+            hand.process.close()
+        reason = hand.reason or describe(status)
+        self._note_death(hand, status, reason)
+        self.slot_restarts[hand.slot] = self.slot_restarts.get(hand.slot, 0) + 1
+        self.obey(self.pool.exited(number, status, reason, monotonic(), traceback=hand.traceback_text, served=served))
+        self._forget_generations()
+        self._office.roster_changed()
+
+    def _note_death(self, hand: Hand, status: int | None, reason: str) -> None:
+        if status not in (0, START_FAILED):
+            log.warning("worker %d (slot %d) %s", hand.number, hand.slot, reason)
+
+    def _settle_estate(self, hand: Hand) -> bool:
+        """Close the connection that a dead worker had in hand, take the others back; whether it had served anyone."""
+        words = self.scoreboard.words(hand.slot)
+        if words[board.SINCE_NS]:
+            words[board.LOST] += 1
+        in_hand = b"%d" % words[board.CURRENT]
+        for number, raw in hand.kept.items():
+            if number == in_hand:
+                serving.close_raw(raw)  # the last copy: its client learns of it now
+            else:
+                self._office.park(raw, served=True)
+        hand.kept.clear()
+        served = bool(words[board.CONNECTIONS])
+        self.scoreboard.fold(hand.slot)
+        return served
+
+    # -- what workers say ---------------------------------------------------------------------------------------------
+
+    def _hear(self, hand: Hand) -> bool:
+        """Read one message of a worker's; False if there was none."""
+        assert hand.channel is not None
+        try:
+            message = hand.channel.hear(wait=False)
+        except BlockingIOError:
+            return False
+        if message is None:
+            self._close_channel(hand)
+            if self._generations[hand.generation].spawner.lost:
+                self.dead(hand.number, None)
+            return False
+        kind, body, raw = message
+        self._heard(hand, kind, body, raw)
+        return True
+
+    def _heard(self, hand: Hand, kind: str, body: bytes, raw: int | None) -> None:
+        if kind == "keep" and raw is not None:
+            hand.kept[body] = raw
+        elif kind == "drop" and body in hand.kept:
+            serving.close_raw(hand.kept.pop(body))
+        elif kind == "back" and body in hand.kept:
+            self._office.park(hand.kept.pop(body), served=True)
+        elif kind in ("kept", "new") and raw is not None:
+            self._office.park(raw, served=kind == "kept")
+        elif kind == "rdy":
+            self.obey(self.pool.ready(hand.number, monotonic()))
+        elif kind == "bye":
+            self.obey(self.pool.leaving(hand.number, monotonic()))
+        elif kind == "quit":
+            self._office.quit_asked()
+        elif kind == "fail":
+            self._start_failed(hand, body)
+
+    def _start_failed(self, hand: Hand, body: bytes) -> None:
+        """A worker says why it cannot start; its exit follows."""
+        import json
+
+        content = json.loads(body)
+        hand.reason, hand.traceback_text = content["reason"], content["traceback"]
+        if content.get("importing"):
+            reason = _without_target(content["reason"], self._source)
+            self._import_error = HandlerImportError(self._source.target, content["traceback"], reason)
+
+    def _close_channel(self, hand: Hand) -> None:
+        if hand.channel is not None:
+            self._office.unwatch(hand.channel.fileno())
+            hand.channel.close()
+            hand.channel = None
+
+    # -- leftovers ----------------------------------------------------------------------------------------------------
+
+    def _forget_generations(self) -> None:
+        """Close the queues of generations that are over; what their workers left in them goes to the next one."""
+        inhabited = {hand.generation for hand in self.hands.values()}
+        for number, generation in list(self._generations.items()):
+            if generation.writer is None and number not in inhabited:
+                del self._generations[number]
+                self._past.append(generation.spawner)
+                for raw in leftovers(generation.reader):
+                    self._office.requeue(raw)
+                generation.reader.close()
+
+
+def leftovers(reader: QueueReader) -> list[int]:
+    """The connections in a queue that nobody else reads any more."""
+    found = []
+    while True:
+        try:
+            item = reader.get(serving.DONTWAIT)
+        except BlockingIOError:
+            return found
+        if item == serving.END:
+            return found
+        if isinstance(item, tuple):
+            found.append(item[0])
+
+
+def describe(status: int | None) -> str:
+    """How a process ended, in words."""
+    if status is None:
+        return "ended (its exit status is not known)"
+    if status == TIMED_OUT:
+        return "ended after request_timeout"
+    if status < 0:
+        try:
+            return f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was killed by signal {-status}"
+    return f"exited with status {status}"
+
+
+def _without_target(reason: str, source: HandlerSource) -> str:
+    return reason.removeprefix(f"handler {source.target}: ")

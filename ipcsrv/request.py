@@ -1,0 +1,76 @@
+"""What a handler is given and what it may give back.  Runs in the worker.
+
+A request *is* its bytes, so that any function from bytes to bytes is a handler as it stands; the context
+(who asks, is he still there, until when) is looked up only when a handler asks for it, so that it costs
+nothing where nobody does.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from .peer import Peer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Response = bytes | bytearray | memoryview | Iterable[bytes | bytearray | memoryview] | None | "Quit"
+
+
+class Connected(Protocol):
+    """What a request asks of the connection that it came over (implemented by the platform seam)."""
+
+    def peer(self) -> Peer:
+        """The client's credentials, as the kernel tells them."""
+
+    def gone(self) -> bool:
+        """True once the client has closed its end."""
+
+
+class Quit(enum.Enum):
+    """The type of `QUIT`."""
+
+    QUIT = "quit"
+
+    def __repr__(self) -> str:
+        return "ipcsrv.QUIT"
+
+
+QUIT: Final = Quit.QUIT
+"""Returned by a handler: the client gets the empty response, then the server drains and stops."""
+
+
+class Request(bytes):
+    """The bytes of one request, with its context.
+
+    `peer` is the client's `Peer(pid, uid, gid)`; `cancelled` turns true once the client has gone away;
+    `deadline` is the `time.monotonic()` second at which `request_timeout` ends it, or None.
+    A `Request` that did not come from a server (a test's own) has no peer, no deadline and is never cancelled.
+    """
+
+    _context: tuple[Connected, int, float | None] | None = None
+
+    @property
+    def peer(self) -> Peer | None:
+        """The client's process, user and group (PROTOCOL.md section 5); None outside a server."""
+        return None if self._context is None else self._context[0].peer()
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the client is gone: whatever is answered, nobody will read it."""
+        return self._context is not None and self._context[0].gone()
+
+    @property
+    def deadline(self) -> float | None:
+        """The `time.monotonic()` second at which the server gives this request up, or None."""
+        if self._context is None or self._context[2] is None:
+            return None
+        return self._context[1] / 1e9 + self._context[2]
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left until `deadline` (never below 0), or None where there is none."""
+        deadline = self.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())

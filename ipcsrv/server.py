@@ -1,0 +1,406 @@
+"""Servers, as a program starts, steers and stops them.  Runs in the caller's process.
+
+`serve` makes the calling process the master, and returns when the server has stopped.  `Server` and `start_daemon` start
+a fresh process for it (`background`), so that a program with threads is never forked, and return only when clients
+can connect; what went wrong over there is raised here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+from . import client, control
+from ._deadline import Deadline
+from ._platform import lifecycle
+from .errors import (
+    AddressInUse, CallTimeout, ConnectionLost, IpcError, NotListening, PathNotFound, ServerError, StartError,
+)
+from .handlers import Handler, source_of
+from .settings import Settings, load, make
+from .state import State
+
+_BOOT = "import sys; sys.path[:0] = [{root!r}]; from ipcsrv.background import main; main()"
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_POLL = 0.01  # seconds between looks at what has no event: a file that is to vanish
+_START_MARGIN = 5.0  # seconds that a start may take beyond startup_timeout
+
+
+# -- in the foreground ------------------------------------------------------------------------------------------------
+
+
+def serve(path: str | os.PathLike[str], handler: str | Handler, **settings: Any) -> None:
+    """Serve `handler` at `path` until the server is stopped; this process is its master.
+
+    handler: a callable, or `MODULE:NAME`; settings: see docs/settings.md (`IPCSRV_*` variables apply too).
+    SIGTERM and SIGINT drain and stop it, if this is the main thread.  With the start method `fork` any callable will
+    do; elsewhere it must be importable by name.  A process with several threads is not forked: its workers are forked
+    from a fresh process.
+
+    Raises `AddressInUse`, `InvalidPath`, `HandlerImportError`, `SettingsError`, `StartError`, and `SocketStolen` if
+    its path was taken away.
+    """
+    chosen = _unforked(_chosen(settings))
+    _run_master(os.fspath(path), handler, chosen, own_process=False)
+
+
+def run_foreground(path: str, target: str, settings: Settings,
+                   banner: Callable[[dict[str, Any]], None] | None = None) -> int:
+    """Serve in this process for the command line; `banner` is called with what to print once clients can connect."""
+    _run_master(path, target, settings, banner)
+    return 0
+
+
+def _run_master(path: str, handler: str | Handler, settings: Settings,
+                banner: Callable[[dict[str, Any]], None] | None = None, own_process: bool = True) -> None:
+    from ._platform import serving
+    from .master import Master
+
+    method = settings.resolved(serving.default_start_method()).start_method
+    source = source_of(handler, inherit=method == "fork")
+
+    def listening(master: Master) -> None:
+        if banner is not None:
+            banner(master.record())
+
+    inherited = frozenset(serving.open_descriptors())
+    Master(path, source, settings, inherited=inherited, on_listening=listening, own_process=own_process).run()
+
+
+def _chosen(settings: dict[str, Any]) -> Settings:
+    return load(settings, environ=os.environ)[0]
+
+
+def _unforked(settings: Settings) -> Settings:
+    """Settings under which this process is not forked while it has other threads."""
+    from dataclasses import replace
+
+    from ._platform import serving
+
+    method = settings.resolved(serving.default_start_method()).start_method
+    if method == "fork" and threading.active_count() > 1:
+        return replace(settings, start_method="forkserver")
+    return settings
+
+
+# -- in the background ------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A server in background processes, for as long as this object (or this process) wants it.
+
+        with ipcsrv.Server("./z.sock", "zlib:compress", workers=4) as server:
+            ...
+            server.wait()
+
+    The arguments are those of `serve`; the handler must be importable by name, or picklable.  `start` returns when
+    clients can connect, and raises what kept the server from it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], handler: str | Handler, **settings: Any) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self._source = source_of(handler)
+        self._settings = _chosen(settings)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.pid: int | None = None
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, timeout: float | None = None) -> None:
+        """Start the server; returns when clients can connect.
+
+        timeout: in seconds; `startup_timeout` and a little more if not given.  Raises as `serve` does, and
+        `StartError` where it does not listen in time.
+        """
+        if self._process is not None:
+            raise StartError("it runs already")
+        self._process, record = _launch(self.path, self._source, self._settings, timeout, detached=False)
+        self.pid = record["pid"]
+
+    def stop(self, timeout: float | None = None, *, now: bool = False) -> None:
+        """Drain (not if `now`) and stop; returns when every process, the socket and the lock are gone.
+
+        timeout: in seconds, after which `CallTimeout` is raised; None waits as long as `drain_timeout` allows.
+        """
+        process = self._process
+        if process is None:
+            return
+        if now:
+            _stop_now(self.path, process)
+        assert process.stdin is not None
+        process.stdin.close()  # the server stops at the end of its lifeline
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise CallTimeout(self.path, timeout) from None
+        self._forget()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the server has stopped by itself; raises what ended it, or `CallTimeout`."""
+        process = self._process
+        if process is None:
+            return
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise CallTimeout(self.path, timeout) from None
+        assert process.stdout is not None
+        ending = _next_report(process.stdout)
+        self._forget()
+        if isinstance(ending, IpcError):
+            raise ending
+
+    def reload(self) -> None:
+        """New workers with freshly imported code; returns when they serve, raises `ServerError` if they do not."""
+        reload(self.path)
+
+    def scale(self, workers: int) -> None:
+        """Have so many workers."""
+        scale(self.path, workers)
+
+    def status(self) -> dict[str, Any]:
+        """What the server says of itself (docs/control.md)."""
+        return status(self.path)
+
+    def _forget(self) -> None:
+        process, self._process = self._process, None
+        self.pid = None
+        if process is not None:
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+
+def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeout: float | None = None) -> dict[str, Any]:
+    """Start a server that outlives this process; returns what it says of itself (pid, log_file, ...) once it listens.
+
+    Its standard streams are closed and its log goes to `log_file`, or to a file of the user's state folder.
+    timeout: in seconds; `startup_timeout` and a little more if not given.  Raises as `Server.start` does.
+    """
+    from dataclasses import replace
+
+    if settings.log_file is None:
+        settings = replace(settings, log_file=default_log_file(path))
+    elif not os.path.isabs(settings.log_file):
+        settings = replace(settings, log_file=os.path.abspath(settings.log_file))
+    process, record = _launch(os.path.abspath(path), source_of(target), settings, timeout, detached=True)
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        stream.close()
+    process.returncode = 0  # it is nobody's child to wait for: no ResourceWarning that it still runs
+    return record
+
+
+def ensure_running(path: str | os.PathLike[str], target: str | Handler, *, timeout: float | None = 30.0,
+                   **settings: Any) -> bool:
+    """Start a server at `path` in the background unless one listens there; True if this call started it.
+
+    Of any number of callers at the same time one starts it; all return when clients can connect.
+    timeout: in seconds, for all of it.  Raises as `Server.start` does.
+    """
+    path, deadline = os.fspath(path), Deadline(timeout)
+    while client.active_state(path) is not State.LISTENING:
+        try:
+            start_daemon(path, target, _chosen(settings), timeout=deadline.remaining())
+            return True
+        except AddressInUse:
+            if deadline.expired:
+                raise
+        _wait_for_another(path, deadline)
+    return False
+
+
+def _wait_for_another(path: str, deadline: Deadline) -> None:
+    """Another process is starting the server: wait until it listens, or has given up."""
+    while not deadline.expired:
+        if client.active_state(path) is State.LISTENING or not lifecycle.is_locked(path):
+            return
+        time.sleep(_POLL)
+
+
+def default_log_file(path: str) -> str:
+    """Where the log of a detached server goes unless `log_file` says otherwise: in the user's state folder."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    folder = os.path.join(base, "ipcsrv")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    absolute = os.path.abspath(path)
+    digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:8]
+    return os.path.join(folder, f"{os.path.basename(absolute)[:64]}-{digest}.log")
+
+
+def _launch(path: str, source: Any, settings: Settings, timeout: float | None,
+            *, detached: bool) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+    """Start the process, give it its order, and wait for its first report."""
+    order = pickle.dumps(_order(path, source, settings, detached))
+    deadline = Deadline(settings.startup_timeout + _START_MARGIN if timeout is None else timeout)
+    errors = lifecycle.open_log(settings.log_file) if detached else None
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT.format(root=_ROOT)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, **lifecycle.detached() if detached else {},
+        )
+    finally:
+        if errors is not None:
+            os.close(errors)
+    try:
+        return process, _first_report(process, order, deadline, settings)
+    except BaseException:
+        _reap(process)
+        raise
+
+
+def _order(path: str, source: Any, settings: Settings, detached: bool) -> Any:
+    from multiprocessing import spawn
+
+    from .background import Order
+
+    preparation = spawn.get_preparation_data("ipcsrv-master")
+    preparation.pop("authkey", None)  # a secret of the starter's own
+    if source.pickled is None or b"__main__" not in source.pickled:
+        preparation.pop("init_main_from_path", None)  # the handler is not in the main module: leave that alone
+        preparation.pop("init_main_from_name", None)
+    return Order(path, source, settings.to_json(), preparation, detached)
+
+
+def _first_report(process: subprocess.Popen[bytes], order: bytes, deadline: Deadline, settings: Settings) -> dict[str, Any]:
+    """The record of the server that listens now; raises what it reported instead."""
+    assert process.stdin is not None and process.stdout is not None
+    reports: list[Any] = []
+    reader = threading.Thread(target=lambda: reports.append(_next_report(process.stdout)), daemon=True)
+    reader.start()
+    try:
+        process.stdin.write(order)
+        process.stdin.flush()
+    except OSError:
+        pass  # it died: the report says why, or that there is none
+    reader.join(deadline.remaining())
+    if not reports:
+        process.kill()
+        reader.join()
+        raise StartError(f"it did not listen within {deadline.timeout:g} s", settings.log_file)
+    if isinstance(reports[0], IpcError):
+        raise reports[0]
+    if not isinstance(reports[0], dict):
+        raise StartError(f"its process ended with status {process.wait()} before it listened", settings.log_file)
+    return reports[0]
+
+
+def _next_report(stream: IO[bytes] | None) -> Any:
+    """The next report, or None at the end."""
+    assert stream is not None
+    try:
+        return pickle.load(stream)  # from our own child, over a private pipe
+    except (EOFError, OSError, pickle.UnpicklingError):
+        return None
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            try:
+                stream.close()
+            except OSError:
+                pass  # unwritten bytes of the order
+    process.wait()
+
+
+def _stop_now(path: str, process: subprocess.Popen[bytes]) -> None:
+    try:
+        control.request(path, "stop", now=True)
+    except IpcError:
+        process.kill()  # no control socket, or no answer: its workers go by themselves
+
+
+# -- steering a server, wherever it runs ------------------------------------------------------------------------------
+
+
+def status(path: str | os.PathLike[str], timeout: float | None = 5.0) -> dict[str, Any]:
+    """What the server at `path` says of itself (docs/control.md); raises `NotListening`, `CallTimeout`, ..."""
+    return control.request(os.fspath(path), "status", timeout=timeout)
+
+
+def reload(path: str | os.PathLike[str], timeout: float | None = None) -> dict[str, Any]:
+    """Have new workers with freshly imported code; returns when they serve, raises `ServerError` if they do not."""
+    return control.request(os.fspath(path), "reload", timeout=timeout)
+
+
+def scale(path: str | os.PathLike[str], workers: int) -> dict[str, Any]:
+    """Have so many workers; raises `ServerError` for a number that is not possible."""
+    return control.request(os.fspath(path), "scale", workers=workers)
+
+
+def stop(path: str | os.PathLike[str], *, now: bool = False, timeout: float | None = None,
+         report: Callable[[str], None] | None = None) -> None:
+    """Stop the server at `path`; returns when socket, lock and every process are gone.
+
+    now: do not wait for requests in progress; a server that does not answer is killed.
+    timeout: in seconds; if not given, the server's drain_timeout and a little more.
+    report: told, a line at a time, what is being waited for.
+    Raises `NotListening` if there is no server, `CallTimeout` if it is still there at the end.
+    """
+    path = os.path.abspath(os.fspath(path))
+    record = lifecycle.record(path)
+    if record is None:
+        if client.active_state(path) is State.LISTENING:
+            raise ServerError("control", "a server listens there that is not an ipcsrv of yours; stop it in its own way", path)
+        raise (NotListening if os.path.lexists(path) else PathNotFound)(path)
+    drain = record.get("settings", {}).get("drain_timeout") or 0.0
+    deadline = Deadline((10.0 if now else drain + _START_MARGIN) if timeout is None else timeout)
+    _ask_to_stop(path, record, now)
+    if not lifecycle.wait_gone(path, record, deadline if not now else Deadline(2.0), _still_there(path, report)):
+        if not now:
+            raise CallTimeout(path, deadline.timeout)
+        lifecycle.kill_all(path, record)
+        if not lifecycle.wait_gone(path, record, deadline, None):
+            raise CallTimeout(path, deadline.timeout)
+    lifecycle.clean_up(path)
+
+
+def _ask_to_stop(path: str, record: dict[str, Any], now: bool) -> None:
+    """By the control socket; by a signal where it has none, or does not answer."""
+    try:
+        control.request(path, "stop", now=now, timeout=2.0)
+    except ConnectionLost:
+        pass  # it was quicker with stopping than with answering
+    except IpcError:
+        lifecycle.ask_to_stop(record, now)
+
+
+def _still_there(path: str, report: Callable[[str], None] | None) -> Callable[[], None] | None:
+    """What to do every few seconds while waiting: say what for."""
+    if report is None:
+        return None
+
+    def say() -> None:
+        try:
+            workers = control.request(path, "status", timeout=1.0)["workers"]
+        except IpcError:
+            report(f"{path}: still waiting for the server to end")
+            return
+        busy = [f"{worker['pid']} (busy for {worker['busy_seconds']:.0f} s)" for worker in workers if worker["busy_seconds"]]
+        report(f"{path}: waiting for workers {', '.join(busy) or 'to leave'}")
+
+    return say
+
+
+def restart(path: str | os.PathLike[str], timeout: float | None = None) -> dict[str, Any]:
+    """Stop the server at `path` and start it again with the same handler, settings and working directory."""
+    path, deadline = os.path.abspath(os.fspath(path)), Deadline(timeout)
+    record = lifecycle.record(path)
+    if record is None:
+        raise (NotListening if os.path.lexists(path) else PathNotFound)(path)
+    stop(path, timeout=deadline.remaining())
+    settings = make(**{**record["settings"], "chdir": record["settings"].get("chdir") or record["cwd"]})
+    return start_daemon(path, record["handler"], settings, timeout=deadline.remaining())

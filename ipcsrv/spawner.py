@@ -1,0 +1,413 @@
+"""Where workers come from: forked from a template that has imported the handler, or started fresh.
+
+A **template** is a process of one generation.  It imports the handler once, freezes what the garbage collector would
+otherwise write to, and forks a worker whenever the master says so: the workers share its memory, and a reload is a
+new template.  The master itself never imports the handler, so code that does not import cannot hurt it.  With the start
+method `fork` the template is a fork of the master; with `forkserver` a fresh interpreter, for a program whose own
+process must not be forked.  With `spawn` there is no template, and every worker is a fresh interpreter.
+
+Each function's docstring says in which process it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import multiprocessing
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+from . import logs
+from . import scoreboard as board
+from ._platform import serving
+from ._platform.serving import Channel, QueueReader, SharedMemory, SignalInbox
+from .errors import HandlerImportError, IpcError
+from .handlers import Handler, HandlerSource, load_hook
+from .settings import Settings
+from .worker import Worker
+
+log = logging.getLogger("ipcsrv.template")
+
+START_FAILED = 76  # exit status of a worker that could not start; the master has been told why
+_FORK_FAILED = "nope"
+
+
+@dataclass
+class Job:
+    """What the processes of one generation are started with."""
+
+    generation: int
+    settings: Settings
+    source: HandlerSource
+    queue: QueueReader
+    memory: SharedMemory
+    slots: int
+    inherited: frozenset[int]  # descriptors that the caller of the library had open, which its handler may use
+
+
+class Facts(Protocol):
+    """Who is told what happens to a generation's processes: the master."""
+
+    def generation_ready(self, generation: int) -> None: ...
+    def generation_failed(self, generation: int, reason: str, traceback_text: str | None) -> None: ...
+    def generation_lost(self, generation: int) -> None: ...
+    def born(self, number: int, pid: int) -> None: ...
+    def spawn_failed(self, number: int, reason: str) -> None: ...
+    def dead(self, number: int, status: int | None) -> None: ...
+    def watch(self, key: int, callback: Callable[[], None]) -> None: ...
+    def unwatch(self, key: int) -> None: ...
+
+
+class Spawner(Protocol):
+    """Starts and reaps the workers of one generation; runs in the master."""
+
+    lost: bool
+
+    def begin(self) -> None:
+        """Get ready to spawn; `generation_ready` or `generation_failed` follows."""
+
+    def spawn(self, number: int, slot: int, end: Channel) -> None:
+        """Start worker `number`; `born`, and later `dead`, follow, or `spawn_failed`.  Closes our copy of `end`."""
+
+    def end(self) -> None:
+        """No more will be spawned; what has been is still reaped."""
+
+    def close(self) -> None:
+        """Wait for what of it is left, when its workers have gone."""
+
+
+def spawner_for(job: Job, facts: Facts) -> Spawner:
+    """The spawner that the settings ask for."""
+    if job.settings.start_method == "spawn":
+        return FreshSpawner(job, facts)
+    return TemplateSpawner(job, facts)
+
+
+# -- in the master ----------------------------------------------------------------------------------------------------
+
+
+class TemplateSpawner:
+    """Workers forked from a template process (see above)."""
+
+    def __init__(self, job: Job, facts: Facts) -> None:
+        self.lost = False
+        self._job, self._facts = job, facts
+        self._ended = False
+        self._channel: Channel | None = None
+        self._process: BaseProcess | None = None
+
+    def begin(self) -> None:
+        """Start the template."""
+        ours, theirs = serving.channel()
+        method = "fork" if self._job.settings.start_method == "fork" else "spawn"
+        self._channel = ours
+        process = multiprocessing.get_context(method).Process(
+            target=_template, args=(self._job, theirs), name=f"ipcsrv-template-{self._job.generation}")
+        try:
+            with _quiet_about_threads():
+                process.start()
+        except OSError as error:
+            ours.close()
+            self._channel = None
+            self._facts.generation_failed(self._job.generation, f"its template cannot be started: {error}", None)
+            return
+        finally:
+            theirs.close()
+        self._process = process
+        self._facts.watch(ours.fileno(), self._hear)
+
+    def spawn(self, number: int, slot: int, end: Channel) -> None:
+        """Tell the template to fork a worker."""
+        order = json.dumps({"number": number, "slot": slot}).encode()
+        try:
+            if self._channel is None:
+                raise BrokenPipeError("its template is gone")
+            self._channel.tell("fork", order, end.fileno(), keep=True)
+        except OSError as error:
+            self._facts.spawn_failed(number, str(error))
+        finally:
+            end.close()
+
+    def end(self) -> None:
+        """Tell the template to go once its workers have gone."""
+        self._ended = True
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.tell("end")
+
+    def close(self) -> None:
+        """Wait for the template, which has nothing left to do."""
+        if self._channel is not None:
+            self._close()
+
+    def _hear(self) -> None:
+        assert self._channel is not None
+        try:
+            message = self._channel.hear(wait=False)
+        except BlockingIOError:
+            return
+        if message is None:
+            self._close()
+            return
+        kind, body, _ = message
+        content = json.loads(body) if body else {}
+        if kind == "load":
+            self._facts.generation_ready(self._job.generation)
+        elif kind == "fail":
+            self._facts.generation_failed(self._job.generation, content["reason"], content["traceback"])
+        elif kind == "born":
+            self._facts.born(content["number"], content["pid"])
+        elif kind == "dead":
+            self._facts.dead(content["number"], content["status"])
+        elif kind == _FORK_FAILED:
+            self._facts.spawn_failed(content["number"], content["reason"])
+
+    def _close(self) -> None:
+        assert self._channel is not None and self._process is not None
+        self._facts.unwatch(self._channel.fileno())
+        self._channel.close()
+        self._channel = None
+        self._process.join()  # its end of the channel is closed, so it is gone or going
+        self._process.close()
+        self.lost = True
+        if not self._ended:
+            self._facts.generation_lost(self._job.generation)
+
+
+class FreshSpawner:
+    """Workers that are fresh interpreters, children of the master."""
+
+    def __init__(self, job: Job, facts: Facts) -> None:
+        self.lost = False
+        self._job, self._facts = job, facts
+        self._context = multiprocessing.get_context("spawn")
+
+    def begin(self) -> None:
+        """There is nothing to prepare: each worker imports the handler itself."""
+        self._facts.generation_ready(self._job.generation)
+
+    def spawn(self, number: int, slot: int, end: Channel) -> None:
+        """Start an interpreter that becomes a worker."""
+        process = self._context.Process(target=_fresh_worker, args=(self._job, number, slot, end),
+                                        name=f"ipcsrv-worker-{number}")
+        try:
+            process.start()
+        except OSError as error:
+            self._facts.spawn_failed(number, str(error))
+            return
+        finally:
+            end.close()
+        assert process.pid is not None
+        self._facts.born(number, process.pid)
+        self._facts.watch(process.sentinel, lambda: self._reap(number, process))
+
+    def _reap(self, number: int, process: BaseProcess) -> None:
+        self._facts.unwatch(process.sentinel)
+        process.join()
+        status = process.exitcode
+        process.close()
+        self._facts.dead(number, status)
+
+    def end(self) -> None:
+        """Nothing to end: the workers leave by themselves."""
+
+    def close(self) -> None:
+        """Nothing is left: every worker has been reaped."""
+
+
+@contextlib.contextmanager
+def _quiet_about_threads() -> Any:
+    """A server forks only where the caller has no other threads, or asked for it by name."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*", category=DeprecationWarning)
+        yield
+
+
+# -- in the template --------------------------------------------------------------------------------------------------
+
+
+def _template(job: Job, channel: Channel) -> None:
+    """The whole life of a template process."""
+    keep = serving.announce_descriptors(channel, job.queue, job.memory, *job.inherited, *_parent_sentinel())
+    serving.child_hygiene(keep if job.settings.start_method == "fork" else None)
+    logs.configure(job.settings)
+    handler = None
+    if job.settings.preload:
+        try:
+            handler = _load(job)
+        except IpcError as error:
+            _tell(channel, "fail", reason=str(error), traceback=getattr(error, "traceback_text", None))
+            _exit(0)
+    gc.collect()
+    gc.freeze()  # or the collector's marks would copy every page that workers share
+    Template(job, channel, handler).run()
+    _exit(0)
+
+
+class Template:
+    """Forks workers on the master's word and tells it when they die."""
+
+    def __init__(self, job: Job, channel: Channel, handler: Handler | None) -> None:
+        self._job, self._channel, self._handler = job, channel, handler
+        self._baseline = serving.open_descriptors() - {channel.fileno()}  # ours and the handler's own
+        self._signals = SignalInbox(("SIGCHLD",))
+        self._children: dict[int, BaseProcess] = {}
+        self._context = multiprocessing.get_context("fork")
+
+    def run(self) -> None:
+        """Serve the master until it says "end" or is gone, and our workers have left."""
+        poller = serving.poller()
+        poller.register(self._channel.fileno(), serving.READ)
+        poller.register(self._signals.fileno(), serving.READ)
+        _tell(self._channel, "load")
+        open_for_orders = True
+        while open_for_orders or self._children:
+            for key, _ in poller.poll():
+                if key == self._signals.fileno():
+                    self._signals.receive()
+                elif open_for_orders and not self._obey():
+                    open_for_orders = False
+                    poller.unregister(self._channel.fileno())
+            self._reap()
+
+    def _obey(self) -> bool:
+        """Carry out one order; False if there will be no more."""
+        message = self._channel.hear()
+        if message is None or message[0] == "end":
+            return False
+        _, body, raw = message
+        order = json.loads(body)
+        assert raw is not None
+        with contextlib.closing(Channel(fileno=raw)) as end:
+            self._fork(order["number"], order["slot"], end)
+        return True
+
+    def _fork(self, number: int, slot: int, end: Channel) -> None:
+        process = self._context.Process(target=self._worker, args=(number, slot, end), name=f"ipcsrv-worker-{number}")
+        try:
+            with _quiet_about_threads():  # a module that the handler imports may have started one
+                process.start()
+        except OSError as error:
+            _tell(self._channel, _FORK_FAILED, number=number, reason=str(error))
+            return
+        self._children[number] = process
+        _tell(self._channel, "born", number=number, pid=process.pid)
+
+    def _worker(self, number: int, slot: int, end: Channel) -> None:
+        """Runs in the new worker."""
+        serving.child_hygiene(self._baseline | {end.fileno(), *_parent_sentinel()})
+        work(self._job, number, slot, end, self._handler)
+
+    def _reap(self) -> None:
+        for number, process in list(self._children.items()):
+            status = process.exitcode
+            if status is not None:
+                del self._children[number]
+                process.close()
+                _tell(self._channel, "dead", number=number, status=status)
+
+
+def _tell(channel: Channel, kind: str, **content: Any) -> None:
+    text = content.get("traceback")
+    if text and len(text) > 8000:  # a message has its limit; the end of a traceback says most
+        content["traceback"] = "...\n" + text[-8000:]
+    with contextlib.suppress(OSError):  # a dead master is noticed by reading
+        channel.tell(kind, json.dumps(content).encode())
+
+
+def _parent_sentinel() -> list[int]:
+    """The descriptor by which multiprocessing lets a child watch its parent; the handler may use it."""
+    parent = multiprocessing.parent_process()
+    return [] if parent is None else [int(parent.sentinel)]
+
+
+def _exit(status: int) -> None:
+    """End a forked process without running what its parent had registered to run at its own exit."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+# -- in a worker ------------------------------------------------------------------------------------------------------
+
+
+def _fresh_worker(job: Job, number: int, slot: int, end: Channel) -> None:
+    """A worker that is a fresh interpreter."""
+    serving.child_hygiene()
+    logs.configure(job.settings)
+    work(job, number, slot, end, None)
+
+
+def work(job: Job, number: int, slot: int, channel: Channel, handler: Handler | None) -> None:
+    """The whole life of a worker: load what is not loaded, say that it is ready, serve, leave."""
+    words = board.Scoreboard(job.memory.buffer, job.slots).words(slot)
+    words[board.PID] = os.getpid()
+    words[board.STARTED_NS] = time.monotonic_ns()
+    settings = job.settings
+    try:
+        handler = handler or _load(job)
+        start, stop = load_hook(settings.on_worker_start), load_hook(settings.on_worker_stop)
+        worker = Worker(settings, _traced(handler, settings), job.queue, channel, words, random.Random())
+        if start is not None:
+            start()
+    except BaseException as error:
+        text = getattr(error, "traceback_text", None) or "".join(traceback.format_exception(error))
+        _tell(channel, "fail", reason=_reason(error), traceback=text, importing=isinstance(error, HandlerImportError))
+        _exit(START_FAILED)
+        raise
+    serving.answer_timeouts_with(worker.say_last_words, logs.dump_stream())
+    channel.tell("rdy")
+    worker.run()
+    if stop is not None:
+        _run_stop_hook(stop)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, IpcError) else f"{type(error).__name__}: {error}"
+
+
+def _run_stop_hook(stop: Callable[..., object]) -> None:
+    try:
+        stop()
+    except Exception:
+        logging.getLogger("ipcsrv.worker").exception("on_worker_stop failed")
+
+
+def _load(job: Job) -> Handler:
+    if job.settings.chdir is not None:
+        os.chdir(job.settings.chdir)
+    return job.source.load()
+
+
+def _traced(handler: Handler, settings: Settings) -> Handler:
+    """The handler between its two request hooks, if there are any."""
+    start, end = load_hook(settings.on_request_start), load_hook(settings.on_request_end)
+    if start is None and end is None:
+        return handler
+
+    def traced(request: Any) -> Any:
+        if start is not None:
+            start(request)
+        outcome: BaseException | None = None
+        try:
+            return handler(request)
+        except BaseException as error:
+            outcome = error
+            raise
+        finally:
+            if end is not None:
+                end(request, outcome)
+
+    return traced

@@ -184,9 +184,12 @@ def measure(path: str, sources: Sequence[Source], workers: int, clients: int, in
 def ask(
     path: str, sources: Sequence[Source], clients: int, interrupted: Interrupted, progress: Progress
 ) -> list[Reply]:
-    """Send every file from concurrent clients and gather the replies; the first failure ends it."""
+    """Send every file from concurrent clients and gather the replies; the first failure ends it.
+
+    The biggest go first, so that no worker has one of them left when the others have nothing.
+    """
     waiting: queue.SimpleQueue[Source] = queue.SimpleQueue()
-    for source in sources:
+    for source in sorted(sources, key=lambda source: -len(source.data)):
         waiting.put(source)
     threads = [threading.Thread(target=_client, args=(path, waiting, interrupted.replies)) for _ in range(clients)]
     for thread in threads:

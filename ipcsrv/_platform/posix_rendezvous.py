@@ -20,8 +20,6 @@ import stat
 import time
 from typing import Any
 
-from filelock import lock_descriptor
-
 from ..errors import AddressInUse, InvalidPath
 from .posix import ADDRESS_LIMIT, address, credentials
 
@@ -117,6 +115,8 @@ class Rendezvous:
         return descriptor
 
     def _take_lock(self) -> int:
+        from filelock import lock_descriptor  # here: whoever only asks after a server needs no lock
+
         while True:
             descriptor = self._open_lock_file()
             try:

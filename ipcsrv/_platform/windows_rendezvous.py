@@ -28,6 +28,7 @@ from ..errors import AddressInUse, InvalidPath, SettingsError
 from .win32 import SYSTEM_SID, SecurityDescriptor, own_sid, sddl_of_pipe, sid_of_account
 from .windows import PIPE_ACCESS, pipe_name
 from .windows_poller import Event, announce, forget, new_event, overlapped
+from .windows_processes import keep_workers_from_outliving_us
 
 assert sys.platform == "win32"
 
@@ -251,6 +252,7 @@ class Rendezvous:
         name = pipe_name(self.path)
         pipe_sddl(self._allow)
         self._lock = self._take_lock()
+        keep_workers_from_outliving_us()
         try:
             exists_unheard(name, self.path)
             self.write_record(record)

@@ -13,6 +13,14 @@ import support
 ServerFactory = Callable[..., support.RunningServer]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Logs of started servers go to pytest's own folder, not to the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture
 def sock_dir() -> Iterator[str]:
     """A new private folder with a short name: pytest's tmp_path is too long for a socket on some systems."""

@@ -25,8 +25,8 @@ A setting has one name everywhere. `max_rss`, for example, is
 
 The first of these that sets a value wins, in that order; `ipcsrv.toml` wins over `pyproject.toml`.
 `ipcsrv run --print-settings` shows every value and where it came from. A name that is no setting, or a value that
-does not fit, is an error that names the place and the nearest valid name. The environment and the files are read by
-the command line; the library takes keywords alone.
+does not fit, is an error that names the place and the nearest valid name. The files are read by the command line alone:
+a program that uses the library is not to be changed by the folder it is started in.
 
 Sizes are bytes, or have a unit: `4096`, `64MiB`, `1G` (K, M, G and T are powers of 1024). Times are seconds, or have
 a unit: `30`, `250ms`, `5m`, `1h`. Switches are `on` or `off`, in TOML and Python true and false, and as flags

@@ -10,6 +10,7 @@ STATUS: dict[str, Any] = {
     "state": "running",
     "pid": 4242,
     "version": "1.2.3",
+    "name": "app",
     "handler": "app.handlers:handle",
     "path": "/run/user/1000/app/s",
     "uptime_seconds": 98765.4,

@@ -37,7 +37,7 @@ def _families(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, Iterable[S
 
 def _gauges(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
     queue, minute = facts["queue"], facts["latency"]["last_minute"]
-    about = {"version": facts["version"], "handler": facts["handler"], "state": facts["state"]}
+    about = {"name": facts["name"], "version": facts["version"], "handler": facts["handler"], "state": facts["state"]}
     for name, help, value, labels in (
         ("info", "What serves; always 1.", 1, about),
         ("uptime_seconds", "Time since the server started.", facts["uptime_seconds"], {}),

@@ -61,7 +61,8 @@ def table(facts: dict[str, Any]) -> str:
 def _summary(facts: dict[str, Any]) -> Iterator[str]:
     queue, workers = facts["queue"], facts["workers"]
     yield f"{facts['path']}: {facts['state']}, pid {facts['pid']}, up {_text.duration(facts['uptime_seconds'])}"
-    yield f"handler  {facts['handler']}, generation {facts['generation']}, ipcsrv {facts['version']}"
+    called = "" if facts["name"] == facts["handler"] else f"{facts['name']}, "
+    yield f"handler  {called}{facts['handler']}, generation {facts['generation']}, ipcsrv {facts['version']}"
     waiting = f"{_text.count(queue['depth'])} waiting"
     if queue["depth"]:
         waiting += f", the oldest for {_text.duration(queue['oldest_seconds'])}"

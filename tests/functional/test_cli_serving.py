@@ -17,6 +17,12 @@ from conftest import ServerFactory
 from ipcsrv.cli.showing import WIDTH
 
 
+@pytest.fixture(autouse=True)
+def _own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where background servers keep their logs: not in the user's own folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
 @pytest.fixture
 def daemon_path(sock_path: str) -> Iterator[str]:
     """A path at which a test may leave a background server; it is stopped at the end."""

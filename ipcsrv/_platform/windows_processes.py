@@ -48,12 +48,12 @@ class SignalInbox:
     """What the console tells its programs, as the signals that mean the same elsewhere.
 
     Ctrl-C is SIGINT; Ctrl-Break, closing the window, logging off and shutting down are SIGTERM.  Each comes in a thread
-    that Windows makes for it.  `signal.raise_signal` and the like reach us as SIGINT and SIGTERM too.
+    that Windows makes for it.  So is an event that `stop` sets where a server has no control pipe.  `signal.raise_signal` and the like reach us as SIGINT and SIGTERM too.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = frozenset(names)
-        self._event = new_event()
+        self._event = int(_CreateEvent(None, True, False, _event_name(os.getpid(), "stop")))
         self._come: deque[str] = deque()
         self._handler = _CONSOLE_HANDLER(self._on_console_event)
         _SetConsoleCtrlHandler(self._handler, True)
@@ -70,18 +70,18 @@ class SignalInbox:
 
     def begin_wait(self) -> Event | None:
         """None if one has come."""
-        return None if self._come else Event(self._event)
+        return Event(self._event).begin_wait()
 
     def end_wait(self, waiting: Any) -> None:
         """Nothing was begun."""
 
     def receive(self) -> list[str]:
-        """The names of the signals that came since the last time."""
+        """The names of the signals that came since the last time; SIGTERM where only the event came, from outside."""
         reset_event(self._event)
         come = []
         while self._come:
             come.append(self._come.popleft())
-        return come
+        return come or ["SIGTERM"]
 
     def restore(self) -> None:
         """Put back what was there before."""
@@ -229,6 +229,32 @@ def _listen_to_master(events: list[int], reply: Callable[[], None], log_descript
             reply()
 
 
+def ask_to_stop_by_event(pid: int) -> None:
+    """Tell a master to drain and stop, as SIGTERM does elsewhere."""
+    _set_event_of(pid, "stop")
+
+
+def _set_event_of(pid: int, what: str) -> None:
+    with contextlib.suppress(OSError):  # it is gone, or not so far yet
+        event = _OpenEvent(_EVENT_MODIFY_STATE, False, _event_name(pid, what))
+        set_event(event)
+        _winapi.CloseHandle(event)
+
+
+def lifeline(descriptor: int) -> int:
+    """What a poller waits for, to learn of the end of an anonymous pipe: an event, set by a thread that reads it."""
+    event = new_event()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(descriptor, 4096):
+                pass
+        set_event(event)
+
+    threading.Thread(target=read, name="ipcsrv-lifeline", daemon=True).start()
+    return event
+
+
 class Process:
     """A worker as the master knows it: an open process, which keeps its pid from being another's."""
 
@@ -242,11 +268,11 @@ class Process:
 
     def ask_for_stacks(self) -> None:
         """Have it write the stacks of all its threads into the log."""
-        self._signal("stacks")
+        _set_event_of(self.pid, "stacks")
 
     def ask_for_last_words(self) -> None:
         """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""
-        self._signal("last-words")
+        _set_event_of(self.pid, "last-words")
 
     def kill(self) -> None:
         """End it at once."""
@@ -259,12 +285,6 @@ class Process:
         handle, self._handle = self._handle, 0
         if handle:
             _winapi.CloseHandle(handle)
-
-    def _signal(self, what: str) -> None:
-        with contextlib.suppress(OSError):  # it is gone, or not so far yet
-            event = _OpenEvent(_EVENT_MODIFY_STATE, False, _event_name(self.pid, what))
-            set_event(event)
-            _winapi.CloseHandle(event)
 
 
 def become_daemon_child() -> None:

@@ -36,6 +36,7 @@ LOCK_SUFFIX: Final = ".ipcsrv.lock"
 CONTROL_SUFFIX: Final = ".control"
 WAITING: Final = 16  # instances that wait for a client, so that a burst does not see the pipe busy
 PATIENCE: Final = 1.0  # seconds for what a dead server's workers and clients still hold open to go away
+LOOK: Final = 0.1  # seconds; whoever only looks whether the lock file is locked is done with it by then
 PIPE_BUFFER: Final = 65536  # bytes in either direction that need no reader yet
 _RECORD_OFFSET: Final = 1  # the first byte is the one that is locked, which nobody else can read
 
@@ -284,10 +285,13 @@ class Rendezvous:
             descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o600)
         except OSError as error:
             raise InvalidPath(self.path, f"the lock file {self.lock_path} cannot be opened: {error.strerror}") from None
+        until = time.monotonic() + LOOK
         try:
-            if lock_descriptor(descriptor, blocking=False):
-                return descriptor
-            raise in_use(self.path, read_record(self.lock_path))
+            while not lock_descriptor(descriptor, blocking=False):
+                if time.monotonic() >= until:
+                    raise in_use(self.path, read_record(self.lock_path))
+                time.sleep(LOOK / 10)
+            return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -327,8 +331,21 @@ class Rendezvous:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-            with contextlib.suppress(OSError):  # another server has it open already: it is that one's now
-                os.unlink(self.lock_path)
+            _unlink(self.lock_path)
+
+
+def _unlink(lock_path: str) -> None:
+    """Remove the lock file, unless another server has it open already: then it is that one's."""
+    until = time.monotonic() + LOOK
+    while time.monotonic() < until:
+        try:
+            os.unlink(lock_path)
+        except PermissionError:  # somebody looks whether it is locked, perhaps
+            time.sleep(LOOK / 10)
+        except OSError:
+            return
+        else:
+            return
 
 
 def read_record(lock_path: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from .windows_processes import (
     child_hygiene,
     default_start_method,
     descriptor_limit,
+    lifeline,
     open_descriptors,
     resident_bytes,
     start_methods,
@@ -39,7 +40,7 @@ __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection",
     "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
     "announce_descriptors", "answer_timeouts_with", "become_daemon_child", "channel", "child_hygiene", "close_raw",
-    "default_start_method", "descriptor_limit", "enlarge", "open_descriptors", "poller", "queue", "resident_bytes",
+    "default_start_method", "descriptor_limit", "enlarge", "lifeline", "open_descriptors", "poller", "queue", "resident_bytes",
     "start_methods",
 ]  # fmt: skip
 

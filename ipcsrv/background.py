@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from typing import IO, Any
 
+from ._platform import serving
 from .errors import IpcError, StartError
 from .handlers import HandlerSource
 from .master import Master
@@ -79,7 +80,7 @@ def _serve(order: Order, order_stream: IO[bytes], reports: IO[bytes]) -> None:
     master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}),
                     on_listening=lambda master: _report(reports, master.record()))
     if not order.detached:
-        master.watch_lifeline(order_stream.fileno())
+        master.watch_lifeline(serving.lifeline(order_stream.fileno()))
     master.run()
 
 

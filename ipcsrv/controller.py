@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import status
-from ._platform.serving import DONTWAIT, Admission, Connection
+from ._platform.serving import DONTWAIT, Admission, Connection, accept_raw, enlarge
 from .exchange import PeerClosed, RequestReceived, ServerExchange, failure_packet
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Controller:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._admission = Admission()
-        self._listener: socket.socket | None = None
+        self._listener: Any = None
         self._talks: dict[int, Conversation] = {}
 
     def open(self, listener: Any) -> None:
@@ -84,7 +83,7 @@ class Controller:
     def _accept(self) -> None:
         assert self._listener is not None
         try:
-            raw = self._listener._accept()[0]  # type: ignore[attr-defined]
+            raw = accept_raw(self._listener)
         except OSError:
             return  # nobody, or no descriptor for it: the peer's deadline is its own
         connection = Connection(raw)
@@ -93,7 +92,7 @@ class Controller:
             self._say_last(connection, "denied", "only the server's own user may control it")
             return
         talk = Conversation(connection)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SUFFIX_OF_ANSWER)
+        enlarge(connection, SUFFIX_OF_ANSWER)
         self._talks[raw] = talk
         self._master.watch(raw, lambda: self._hear(talk))
 
@@ -144,12 +143,11 @@ class Controller:
         self._send(talk, talk.exchange.respond(json.dumps(answer).encode()))
 
     def _send(self, talk: Conversation, buffers: list[Any]) -> None:
-        data = b"".join(buffers)
+        data = memoryview(b"".join(buffers))
         try:
-            sent = talk.connection.send(data, DONTWAIT)
-        except OSError:
-            sent = 0
-        if sent < len(data):
+            while data:
+                data = data[talk.connection.send(data, DONTWAIT) :]
+        except OSError:  # it does not read, or has gone
             self._end(talk)
 
     def _end(self, talk: Conversation) -> None:

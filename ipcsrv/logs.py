@@ -19,6 +19,7 @@ from collections.abc import Callable
 from logging.handlers import WatchedFileHandler
 from typing import IO, Any
 
+from ._platform.lifecycle import open_log
 from .errors import StartError
 from .settings import Settings
 
@@ -32,8 +33,7 @@ class LogFile(WatchedFileHandler):
     on_open: Callable[[int], object] | None = None
 
     def _open(self) -> Any:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(self.baseFilename, flags, 0o600)
+        descriptor = open_log(self.baseFilename)
         if self.on_open is not None:
             self.on_open(descriptor)
         return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")

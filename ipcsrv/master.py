@@ -84,7 +84,8 @@ class Master:
         self.source = source
         self.started = monotonic()
         self.rendezvous = Rendezvous(path, mode=resolved.mode, backlog=resolved.backlog,
-                                     insecure_dir=resolved.insecure_dir, control=resolved.control)
+                                     insecure_dir=resolved.insecure_dir, control=resolved.control,
+                                     allow=resolved.allow)
         self.crew = Crew(self, resolved, source, inherited)
         self.recent = board.Recent()
         self._adopted = adopted

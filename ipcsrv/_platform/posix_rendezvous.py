@@ -18,6 +18,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import AddressInUse, InvalidPath
@@ -38,7 +39,7 @@ class Rendezvous:
     """
 
     def __init__(self, path: str, *, mode: int = 0o600, backlog: int = 1024, insecure_dir: bool = False,
-                 control: bool = True) -> None:
+                 control: bool = True, allow: Iterable[str] = ()) -> None:
         self.path = os.path.abspath(path)
         self.lock_path = self.path + LOCK_SUFFIX
         self.control_path = self.path + CONTROL_SUFFIX

@@ -297,6 +297,22 @@ def _ignore(*_: Any) -> None:
     """A handler and not SIG_IGN, which a handler's own subprocesses would inherit."""
 
 
+def accept_raw(listener: socket.socket) -> int:
+    """The next connection of a listener, as a raw descriptor; `BlockingIOError` if none waits."""
+    raw: int = listener._accept()[0]  # type: ignore[attr-defined]
+    return raw
+
+
+def enlarge(connection: Connection, size: int) -> None:
+    """Let one write take so many bytes, if the system's limit allows it."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+
+def lifeline(descriptor: int) -> int:
+    """What a poller waits for, to learn of the end of an anonymous pipe."""
+    return descriptor
+
+
 def close_raw(raw: int) -> None:
     """Close a connection that nobody has made a `Connection` of."""
     os.close(raw)

@@ -29,10 +29,11 @@ from ..errors import SettingsError
 from ..peer import Peer
 from .posix import CREDENTIALS_SIZE, credentials, credentials_of
 from .posix_rendezvous import Rendezvous
+from .posix_sockets import Listener, Sendable
 
 __all__ = [
-    "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection", "Process",
-    "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "announce_descriptors", "answer_timeouts_with",
+    "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection", "Listener", "Process",
+    "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "announce_descriptors", "backlog_depth", "answer_timeouts_with",
     "become_daemon_child", "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit",
     "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
 ]
@@ -52,6 +53,12 @@ _ANCILLARY: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 _QUEUE_TYPE: Final = socket.SOCK_STREAM if not hasattr(select, "epoll") else socket.SOCK_SEQPACKET
 _HEADER: Final = struct.Struct("=4sI")
+_SOCK_DIAG: Final = 4  # NETLINK_SOCK_DIAG (linux/netlink.h); the others are of linux/unix_diag.h
+_SHOW_QUEUES: Final = 0x10
+_QUEUES_ATTRIBUTE: Final = 4
+_NETLINK_HEADER: Final = struct.Struct("=IHHII")
+_UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")
+MOST_GROUPS: Final = 256  # supplementary groups of a client: what Python's getsockopt has room for
 MAX_BODY: Final = 16 * 1024  # bytes; a message of this size is written and read whole by one call
 
 
@@ -76,6 +83,10 @@ class Connection(socket.SocketType):
     def peer(self) -> Peer:
         """The process, user and group that connected (SO_PEERCRED, unix(7))."""
         return credentials(self)
+
+    def wait_at_most(self, seconds: float) -> None:
+        """From now on a `recv` without `DONTWAIT` waits for so long, then raises `BlockingIOError` (SO_RCVTIMEO)."""
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(seconds * 1e6)))
 
     def shutdown_both(self) -> None:
         """End the connection for the client too, whoever else holds a copy of it."""
@@ -129,28 +140,15 @@ def _identifier(kind: str, name: str) -> int:
 def _supplementary_groups(connection: Connection) -> set[int]:
     """The peer's other groups, where the kernel tells them (SO_PEERGROUPS, Linux 4.13); else none."""
     try:
-        return set(array.array("I", connection.getsockopt(socket.SOL_SOCKET, 59, 4 * 1024)))
-    except OSError:
+        return set(array.array("I", connection.getsockopt(socket.SOL_SOCKET, 59, MOST_GROUPS * 4)))
+    except OSError:  # not on this system, or of more groups than fit: being denied is the safe answer
         return set()
 
 
 # -- the queue --------------------------------------------------------------------------------------------------------
 
 
-class _Sendable(socket.SocketType):
-    """A socket that can be an argument of a spawned process: the descriptor is duplicated into it."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _rebuild, (type(self), reduction.DupFd(self.fileno()))
-
-
-def _rebuild(kind: type[_Sendable], duplicate: Any) -> _Sendable:
-    return kind(fileno=duplicate.detach())
-
-
-class QueueWriter(_Sendable):
+class QueueWriter(Sendable):
     """The master's end of a generation's queue."""
 
     __slots__ = ()
@@ -168,7 +166,7 @@ class QueueWriter(_Sendable):
         self.send(_RETIRE_STAMP, DONTWAIT)
 
 
-class QueueReader(_Sendable):
+class QueueReader(Sendable):
     """The workers' end of a generation's queue; every worker has this same one."""
 
     __slots__ = ()
@@ -196,7 +194,7 @@ def queue() -> tuple[QueueWriter, QueueReader]:
 # -- channels ---------------------------------------------------------------------------------------------------------
 
 
-class Channel(_Sendable):
+class Channel(Sendable):
     """One end of a private pipe between the master and a child; messages of a kind, a body and maybe a connection."""
 
     __slots__ = ()
@@ -435,6 +433,31 @@ def resident_bytes(pid: int | None = None) -> int:
             return int(file.read().split()[1]) * mmap.PAGESIZE
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if pid is None else 0
+
+
+def backlog_depth(listener: Listener) -> int | None:
+    """How many connections wait in the backlog (sock_diag(7), Linux), or None where that cannot be told."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
+            inode = os.fstat(listener.fileno()).st_ino & 0xFFFFFFFF
+            question = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, inode, _SHOW_QUEUES, 0xFFFFFFFF, 0xFFFFFFFF)
+            kernel.send(_NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(question), 20, 1, 1, 0) + question)
+            return _queue_length(kernel.recv(4096))
+    except (AttributeError, OSError):
+        return None
+
+
+def _queue_length(answer: bytes) -> int | None:
+    """The receive queue's length in an answer of sock_diag: among the attributes behind two headers of 16 bytes."""
+    length, kind, *_ = _NETLINK_HEADER.unpack_from(answer)
+    at = 32
+    while kind == 20 and at < length:
+        size, attribute = struct.unpack_from("=HH", answer, at)
+        if attribute == _QUEUES_ATTRIBUTE:
+            depth: int = struct.unpack_from("=I", answer, at + 4)[0]
+            return depth
+        at += (size + 3) & ~3
+    return None
 
 
 class SharedMemory:

@@ -372,13 +372,14 @@ class _Draft:
 class Channel(Pipe):
     """One end of a private pipe between the master and a child; messages of a kind, a body and maybe a connection."""
 
-    __slots__ = ("__weakref__", "_heard", "_incoming", "_outgoing", "_peer", "_sent")
+    __slots__ = ("__weakref__", "_heard", "_incoming", "_outgoing", "_peer", "_sent", "_unheard")
 
     def __init__(self, handle: int, peer: int, incoming: str, outgoing: str) -> None:
         super().__init__(handle)
         self._peer = _Process(peer)
         self._incoming, self._outgoing = _Draft(incoming), _Draft(outgoing)
         self._heard = self._sent = 0
+        self._unheard = b""  # read already
         announce(self)
 
     def tell(self, kind: str, body: bytes = b"", raw: int | None = None, *, keep: bool = False) -> None:
@@ -395,17 +396,34 @@ class Channel(Pipe):
 
     def hear(self, wait: bool = True) -> tuple[str, bytes, int | None] | None:
         """The next message, or None at the end of the channel; `BlockingIOError` if not `wait` and none is there."""
-        header = self._exactly(_HEADER.size, 0 if wait else DONTWAIT)
-        if header is None:
-            return self._last_message()
-        name, size, number, handle, pid = _HEADER.unpack(header)
-        body = self._exactly(size, 0) if size else b""
-        if body is None:
-            return self._last_message()
+        while not (message := self._take_unheard()):
+            data = self.recv(_BUFFER, 0 if wait else DONTWAIT)
+            if not data:
+                return self._last_message()
+            self._unheard += data
+        return message
+
+    def _take_unheard(self) -> tuple[str, bytes, int | None] | None:
+        """The first message of those that have been read, if it is whole."""
+        if len(self._unheard) < _HEADER.size:
+            return None
+        name, size, number, handle, pid = _HEADER.unpack_from(self._unheard)
+        end = _HEADER.size + size
+        if len(self._unheard) < end:
+            return None
+        body, self._unheard = self._unheard[_HEADER.size : end], self._unheard[end:]
         self._heard = number
         if pid != self._peer.pid:
             self._peer = _Process(pid)
         return name.rstrip(b"\0").decode(), body, handle or None
+
+    def begin_wait(self) -> Any:
+        """None if a message can be had at once."""
+        if len(self._unheard) >= _HEADER.size:
+            size = _HEADER.unpack_from(self._unheard)[1]
+            if len(self._unheard) >= _HEADER.size + size:
+                return None
+        return super().begin_wait()
 
     def _last_message(self) -> tuple[str, bytes, int | None] | None:
         """The other side is gone: one message may have been about to come."""
@@ -414,18 +432,6 @@ class Channel(Pipe):
         unsent = self._incoming.unsent_after(self._heard)
         self._heard += 1
         return unsent
-
-    def _exactly(self, size: int, flags: int) -> bytes | None:
-        """So many bytes, or None where the end comes before; only the first of them may have to be waited for."""
-        parts = []
-        while size:
-            data = self.recv(size, flags)
-            if not data:
-                return None
-            parts.append(data)
-            size -= len(data)
-            flags = 0
-        return b"".join(parts)
 
     def close(self) -> None:
         """Close this end."""

@@ -158,6 +158,14 @@ class Pipe:
         """The write under way, whose event is set once it has ended; None where the next need not wait."""
         return self._writing
 
+    def begin_wait(self) -> _winapi.Overlapped | None:
+        """A read of no bytes (see above); None if one can read at once."""
+        return wait_readable(self._handle)
+
+    def end_wait(self, waiting: _winapi.Overlapped) -> None:
+        """Take that read back."""
+        give_up(waiting)
+
     def shutdown_write(self) -> None:
         """Nothing: no half of a pipe can be closed alone, and the flush that ends a request says as much."""
 

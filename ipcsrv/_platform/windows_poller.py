@@ -26,7 +26,7 @@ from ctypes.wintypes import BOOL, HANDLE
 from typing import Any, Final, Protocol
 
 from .win32 import declare_kernel32
-from .windows_pipe import INFINITE, Pipe, give_up, milliseconds, wait_readable
+from .windows_pipe import INFINITE, give_up, milliseconds, wait_readable
 
 assert sys.platform == "win32"
 
@@ -144,18 +144,19 @@ def announce(thing: Any) -> None:
 
 def forget(thing: Any) -> None:
     """The object is about to lose its number."""
-    if _announced.get(thing.fileno()) is thing:
-        del _announced[thing.fileno()]
+    number = thing.fileno()
+    if _announced.get(number) is thing:
+        del _announced[number]
 
 
 def source_of(thing: Any) -> Any:
     """What to wait for, where a number or an object was registered."""
-    if isinstance(thing, int):
-        known = _announced.get(thing)
-        if known is None:
-            return _Incoming(thing) if _is_pipe(thing) else Event(thing)
-        return source_of(known)
-    return PipeSource(thing) if isinstance(thing, Pipe) else thing
+    if not isinstance(thing, int):
+        return thing
+    known = _announced.get(thing)
+    if known is not None:
+        return known
+    return _Incoming(thing) if _is_pipe(thing) else Event(thing)
 
 
 def _is_pipe(handle: int) -> bool:
@@ -163,32 +164,6 @@ def _is_pipe(handle: int) -> bool:
         return _winapi.GetFileType(handle) == _winapi.FILE_TYPE_PIPE
     except OSError:  # a process, or an event
         return False
-
-
-class PipeSource:
-    """A connection in the hands of its owner, who may also wait to write."""
-
-    __slots__ = ("_pipe",)
-
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
-
-    def fileno(self) -> int:
-        """The pipe's handle."""
-        return self._pipe.fileno()
-
-    def begin_wait(self) -> _winapi.Overlapped | None:
-        """A read of no bytes."""
-        return wait_readable(self._pipe.fileno())
-
-    def end_wait(self, waiting: Any) -> None:
-        """Cancel it."""
-        give_up(waiting)
-
-    @property
-    def writing(self) -> _winapi.Overlapped | None:
-        """The write under way."""
-        return self._pipe.writing
 
 
 class Poller:

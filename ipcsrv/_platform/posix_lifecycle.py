@@ -37,7 +37,7 @@ def open_log(log_file: str | None) -> int:
 def is_locked(path: str) -> bool:
     """Whether a server holds the lock of `path`."""
     try:
-        descriptor = os.open(path + LOCK_SUFFIX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path + LOCK_SUFFIX, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -50,8 +50,15 @@ def is_locked(path: str) -> bool:
 
 
 def record(path: str) -> dict[str, Any] | None:
-    """What the server that holds the lock of `path` says of itself; None if no server does."""
-    return read_record(path + LOCK_SUFFIX) if is_locked(path) else None
+    """What the server that holds the lock of `path` says of itself; None if no server of ours or of root's does."""
+    return read_record(path + LOCK_SUFFIX) if is_locked(path) and _is_ours(path + LOCK_SUFFIX) else None
+
+
+def _is_ours(lock_path: str) -> bool:
+    """Whether a lock file may be believed: pids and handlers in another user's are only what that user wishes."""
+    with contextlib.suppress(OSError):
+        return os.lstat(lock_path).st_uid in (os.geteuid(), 0)
+    return False
 
 
 def ask_to_stop(record: dict[str, Any], now: bool) -> None:

@@ -351,12 +351,14 @@ def kind_of(mode: int) -> str:
 
 
 def read_record(lock_path: str) -> dict[str, Any]:
-    """What the server that holds `lock_path` wrote about itself; empty if it has not yet."""
+    """What the server that holds `lock_path` wrote about itself; empty if it has not yet, or is another user's."""
     try:
         descriptor = os.open(lock_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return {}
     with open(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_uid not in (os.geteuid(), 0):
+            return {}  # what another user claims is no fact
         try:
             record = json.loads(file.read(65536))
         except ValueError:

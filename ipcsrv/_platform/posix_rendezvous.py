@@ -137,7 +137,7 @@ class Rendezvous:
         except OSError as error:
             raise InvalidPath(self.path, f"the lock file {self.lock_path} cannot be opened: {lock_fault(error)}") from None
         info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode) or info.st_uid not in (os.geteuid(), 0):
+        if not stat.S_ISREG(info.st_mode) or info.st_uid not in (os.geteuid(), 0) or info.st_nlink > 1:
             os.close(descriptor)
             raise InvalidPath(self.path, f"the lock file {self.lock_path} is not a regular file of yours; remove it")
         return descriptor

@@ -79,8 +79,7 @@ class Rendezvous:
         """Clear what is stale, bind and listen, and open the control socket.  Raises as `claim` does."""
         if self.listener is None:
             with self._git_lock():
-                if self._must_be_free(self._name):
-                    os.unlink(self._name, dir_fd=self._folder)
+                self._clear(self._name)
                 self.listener, self._identity = self._listen(self.path, self._name)
         self.listener.setblocking(False)
         self._accept = self.listener._accept  # type: ignore[attr-defined]  # accept() would build an object around it
@@ -180,11 +179,23 @@ class Rendezvous:
         except OSError:
             return False
         with open(descriptor, "rb") as file:
-            ours = file.read(16) == b"ipcsrv\n"
+            ours = os.fstat(descriptor).st_uid == os.geteuid() and file.read(16) == b"ipcsrv\n"
         if ours:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._folder)
         return ours
+
+    def _clear(self, name: str) -> None:
+        """Remove a socket that nobody listens on; raises as `_must_be_free` does, or where it is not ours to remove."""
+        if not self._must_be_free(name):
+            return
+        try:
+            os.unlink(name, dir_fd=self._folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            path = os.path.join(os.path.dirname(self.path), name)
+            raise InvalidPath(path, f"a dead server's socket is there and cannot be removed: {error.strerror}") from None
 
     def _must_be_free(self, name: str) -> bool:
         """True if a socket that nobody listens on is there, False if nothing is; raises for anything else."""
@@ -254,8 +265,7 @@ class Rendezvous:
         """Make the control socket; a server that cannot have one (a read-only folder, say) serves without."""
         name = self._name + CONTROL_SUFFIX
         try:
-            if self._must_be_free(name):
-                os.unlink(name, dir_fd=self._folder)
+            self._clear(name)
             self.control, self._control_identity = self._listen(self.control_path, name)
         except (OSError, InvalidPath, AddressInUse) as error:
             self.control_error = error if isinstance(error, OSError) else OSError(str(error))
@@ -279,8 +289,7 @@ class Rendezvous:
         self.claim({})
         try:
             for name in (self._name, self._name + CONTROL_SUFFIX):
-                if self._must_be_free(name):
-                    os.unlink(name, dir_fd=self._folder)
+                self._clear(name)
         finally:
             self.close()
 

@@ -9,6 +9,7 @@ A program that uses the library and has set up logging itself (handlers on `ipcs
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -37,6 +38,20 @@ class LogFile(WatchedFileHandler):
         if self.on_open is not None:
             self.on_open(descriptor)
         return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+    def reopenIfNeeded(self) -> None:
+        """Open the file anew where its name leads elsewhere by now; where that cannot be, go on with the one we have."""
+        with contextlib.suppress(OSError):
+            info = os.lstat(self.baseFilename)
+            if (info.st_dev, info.st_ino) == (self.dev, self.ino):
+                return
+        try:
+            stream = self._open()
+        except (OSError, StartError):  # a symbolic link was put there, say, or no descriptor is left
+            return
+        self.stream.close()
+        self.stream = stream
+        self._statstream()
 
 
 class JsonLines(logging.Formatter):

@@ -248,7 +248,7 @@ def _launch(path: str, source: Any, settings: Settings, timeout: float | None,
     errors = lifecycle.open_log(settings.log_file) if detached else None
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT.format(root=_ROOT)],
+            [sys.executable, "-P", "-c", _BOOT.format(root=_ROOT)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, **lifecycle.detached() if detached else {},
         )
     finally:

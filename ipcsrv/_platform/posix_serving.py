@@ -352,9 +352,11 @@ def child_hygiene(keep: Iterable[int] | None = None) -> None:
     A child that kept the listener would make a dead server look alive, one that kept the lock would keep it locked.
     SIGINT and SIGTERM reach a whole terminal or service group: the master decides what they mean.
     """
-    if keep is not None:
-        for number in sorted(open_descriptors() - set(keep) - {0, 1, 2}):
-            with contextlib.suppress(OSError):
+    for number in sorted(open_descriptors() - {0, 1, 2}):
+        with contextlib.suppress(OSError):
+            if keep is None:
+                os.set_inheritable(number, False)  # it has come through one exec(2), and is for no other
+            elif number not in keep:
                 os.close(number)
     signal.set_wakeup_fd(-1)
     for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU"):

@@ -50,7 +50,7 @@ def report(error: BaseException) -> int:
 
 def complain(text: str) -> None:
     """One line on standard error, whatever `text` holds; nothing if nobody can read it."""
-    line = " ".join(text.split("\n"))
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
     try:
         print(f"ipcsrv: {line}", file=sys.stderr, flush=True)
     except (OSError, ValueError):

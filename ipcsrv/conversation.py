@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import scoreboard
 from ._platform.serving import DONTWAIT, READ, WRITE, Connection
 from .exchange import PeerClosed, RequestReceived, ServerExchange, Truncated, failure_packet
-from .request import QUIT
+from .request import QUIT, Request
 from .streaming import Coalescer, Gone
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class Conversation:
                 if not whole or not self._exchange.buffered:
                     return whole
             while True:
-                payload = yield from self._read()
-                if payload is None or not (yield from self._answer(payload)):
+                request = yield from self._read()
+                if request is None or not (yield from self._answer(request)):
                     return False
                 if not self._exchange.buffered:
                     return True
@@ -98,11 +98,11 @@ class Conversation:
             return (yield from self._fail(failure))
         except Stalled:
             return self._stalled_writing()
-        self._worker.count(scoreboard.OK)
+        self._worker.tally.ended_well()
         return True
 
-    def _read(self) -> Generator[tuple[int, float], None, bytes | None]:
-        """The next request's payload, or None when there is none to be had."""
+    def _read(self) -> Generator[tuple[int, float], None, Request | None]:
+        """The next request, or None when there is none to be had."""
         while True:
             event = self._exchange.next_event()
             if event is not None:
@@ -114,10 +114,11 @@ class Conversation:
                 return None
             if data:
                 self._exchange.receive_data(data)
+                del data  # the decoder's now, to let go when it has used it up
             else:
                 self._exchange.receive_eof()
         if isinstance(event, RequestReceived):
-            return event.payload
+            return Request(event.payload)  # and the payload goes with this frame: a large one is held once
         if isinstance(event, PeerClosed):
             return None
         if isinstance(event, Truncated):
@@ -136,13 +137,13 @@ class Conversation:
                 due = due or now + self._worker.settings.read_timeout
                 yield READ, due
 
-    def _answer(self, payload: bytes) -> Wait:
+    def _answer(self, request: Request) -> Wait:
         worker = self._worker
         self._served += 1
         if self._served % TURN == 0:
             yield WRITE, worker.clock() + worker.settings.write_timeout  # writable at once: let the others have a turn
         try:
-            response = worker.handle(self.connection, payload)
+            response = worker.handle(self.connection, request)
         except Failure as failure:
             return (yield from self._fail(failure))
         return (yield from self._complete(self._respond(response)))
@@ -159,7 +160,7 @@ class Conversation:
         whole = as_bytes_like(response)
         if whole is not None:
             self._check_size(len(whole))
-            self._worker.count_out(len(whole))
+            self._worker.tally.count_out(len(whole))
             yield from self._send(self._exchange.respond(whole))
         elif isinstance(response, Iterable) and not isinstance(response, str):
             yield from self._stream(response)
@@ -176,7 +177,7 @@ class Conversation:
                 raise
             finally:
                 close_iterator(iterator)
-            self._worker.count_out(stream.total)
+            self._worker.tally.count_out(stream.total)
             stream.add_packets(self._exchange.end_response())
             yield from self._finish(stream)
 

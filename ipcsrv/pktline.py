@@ -165,9 +165,16 @@ class Decoder:
         assembly = self._assembly
         while (piece := self.next_piece()) is not None:
             if not piece:
+                self._drop_used_up()
                 return assembly.join()
             assembly.append(piece)
         return None
+
+    def _drop_used_up(self) -> None:
+        """Let go of a buffer with nothing left in it: the last of a message lies above all others in the heap, which
+        could not shrink beneath it while the message is handled."""
+        if self._at == len(self._chunk):
+            self._chunk, self._view, self._at = b"", memoryview(b""), 0
 
     def next_piece(self) -> bytes | memoryview | None:
         """The next run of data of the present message; b"" at its flush; None until more bytes are fed.

@@ -419,13 +419,11 @@ class Worker:
         else:
             self._give_back(Held(talk.connection, "kept"))
 
-    def handle(self, connection: Connection, payload: bytes) -> Any:
+    def handle(self, connection: Connection, request: Request) -> Any:
         """Run the handler on one request of a conversation; raises `Failure` where it raised."""
         self._current = connection
         self._began = began = monotonic_ns()
         self._words[board.SINCE_NS] = began
-        request = Request(payload)
-        del payload  # a large one is held once, by the request
         request._context = (connection, began, self.settings.request_timeout)
         try:
             response = self._handler(request)

@@ -7,6 +7,7 @@ dies, all but the one that it was reading or answering.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import signal
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from . import commands
 from . import scoreboard as board
 from ._platform import serving
-from ._platform.serving import Channel, Process, QueueReader, QueueWriter, SharedMemory
+from ._platform.serving import Channel, Listener, Process, QueueReader, QueueWriter, SharedMemory
 from .errors import HandlerImportError, IpcError, StartError
 from .handlers import HandlerSource, fingerprint
 from .commands import Command
@@ -43,6 +44,9 @@ class Office(Protocol):
     def roster_changed(self) -> None: ...
     def quit_asked(self) -> None: ...
     def crew_gone(self) -> None: ...
+    def error_told(self, text: str) -> None: ...
+    def expect_overdue(self) -> None: ...
+    def exhausted(self, reason: str) -> None: ...
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Hand:
     channel: Channel | None
     process: Process | None = None
     kept: dict[bytes, int] = field(default_factory=dict)
+    ready: bool = False
+    open: bool = False
     reason: str | None = None
     traceback_text: str | None = None
 
@@ -84,8 +90,10 @@ class Crew:
         self.scoreboard = board.Scoreboard(self._memory.buffer, self._slots)
         self.pool = Pool(settings.workers, startup_timeout=settings.startup_timeout,
                          drain_timeout=settings.drain_timeout, max_slots=self._slots, rng=random.Random())
+        self.listener: Listener | None = None  # the one from which workers accept themselves; before the first start
         self.hands: dict[int, Hand] = {}
         self._generations: dict[int, Generation] = {}
+        self._serving = 0
         self._past: list[Spawner] = []  # of generations that are over; their templates may still be on their way out
         self.slot_restarts: dict[int, int] = {}
         self.fingerprint = ""
@@ -127,7 +135,8 @@ class Crew:
 
     def _start_generation(self, command: commands.StartGeneration) -> None:
         writer, reader = serving.queue()
-        job = Job(command.generation, self._settings, self._source, reader, self._memory, self._slots, self._inherited)
+        job = Job(command.generation, self._settings, self._source, reader, self.listener, self._memory, self._slots,
+                  self._inherited)
         spawner = spawner_for(job, self)
         self.fingerprint = fingerprint(self._source.target)
         self._generations[command.generation] = Generation(command.generation, writer, reader, spawner)
@@ -160,13 +169,28 @@ class Crew:
         if generation.writer is not None:
             generation.writer.close()  # the drain: workers empty the queue, see its end, and go
             generation.writer = None
+        self._open_doors(command.generation)  # those who wait for that must see the end
         generation.spawner.end()
         self._forget_generations()
 
     def _switch_to(self, command: commands.SwitchTo) -> None:
         writer = self._generations[command.generation].writer
         assert writer is not None
+        self._serving = command.generation
         self._office.serving_changed(writer)
+        self._open_doors(command.generation)
+
+    def _open_doors(self, generation: int) -> None:
+        """Tell the workers of a generation that they may accept."""
+        for hand in self.hands.values():
+            if hand.generation == generation and hand.ready and not hand.open:
+                self._open(hand)
+
+    def _open(self, hand: Hand) -> None:
+        hand.open = True
+        if self.listener is not None and hand.channel is not None:
+            with contextlib.suppress(OSError):  # it has just died
+                hand.channel.tell("open")
 
     def _dump_stacks(self, command: commands.DumpStacks) -> None:
         self.dump_stacks(command.worker)
@@ -234,7 +258,8 @@ class Crew:
 
     def pids(self) -> list[int]:
         """The processes of all workers."""
-        return [hand.process.pid for hand in self.hands.values() if hand.process is not None]
+        found = [self.scoreboard.words(hand.slot)[board.PID] for hand in self.hands.values()]
+        return sorted(pid for pid in found if pid)
 
     def spawn_failed(self, number: int, reason: str) -> None:
         """A worker could not be started now."""
@@ -278,7 +303,7 @@ class Crew:
             else:
                 self._office.park(raw, served=True)
         hand.kept.clear()
-        served = bool(words[board.CONNECTIONS])
+        served = bool(words[board.CONNECTIONS] or words[board.QUEUED])
         self.scoreboard.fold(hand.slot)
         return served
 
@@ -310,13 +335,22 @@ class Crew:
         elif kind in ("kept", "new") and raw is not None:
             self._office.park(raw, served=kind == "kept")
         elif kind == "rdy":
+            hand.ready = True
             self.obey(self.pool.ready(hand.number, monotonic()))
+            if not hand.open and (hand.generation == self._serving or self._generations[hand.generation].writer is None):
+                self._open(hand)
         elif kind == "bye":
             self.obey(self.pool.leaving(hand.number, monotonic()))
         elif kind == "quit":
             self._office.quit_asked()
         elif kind == "fail":
             self._start_failed(hand, body)
+        elif kind == "err":
+            self._office.error_told(body.decode("utf-8", "replace"))
+        elif kind == "busy":
+            self._office.expect_overdue()
+        elif kind == "full":
+            self._office.exhausted(body.decode())
 
     def _start_failed(self, hand: Hand, body: bytes) -> None:
         """A worker says why it cannot start; its exit follows."""

@@ -22,6 +22,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,7 @@ from ._platform import serving
 from ._platform.serving import HANGUP, READ, WRITE, QueueWriter, Rendezvous, SignalInbox
 from ._version import __version__
 from .controller import Controller
-from .crew import Crew
+from .crew import Crew, Hand
 from .errors import IpcError, SocketStolen
 from .exchange import failure_packet
 from .handlers import HandlerSource
@@ -124,6 +125,8 @@ class Master:
         """
         logs.configure(self.settings)
         self.rendezvous.claim(self.record(), self._adopted)
+        if self.settings.start_method != "spawn":  # without a template, nobody would refuse clients when we are killed
+            self.crew.listener = self.rendezvous.shared_listener
         signals = SignalInbox(_SIGNALS) if threading.current_thread() is threading.main_thread() else None
         try:
             if signals is not None:
@@ -192,6 +195,7 @@ class Master:
         self._controller.close()
         for raw in [*self._parked, *(raw for raw, _ in self._waiting)]:
             self._say_farewell(raw)
+        self._refuse_rest()
         self.rendezvous.close()
         self.crew.close()
         self._controller.hang_up()
@@ -240,20 +244,32 @@ class Master:
         """request_timeout: find requests that have run for too long, and when the next one could have."""
         limit = self.settings.request_timeout
         assert limit is not None
-        now_ns, earliest = monotonic_ns(), math.inf
-        for hand in list(self.crew.hands.values()):
-            words = self.crew.scoreboard.words(hand.slot)
-            since = words[board.SINCE_NS]
-            if since and (now_ns - since) / 1e9 >= limit:
-                log.warning("worker %d has been at one request for %.1f s (request_timeout)", hand.number,
-                            (now_ns - since) / 1e9)
-                self.crew.obey(self.crew.pool.overdue(hand.number, now))
-            elif since:
-                earliest = min(earliest, now + limit - (now_ns - since) / 1e9)
-            elif words[board.HELD]:
-                earliest = min(earliest, now + limit)
+        earliest = min((self._watch_request(hand, now, limit) for hand in list(self.crew.hands.values())), default=math.inf)
         if earliest < math.inf:
             self.set_timer("overdue", earliest)
+
+    def _watch_request(self, hand: Hand, now: float, limit: float) -> float:
+        """When this worker's present request would be overdue; infinity if it has none, and will tell us of the next."""
+        words = self.crew.scoreboard.words(hand.slot)
+        words[board.WATCHED] = 0  # before we look: whoever begins a request from now on tells us
+        since = words[board.SINCE_NS]
+        if not since:
+            return math.inf
+        words[board.WATCHED] = 1
+        age = (monotonic_ns() - since) / 1e9
+        if age < limit:
+            return now + limit - age
+        log.warning("worker %d has been at one request for %.1f s (request_timeout)", hand.number, age)
+        self.crew.obey(self.crew.pool.overdue(hand.number, now))
+        return now + limit
+
+    def expect_overdue(self) -> None:
+        """A worker has begun a request, and nobody is looking out for it: from now on we are."""
+        limit = self.settings.request_timeout
+        for hand in self.crew.hands.values():
+            self.crew.scoreboard.words(hand.slot)[board.WATCHED] = 1
+        if limit is not None and "overdue" not in self._timers:
+            self.set_timer("overdue", monotonic() + limit)
 
     def _check_idle(self, now: float) -> None:
         """idle_exit: stop if there has been no client for so long."""
@@ -261,6 +277,8 @@ class Master:
         assert limit is not None
         if self._parked or self._waiting or self._anyone_busy():
             self._last_client = now
+        last = [self.crew.scoreboard.words(hand.slot)[board.LAST_NS] for hand in self.crew.hands.values()]
+        self._last_client = max([self._last_client, *(nanoseconds / 1e9 for nanoseconds in last)])
         if now - self._last_client >= limit:
             log.info("no client for %g s (idle_exit): stopping", limit)
             self.stop()
@@ -316,8 +334,6 @@ class Master:
         if self._exhausted_for:
             self._recovered()
         self._last_client = monotonic()
-        if self.settings.request_timeout is not None:
-            self._expect_overdue()
         if self._draining_until is not None:
             self._go_on_draining()
 
@@ -390,7 +406,7 @@ class Master:
 
     def _watch_listener(self, watch: bool) -> None:
         listener = self.rendezvous.listener
-        if listener is None or watch == self._accepting:
+        if listener is None or watch == self._accepting or self.crew.listener is not None:
             return
         self._accepting = watch
         if watch:
@@ -430,13 +446,6 @@ class Master:
             self._waiting.append((raw, stamp))
         else:
             self._hand_over(raw, stamp)
-            if self.settings.request_timeout is not None:
-                self._expect_overdue()
-
-    def _expect_overdue(self) -> None:
-        limit = self.settings.request_timeout
-        if limit is not None and "overdue" not in self._timers:
-            self.set_timer("overdue", monotonic() + limit)
 
     # -- what the crew tells ------------------------------------------------------------------------------------------
 
@@ -477,12 +486,41 @@ class Master:
         return len(self._parked)
 
     def queue_facts(self) -> dict[str, Any]:
-        """How many connections no worker has taken yet, how long the first has waited, and whether we accept more."""
-        taken = self.crew.scoreboard.totals().connections
-        depth = max(0, self._handed - taken)
-        oldest = self._stamps[self._handed - depth & STAMPS - 1] & ~PACED if depth else monotonic_ns()
-        return {"depth": depth + len(self._waiting), "oldest_seconds": max(0.0, (monotonic_ns() - oldest) / 1e9),
-                "accepting": self._accepting}
+        """How many connections no worker has taken yet, for how long the first has waited, and whether more can come.
+
+        Where workers accept themselves nobody sees when a client came: then it is for how long none has been taken.
+        """
+        now = monotonic_ns()
+        queued = max(0, self._handed - self.crew.scoreboard.totals().queued)
+        since = self._stamps[self._handed - queued & STAMPS - 1] & ~PACED if queued else now
+        backlog = self._backlog_depth()
+        if backlog:
+            words = [self.crew.scoreboard.words(hand.slot) for hand in self.crew.hands.values()]
+            taken = [max(slot[board.LAST_NS], slot[board.SINCE_NS]) for slot in words]
+            since = min(since, max(taken, default=now) or now)
+        return {"depth": queued + len(self._waiting) + backlog, "oldest_seconds": max(0.0, (now - since) / 1e9),
+                "accepting": self._accepts() and not self._exhausted_for}
+
+    def _backlog_depth(self) -> int:
+        listener = self.rendezvous.listener
+        return 0 if listener is None else serving.backlog_depth(listener) or 0
+
+    def _accepts(self) -> bool:
+        return self._draining_until is None and (self._accepting or self.crew.listener is not None)
+
+    def error_told(self, text: str) -> None:
+        """A handler has failed."""
+        self.last_error = {"when": time.time(), "text": text}
+
+    def exhausted(self, reason: str) -> None:
+        """A worker has no descriptor left for new clients: say so once for all of them, until it is over."""
+        if not self._exhausted_for:
+            log.warning("cannot take connections for now: %s; clients wait", reason)
+        self._exhausted_for = BACK_OFF[1]
+        self.set_timer("recovered", monotonic() + self._exhausted_for)
+
+    def _check_recovered(self, _: float) -> None:
+        self._recovered()
 
     def crew_gone(self) -> None:
         """Every worker has exited."""
@@ -556,9 +594,20 @@ class Master:
         for raw, _ in self._waiting:
             self._say_farewell(raw)
         self._waiting.clear()
+        self._refuse_rest()
         self._end_grace(now)
         if self.crew.pool.state in (State.RUNNING, State.STARTING):
             self._end_crew(now)
+
+    def _refuse_rest(self) -> None:
+        """Tell those who are still in the backlog, where it is ours to empty."""
+        if self._draining_until is None or self._adopted is not None:
+            return
+        try:
+            while True:
+                self._say_farewell(self.rendezvous.accept())
+        except OSError:
+            pass  # there is none left
 
     def _say_farewell(self, raw: int) -> None:
         """Close a connection that will not be served, telling its client that nothing was done."""
@@ -610,6 +659,7 @@ _TIMERS: dict[str, Callable[[Master, float], None]] = {
     "overdue": Master._check_overdue,
     "idle": Master._check_idle,
     "resume": Master._resume,
+    "recovered": Master._check_recovered,
     "grace": Master._end_grace,
     "drained": Master._drain_timed_out,
 }

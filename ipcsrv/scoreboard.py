@@ -20,6 +20,7 @@ the master (reading).
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,17 +32,23 @@ if TYPE_CHECKING:
 
 # -- the layout of one slot, in words of 8 bytes ----------------------------------------------------------------
 
-#: Gauges. PID is 0 in a free slot; SINCE_NS is 0 between requests, else the monotonic time when this one began;
+#: Gauges. PID is 0 in a free slot. VERDICT and WATCHED are the master's: why the worker is told to answer its client
+#: with a failure (an index into VERDICTS), and whether the master looks out for overdue requests.
+#: LAST_NS is when the last request ended, SINCE_NS when the present one began (0: there is none), in monotonic time.
 #: CURRENT is the number of the kept connection that is being read or answered, 0 where it is not a kept one.
-#: VERDICT is the master's: why the worker is told to answer its client with a failure (an index into VERDICTS).
-PID, STARTED_NS, SINCE_NS, HELD, VERDICT, CURRENT = range(6)
+PID, STARTED_NS, HELD, VERDICT, WATCHED, LAST_NS, SINCE_NS, CURRENT = range(8)
 VERDICTS = ("", "timeout", "stopping")
-#: Counters: what was taken, how it ended, how much of it there was.
-CONNECTIONS, REQUESTS, OK, HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED = range(6, 15)
-PROBES, LOST, BYTES_IN, BYTES_OUT, BUSY_NS = range(15, 20)
+#: Counters: what was taken, how it ended, how much of it there was. QUEUED counts what came by the master's queue.
+REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(8, 15)
+HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(15, 23)
 
-FIRST_COUNTER = CONNECTIONS
-FIRST_HISTOGRAM = BUSY_NS + 1
+FIRST_COUNTER = REQUESTS
+FIRST_HISTOGRAM = LOST + 1
+
+#: What changes with every request lies together, from LAST_NS to BUSY_NS, and is written by one call:
+#: ``HOT.pack_into(words, HOT_OFFSET, last, 0, 0, requests, ok, bytes_in, bytes_out, busy)``.
+HOT = struct.Struct("=8Q")
+HOT_OFFSET = LAST_NS * 8
 
 #: Four buckets an octave, so that a percentile is off by an eighth at most, from 2**10 ns (1 us) ...
 _LOWEST_NS = 1 << 10
@@ -104,9 +111,13 @@ def percentile(counts: Sequence[int], q: float) -> float:
 class Totals(NamedTuple):
     """Counters and histograms, in the order of the layout."""
 
-    connections: int
     requests: int
     ok: int
+    bytes_in: int
+    bytes_out: int
+    busy_ns: int
+    connections: int
+    queued: int
     handler_errors: int
     timeouts: int
     too_large: int
@@ -115,9 +126,6 @@ class Totals(NamedTuple):
     cancelled: int
     probes: int
     lost: int
-    bytes_in: int
-    bytes_out: int
-    busy_ns: int
     queue_wait: tuple[int, ...]
     handler: tuple[int, ...]
     whole: tuple[int, ...]
@@ -128,9 +136,11 @@ class SlotFacts(NamedTuple):
 
     pid: int
     started_ns: int
-    since_ns: int
     held: int
     verdict: int
+    watched: int
+    last_ns: int
+    since_ns: int
     current: int
     totals: Totals
 
@@ -168,8 +178,8 @@ class Scoreboard:
 
     def facts(self, slot: int) -> SlotFacts:
         """The slot as it is now."""
-        pid, started_ns, since_ns, held, verdict, current, *counted = self._words[slot].tolist()
-        return SlotFacts(pid, started_ns, since_ns, held, verdict, current, _totals(counted))
+        words = self._words[slot].tolist()
+        return SlotFacts(*words[:FIRST_COUNTER], _totals(words[FIRST_COUNTER:]))
 
     def fold(self, slot: int) -> None:
         """Keep what a worker that is gone has counted, and free its slot."""

@@ -46,7 +46,7 @@ def of(master: Master) -> dict[str, Any]:
         "queue": master.queue_facts(),
         "parked": master.parked,
         "totals": {
-            "connections": master.accepted,
+            "connections": master.accepted + totals.connections,
             **{name: getattr(totals, name) for name in _TOTALS},
             "worker_restarts": pool.restarts,
         },

@@ -1,25 +1,29 @@
-"""A worker: takes connections from the queue, reads a request, runs the handler, answers.
+"""A worker: takes a connection, reads a request, runs the handler, answers.
 
 It is single-threaded towards its handler.  A request that comes whole in one read and whose response goes out in one
-write, which is nearly every one, takes a straight path through `_take`/`_attend` and `_serve`, of as few steps as
-Python allows; all else is a `Conversation`, resumed when its connection is ready.
+write, which is nearly every one, takes a straight path of as few steps as Python allows; all else is a `Conversation`,
+resumed when its connection is ready.
 
-**What it holds.**  With nothing in hand a worker sleeps in the queue itself, where the kernel wakes one sleeper a
-connection.  After a response the connection may bring another request, so the worker holds it, *silent*, together with
-the queue, for as long as that costs nobody anything: one that stays silent for `PATIENCE` goes back to the
-master; and where requests take long, all silent ones go back before the next request is begun, so that another worker
-can serve them.  What a silent connection costs is a descriptor, here or in the master.
+**Where connections come from.**  New ones from the listener, where the system can wake one of the workers that wait
+for it: the backlog is the one queue of new clients, and an idle worker takes the next.  Where it cannot, the master
+accepts and puts them into the generation's queue.  From that queue come, in either case, the connections that were
+silent for a while and speak again, and the word to leave; and its end, which is the end of the work.
 
-**If it dies.**  The request in its hands fails, and no other may.  So before a held connection is read a second time,
+**What it holds** between two requests is `keeping`'s matter.  A silent connection costs a descriptor, here or in the
+master, and no request ever waits behind a slow one in a worker while another worker is free.
+
+**If it dies**, the request in its hands fails, and no other may.  So before a held connection is read a second time,
 the master is given a copy of it under a number, and while one is read or answered its number stands in the scoreboard
 (`CURRENT`).  If we die, the master closes that one and takes the others back.
 
 **When it leaves**: the queue has ended (the master closed it, or died), it was told to retire, or it has served its
-number of requests.  It gives back what is silent, finishes what is not, and goes.
+number of requests.  It gives back what is silent, finishes what is not, and goes.  After the end of the server's life the
+backlog is served to its end first.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -30,28 +34,33 @@ from typing import Any
 
 from . import scoreboard as board
 from ._platform.serving import (
-    DONTWAIT, END, HANGUP, LOST, READ, RETIRE, SHARED, Admission, Channel, Connection, QueueReader, close_raw,
+    DONTWAIT, END, HANGUP, LOST, READ, RETIRE, SHARED, Admission, Channel, Connection, Listener, QueueReader,
     descriptor_limit, poller, resident_bytes,
 )
 from .conversation import Conversation, Failure, Stalled
 from .exchange import failure_packet
 from .handlers import Handler
+from .keeping import CHATTY_NS, LIMBO_TIME, PATIENCE, Held, Keeping
 from .pktline import FLUSH, MAX_DATA, decode_exact
 from .request import Request
 from .settings import Settings
 from .streaming import Flusher
+from .tally import Tally
 
 PACED = 1 << 63  # in a stamp: the connection was parked, and its client is known to take its time
 RECEIVE_SIZE = 65536  # bytes; any message that is one packet
-PATIENCE = 0.002  # seconds for which a silent connection is held; clients in a loop come back within microseconds
-SLOW_NS = 1_000_000  # a handler of more than 1 ms makes other connections wait noticeably
-SLOW_MEMORY = 32  # requests for which a worker remembers that it had a slow one
 LONG_WAIT_NS = 1_000_000  # a client that waited so long may have given up: worth a system call to know
-MAX_SILENT = 64  # connections held silent at a time
+ACCEPTS_A_TURN = 16  # clients served one after the other before other events have their turn
+NOT_EAGER = 32  # turns in which we accept once, after accepting again did not pay
+CHAT_TURNS = 8  # requests of a chatty client between two looks at whether others wait
+CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request alone
+SWEEP_INTERVAL_NS = 5_000_000  # between looks at who has been silent for too long, while events keep coming
 RSS_INTERVAL = 64  # requests between two looks at max_rss
+EXHAUSTED_PAUSE = 0.1  # seconds without accepting when descriptors have run out
+ERROR_INTERVAL = 1.0  # seconds between two errors that the master is told of
 TIMED_OUT = 75  # exit status after ERR timeout
 _NEVER = 1 << 62  # requests
-
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _VERDICTS = {
     "timeout": "the handler did not answer within request_timeout",
     "stopping": "the server stopped before the handler had answered",
@@ -60,51 +69,39 @@ _VERDICTS = {
 log = logging.getLogger("ipcsrv.worker")
 
 
-class Held:
-    """A silent connection, the number under which the master knows it (0: not at all), since when it is silent, and
-
-    whether it has been served ("kept") or has not asked for anything yet ("new").
-    """
-
-    __slots__ = ("connection", "kind", "number", "since")
-
-    def __init__(self, connection: Connection, kind: str, since: int = 0) -> None:
-        self.connection, self.kind, self.since = connection, kind, since
-        self.number = 0
-
-
 class Worker:
-    """Serves connections from `queue` with `handler` until there is no more to do.
+    """Serves connections with `handler` until there is no more to do.
 
-    words: this worker's slot of the scoreboard; channel: its private pipe to the master, which it only writes.
+    queue: its generation's; listener: the server's, or None where the master accepts; channel: its private pipe to the
+    master; words: its slot of the scoreboard.
     """
 
-    def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, channel: Channel,
-                 words: memoryview[int], rng: random.Random) -> None:
+    def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, listener: Listener | None,
+                 channel: Channel, words: memoryview[int], rng: random.Random) -> None:
         self.settings = settings
         self.clock = time.monotonic
         self.flusher = Flusher()
+        self.tally = Tally(words)
         self._handler = handler
-        self._queue, self._channel, self._words = queue, channel, words
+        self._queue, self._listener, self._channel, self._words = queue, listener, channel, words
         self._admission = Admission(settings.allow)
         self._poller = poller()
-        self._poller.register(queue.fileno(), READ | SHARED)
-        self._queue_key = queue.fileno()
-        self._silent: dict[int, Held] = {}
+        self._keeping = Keeping(channel, self._poller, words)
+        self._silent, self._limbo = self._keeping.silent, self._keeping.limbo
         self._talks: dict[int, Conversation] = {}
+        self._sources = [queue.fileno()] + ([listener.fileno()] if listener is not None else [])
+        self._queue_key, self._listener_key = self._sources[0], self._sources[-1] if listener is not None else -1
+        self._watched: set[int] = set()
         self._taking = True
-        self._slow = 0
-        self._numbers = 0
+        self._modest = 0  # turns left in which we accept once
+        self._accept_again_at = 0.0  # monotonic seconds; 0: descriptors are there
         self._swept = 0
         self._current: Connection | None = None
-        self._began = 0
-        self._denied_logged = 0.0
-        small = min(MAX_DATA, settings.max_response_size or MAX_DATA)
-        self._small_response = small
+        self._noted: dict[str, float] = {}
+        self._small_response = min(MAX_DATA, settings.max_response_size or MAX_DATA)
         self._small_request = min(MAX_DATA, settings.max_request_size or MAX_DATA)
-        self._most_silent = min(MAX_SILENT, descriptor_limit() // 4)
+        self._timeout = settings.request_timeout
         self._most_talks = descriptor_limit() // 2
-        self._watching = True
         self._leave_soon = False
         jitter = rng.randint(0, settings.max_requests_jitter)
         self._last_request = settings.max_requests + jitter if settings.max_requests is not None else _NEVER
@@ -114,86 +111,165 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the queue has ended or we leave, and what is in hand is done."""
-        silent, talks, take = self._silent, self._talks, self._take
-        get = self._queue.get
-        while self._taking or talks:
-            if silent or talks:
-                self._attend()
-            else:
-                take(get())
+        self._watch_sources(True)
+        while self._taking or self._talks:
+            self._attend()
+            if not self._taking:
+                self._keeping.give_back_all()
 
     def _attend(self) -> None:
-        """Wait for the queue and all held connections together; serve what is ready, the queue first."""
+        """Wait for everything together; serve what is ready."""
         events = self._poller.poll(self._patience())
-        for key, _ in events:
-            if key == self._queue_key:
-                self._take_if_any()
         for key, mask in events:
-            held = self._silent.get(key)
-            if held is not None:
+            if key == self._listener_key:
+                self._accept()
+            elif key == self._queue_key:
+                self._take_if_any()
+            elif (held := self._silent.get(key)) is not None:
                 self._hear(held, mask)
             elif key in self._talks:
                 self._resume(self._talks[key])
-        if not events or monotonic_ns() - self._swept > 5_000_000:
-            self._sweep()
+        if not events or self.tally.began - self._swept > SWEEP_INTERVAL_NS:
+            self._sweep(idle=not events)
 
     def _patience(self) -> float | None:
+        if self._limbo:
+            return LIMBO_TIME
         if self._silent:
             return PATIENCE
-        due = min(talk.due for talk in self._talks.values())
-        return max(0.0, due - self.clock())
+        dues = [talk.due for talk in self._talks.values()]
+        if self._accept_again_at:
+            dues.append(self._accept_again_at)
+        return max(0.0, min(dues) - self.clock()) if dues else None
 
-    def _take_if_any(self) -> None:
+    def _sweep(self, *, idle: bool) -> None:
+        """Look after what has been silent or has stalled for too long; `idle`: nothing has come for a while."""
+        if idle:
+            self._keeping.end_limbo()
+        self._swept = now = monotonic_ns()
+        self._keeping.give_back_silent(older_than=now - int(PATIENCE * 1e9))
+        seconds = self.clock()
+        for talk in [talk for talk in self._talks.values() if talk.due <= seconds]:
+            self._resume(talk, Stalled())
+        if self._accept_again_at and seconds >= self._accept_again_at:
+            self._accept_again_at = 0.0
+            self._watch_sources(self._taking)
+
+    # -- new connections ----------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        """Serve who waits in the backlog: one, or one after the other while that pays."""
+        assert self._listener is not None
+        accept = self._listener.accept_raw
+        served = 0
         try:
-            item = self._queue.get(DONTWAIT)
+            for served in range(1 if self._modest else ACCEPTS_A_TURN):
+                self._greet(Connection(accept()))
         except BlockingIOError:
-            return  # another worker was quicker
-        self._take(item)
+            if not served:
+                self._backlog_empty()
+        except OSError as error:
+            self._accept_failed(error)
+        if self._modest:
+            self._modest -= 1
+        elif served < 2:
+            self._modest = NOT_EAGER
+        if (oldest := self._keeping.oldest_in_limbo()) is not None:
+            self._leave_limbo(*oldest)
 
-    # -- connections from the queue -----------------------------------------------------------------------------------
+    def _greet(self, connection: Connection) -> None:
+        """A new client: may it ask, and what?"""
+        self._words[board.CONNECTIONS] += 1
+        self._begin(connection, 0, waited=0)
 
-    def _take(self, item: Any) -> None:
-        """Serve what came out of the queue: a connection, or the word to leave."""
-        if item.__class__ is str:
-            self._told(item)
-            return
-        raw, stamp = item
-        words = self._words
-        connection = Connection(raw)
-        words[board.CONNECTIONS] += 1
-        waited = monotonic_ns() - (stamp & ~PACED)
-        words[board.QUEUE_WAIT + board.bucket(waited)] += 1
+    def _begin(self, connection: Connection, stamp: int, *, waited: int) -> None:
+        """Serve a connection that has come to us, if it has said something; then keep it."""
         if not self._admission.admits(connection):
             self._deny(connection)
             return
         try:
             data = connection.recv(RECEIVE_SIZE, DONTWAIT)
         except BlockingIOError:
-            self._hold(connection, "new")
+            self._keeping.hold(connection, "kept" if stamp & PACED else "new")
             return
         except OSError:
             data = b""
+        tally = self.tally
         if not data:
-            self.count(board.PROBES)
+            tally.count(board.PROBES)
             connection.close()
-        elif waited > LONG_WAIT_NS and connection.gone():
-            self.count(board.CANCELLED)
+        elif (waited > LONG_WAIT_NS or tally.slow) and connection.gone():
+            tally.count(board.CANCELLED)
             connection.close()
         else:
-            if self._slow:
-                self._give_back_all()
+            if tally.slow:
+                self._keeping.give_back_all()
             if self._serve(connection, data, waited):
                 self._keep(connection, stamp)
 
     def _keep(self, connection: Connection, stamp: int) -> None:
         """After the response: hold the connection, or give it back at once if its client is known to take its time."""
-        if stamp & PACED or not self._taking or len(self._silent) >= self._most_silent:
-            self._give_back(Held(connection, "kept"))
+        if stamp & PACED or not self._taking:
+            self._keeping.give_back(Held(connection, "kept"))
         else:
-            self._hold(connection, "kept")
+            self._limbo.append(connection)
+
+    def _leave_limbo(self, connection: Connection, data: bytes | None) -> None:
+        if data is None:
+            self._keeping.hold(connection, "kept")
+        elif not data:
+            connection.close()
+        elif self._serve(connection, data, 0):
+            self._keep(connection, 0)
+
+    def _backlog_empty(self) -> None:
+        """Somebody else was quicker; or the listener refuses new clients, and would wake us for ever."""
+        if self._listener is not None and self._listener.refuses():
+            self._unwatch(self._listener_key)
+
+    def _accept_failed(self, error: OSError) -> None:
+        if error.errno == errno.EINVAL:
+            self._unwatch(self._listener_key)  # it refuses new clients, and has none left
+        elif error.errno in _EXHAUSTED:
+            self._keeping.give_back_all()
+            self._unwatch(self._listener_key)
+            self._accept_again_at = self.clock() + EXHAUSTED_PAUSE
+            self._keeping.tell("full", os.strerror(error.errno or 0).encode())
+
+    def _deny(self, connection: Connection) -> None:
+        self.count(board.DENIED)
+        peer = connection.peer()
+        if self._is_time_for("denied"):
+            log.warning("denied a connection from pid %s, uid %s, gid %s", *peer)
+        _send_quietly(connection, failure_packet("denied", f"user {peer.uid} may not use this server"))
+        connection.close()
+
+    def _is_time_for(self, what: str) -> bool:
+        """True once a second at most: the log is not the stranger's to fill."""
+        now = self.clock()
+        if now - self._noted.get(what, -ERROR_INTERVAL) < ERROR_INTERVAL:
+            return False
+        self._noted[what] = now
+        return True
+
+    # -- the queue ----------------------------------------------------------------------------------------------------
+
+    def _take_if_any(self) -> None:
+        try:
+            item = self._queue.get(DONTWAIT)
+        except BlockingIOError:
+            return  # another worker was quicker
+        if isinstance(item, str):
+            self._told(item)
+            return
+        raw, stamp = item
+        waited = monotonic_ns() - (stamp & ~PACED)
+        self.tally.waited(waited)
+        self._begin(Connection(raw), stamp, waited=waited)
 
     def _told(self, word: str) -> None:
         if word == END:
+            self._serve_the_last()
             self._stop_taking()
         elif word == RETIRE:
             self.leave()
@@ -201,92 +277,105 @@ class Worker:
             self.count(board.LOST)
             log.error("lost a connection: this worker has no descriptor left for it; raise its limit (ulimit -n)")
 
-    def _deny(self, connection: Connection) -> None:
-        self.count(board.DENIED)
-        peer = connection.peer()
-        if self.clock() - self._denied_logged > 1.0:  # a line a second at most: the log is not the stranger's to fill
-            self._denied_logged = self.clock()
-            log.warning("denied a connection from pid %s, uid %s, gid %s", *peer)
-        self._last_word(connection, "denied", f"user {peer.uid} may not use this server")
+    def _serve_the_last(self) -> None:
+        """The work has ended.  If the server has, serve the backlog to its end; a newer generation may have it else."""
+        listener = self._listener
+        if listener is None:
+            return
+        if self._master_is_dead():
+            listener.refuse()  # or connects would succeed, and hang for ever
+        if not listener.refuses():
+            return
+        try:
+            while True:
+                self._greet(Connection(listener.accept_raw()))
+        except OSError:
+            pass  # there is none left
+
+    def _master_is_dead(self) -> bool:
+        try:
+            return self._channel.hear(wait=False) is None
+        except BlockingIOError:
+            return False
+
+    def _watch_sources(self, watch: bool) -> None:
+        """Whether to take connections: not when leaving, nor with most of our descriptors in stalled clients."""
+        for key in self._sources:
+            if watch and key not in self._watched:
+                self._watched.add(key)
+                self._poller.register(key, READ | SHARED)
+            elif not watch:
+                self._unwatch(key)
+
+    def _unwatch(self, key: int) -> None:
+        if key in self._watched:
+            self._watched.remove(key)
+            self._poller.unregister(key)
 
     # -- held connections ---------------------------------------------------------------------------------------------
 
-    def _hold(self, connection: Connection, kind: str) -> None:
-        key = connection.fileno()
-        self._silent[key] = Held(connection, kind, monotonic_ns())
-        self._words[board.HELD] += 1
-        self._poller.register(key, READ)
-
     def _hear(self, held: Held, mask: int) -> None:
         """A held connection has something: its next request, or its end."""
-        connection = held.connection
         if mask & HANGUP:
-            self._drop(held)
+            self._keeping.drop(held)
             return
         if not held.number:
-            self._entrust(held)
+            self._keeping.entrust(held)
+        if held.chatty and len(self._silent) == 1 and not self._talks and not self._limbo:
+            self._chat(held)
+            return
         words = self._words
         words[board.CURRENT] = held.number
         try:
-            data = connection.recv(RECEIVE_SIZE, DONTWAIT)
+            data = held.connection.recv(RECEIVE_SIZE, DONTWAIT)
         except BlockingIOError:
             words[board.CURRENT] = 0
             return
         except OSError:
             data = b""
+        self._heard(held, data)
+
+    def _heard(self, held: Held, data: bytes) -> bool:
+        """Serve what a held connection said; True if it is silent again, and held."""
+        words = self._words
         if not data:
             words[board.CURRENT] = 0
-            self._drop(held)
-            return
-        if self._slow and len(self._silent) > 1:
-            self._give_back_all(but=held)
-        if self._serve(connection, data, 0, held):
-            held.since, held.kind = self._began, "kept"
+            self._keeping.drop(held)
+            return False
+        if self.tally.slow and len(self._silent) > 1:
+            self._keeping.give_back_all(but=held)
+        silent_since = held.since
+        whole = self._serve(held.connection, data, 0, held)
         words[board.CURRENT] = 0
+        if not whole:
+            return False
+        held.since, held.kind = words[board.LAST_NS], "kept"
+        if not held.chatty and self.tally.began - silent_since < CHATTY_NS:
+            held.chatty = held.connection.wait_at_most(CHAT_PATIENCE)
+        return True
 
-    def _entrust(self, held: Held) -> None:
-        """Give the master a copy of a connection that has proved to be kept, against our death."""
-        self._numbers += 1
-        held.number = self._numbers
-        self._tell("keep", b"%d" % held.number, held.connection.fileno(), keep=True)
+    def _chat(self, held: Held) -> None:
+        """Serve one client in a loop: a read and a write a request, and now and then a look at who else waits."""
+        receive, words, number = held.connection.recv, self._words, held.number
+        turns = 0
+        while True:
+            words[board.CURRENT] = number
+            try:
+                data = receive(RECEIVE_SIZE)  # for CHAT_PATIENCE at most
+            except BlockingIOError:
+                words[board.CURRENT] = 0
+                return
+            except OSError:
+                data = b""
+            if not self._heard(held, data) or not self._taking:
+                return
+            turns += 1
+            if turns % CHAT_TURNS == 0 and self._others_wait(held):
+                return
 
-    def _drop(self, held: Held) -> None:
-        """Close a held connection, and the master's copy with it."""
-        self._forget(held.connection)
-        if held.number:
-            held.connection.shutdown_both()
-            self._tell("drop", b"%d" % held.number)
-        held.connection.close()
-
-    def _forget(self, connection: Connection) -> None:
-        key = connection.fileno()
-        if self._silent.pop(key, None) is not None:
-            self._words[board.HELD] -= 1
-            self._poller.unregister(key)
-
-    def _give_back(self, held: Held) -> None:
-        """Give a silent connection to the master, who parks it."""
-        if held.number:
-            self._tell("back", b"%d" % held.number)
-            held.connection.close()
-        else:
-            self._tell(held.kind, b"", held.connection.detach())
-
-    def _give_back_all(self, but: Held | None = None) -> None:
-        for held in [held for held in self._silent.values() if held is not but]:
-            self._forget(held.connection)
-            self._give_back(held)
-
-    def _sweep(self) -> None:
-        """Give back what has been silent for too long; end what has stalled for too long."""
-        self._swept = now = monotonic_ns()
-        limit = now - int(PATIENCE * 1e9)
-        for held in [held for held in self._silent.values() if held.since < limit]:
-            self._forget(held.connection)
-            self._give_back(held)
-        seconds = self.clock()
-        for talk in [talk for talk in self._talks.values() if talk.due <= seconds]:
-            self._resume(talk, Stalled())
+    def _others_wait(self, held: Held) -> bool:
+        key = held.connection.fileno()
+        return any(ready != key for ready, _ in self._poller.poll(0))
 
     # -- one request: the straight path -------------------------------------------------------------------------------
 
@@ -295,78 +384,59 @@ class Worker:
         payload = decode_exact(data)
         if payload is None or len(payload) > self._small_request:
             return self._converse(connection, data, held)
-        words = self._words
+        tally = self.tally
         self._current = connection
-        self._began = words[board.SINCE_NS] = began = monotonic_ns()
+        began = tally.begin()
         request = Request(payload)
-        request._context = (connection, began, self.settings.request_timeout)
+        request._context = (connection, began, self._timeout)
+        if self._timeout is not None and not self._words[board.WATCHED]:
+            self._keeping.tell("busy")
         try:
             response = self._handler(request)
         except BaseException as error:
             return self._failed(connection, error, held)
-        if type(response) is bytes and len(response) <= self._small_response:
-            reply = b"%04x%b0000" % (len(response) + 4, response) if response else FLUSH
-            try:
-                sent = connection.send(reply, DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                return self._gone(connection, held)
-            if sent != len(reply):
-                return self._converse(connection, data, held, unsent=reply[sent:])
-        else:
+        kind = type(response)
+        if (kind is not bytes and kind is not Request) or len(response) > self._small_response:
             return self._converse(connection, data, held, response)
-        took = monotonic_ns() - began
-        words[board.SINCE_NS] = 0
-        words[board.OK] += 1
-        words[board.BYTES_OUT] += len(response)
-        self._account(len(payload), took, waited)
-        return True
-
-    def _account(self, size: int, took: int, waited: int) -> None:
-        """Count a request that was handled."""
-        words = self._words
-        words[board.REQUESTS] += 1
-        words[board.BYTES_IN] += size
-        words[board.BUSY_NS] += took
-        words[board.HANDLER + board.bucket(took)] += 1
-        words[board.WHOLE + board.bucket(took + waited)] += 1
-        if took > SLOW_NS:
-            self._slow = SLOW_MEMORY
-        elif self._slow:
-            self._slow -= 1
-        if words[board.REQUESTS] >= self._next_check:
+        reply = b"%04x%b0000" % (len(response) + 4, response) if response else FLUSH
+        try:
+            sent = connection.send(reply, DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return self._gone(connection, held)
+        if sent != len(reply):
+            return self._converse(connection, data, held, unsent=reply[sent:])
+        tally.answered(len(payload), len(response), waited)
+        if tally.requests >= self._next_check:
             self._check_limits()
+        return True
 
     def _failed(self, connection: Connection, error: BaseException, held: Held | None) -> bool:
         failure = self.handler_failed(error)
-        self._account_since()
+        self._handled(0)
         self.count(failure.counter)
-        self._close(connection, held, failure)
+        _send_quietly(connection, failure_packet(failure.code, failure.message))
+        self._close(connection, held)
         return False
 
     def _gone(self, connection: Connection, held: Held | None) -> bool:
-        self._account_since()
+        self._handled(0)
         self.count(board.CANCELLED)
         self._close(connection, held)
         return False
 
-    def _close(self, connection: Connection, held: Held | None, failure: Failure | None = None) -> None:
-        if failure is not None:
-            _send_quietly(connection, failure_packet(failure.code, failure.message))
+    def _close(self, connection: Connection, held: Held | None) -> None:
         if held is not None:
-            self._drop(held)
+            self._keeping.drop(held)
         else:
             connection.close()
 
-    def _last_word(self, connection: Connection, code: str, message: str) -> None:
-        _send_quietly(connection, failure_packet(code, message))
-        connection.close()
-
-    def _account_since(self) -> None:
-        """Count the request in hand, of which the size no longer matters, as handled until now."""
-        self._words[board.SINCE_NS] = 0
-        self._account(0, monotonic_ns() - self._began, 0)
+    def _handled(self, size: int) -> None:
+        """Count the request in hand as handled, and see whether we have served enough."""
+        self.tally.handled(size)
+        if self.tally.requests >= self._next_check:
+            self._check_limits()
 
     # -- conversations: the long way ----------------------------------------------------------------------------------
 
@@ -374,18 +444,18 @@ class Worker:
                   unsent: bytes | None = None) -> bool:
         """Go on with this connection as a conversation; `response` is what the handler has returned, if it has."""
         if held is not None:
-            self._forget(connection)
-            self._tell("drop", b"%d" % held.number)
+            self._keeping.forget(connection)
+            self._keeping.release(held)
         talk = Conversation(self, connection, data)
         if unsent is not None:
-            self._account_since()
+            self._handled(len(data))
             talk.send_first(unsent)
         elif response is not Failure:
-            self._account_since()
+            self._handled(len(data))
             talk.answer_first(response)
         self._talks[connection.fileno()] = talk
         if len(self._talks) >= self._most_talks:
-            self._watch_queue(False)
+            self._watch_sources(False)
         self._words[board.HELD] += 1
         self._resume(talk, started=False)
         return False
@@ -409,45 +479,43 @@ class Worker:
         if started:
             self._poller.unregister(key)
         del self._talks[key]
-        if self._taking:
-            self._watch_queue(True)
         self._words[board.HELD] -= 1
+        if self._taking and not self._accept_again_at:
+            self._watch_sources(True)
         if not whole:
             talk.connection.close()
         elif self._taking:
-            self._hold(talk.connection, "kept")
+            self._keeping.hold(talk.connection, "kept")
         else:
-            self._give_back(Held(talk.connection, "kept"))
+            self._keeping.give_back(Held(talk.connection, "kept"))
 
     def handle(self, connection: Connection, request: Request) -> Any:
         """Run the handler on one request of a conversation; raises `Failure` where it raised."""
         self._current = connection
-        self._began = began = monotonic_ns()
-        self._words[board.SINCE_NS] = began
-        request._context = (connection, began, self.settings.request_timeout)
+        began = self.tally.begin()
+        request._context = (connection, began, self._timeout)
+        if self._timeout is not None and not self._words[board.WATCHED]:
+            self._keeping.tell("busy")
         try:
-            response = self._handler(request)
+            return self._handler(request)
         except BaseException as error:
             raise self.handler_failed(error) from None
         finally:
-            self._words[board.SINCE_NS] = 0
-            self._account(len(request), monotonic_ns() - began, 0)
-        return response
+            self._handled(len(request))
 
     def handler_failed(self, error: BaseException) -> Failure:
         """What the client is told of an exception of the handler's; the log gets its traceback."""
         frames = error.__traceback__.tb_next if error.__traceback__ else None
         text = "".join(traceback.format_exception(type(error), error, frames))
         log.error("the handler failed: %s", text.rstrip())
-        return Failure("handler", f"{type(error).__name__}: {error}", board.HANDLER_ERRORS)
+        message = f"{type(error).__name__}: {error}"
+        if self._is_time_for("error"):
+            self._keeping.tell("err", message.encode("utf-8", "backslashreplace")[:1000])
+        return Failure("handler", message, board.HANDLER_ERRORS)
 
     def count(self, counter: int) -> None:
         """Add one to a counter of the scoreboard."""
         self._words[counter] += 1
-
-    def count_out(self, size: int) -> None:
-        """Add to the bytes of responses."""
-        self._words[board.BYTES_OUT] += size
 
     def note_malformed(self, connection: Connection, reason: str) -> None:
         """A client's bytes are no request: one line, and no effect on anyone else."""
@@ -469,31 +537,21 @@ class Worker:
 
     def quit(self) -> None:
         """The handler returned QUIT: the server drains and stops."""
-        self._tell("quit")
+        self._keeping.tell("quit")
 
     def leave(self) -> None:
         """Take no more connections; a replacement is started while we finish what we have."""
         if self._taking:
-            self._tell("bye")
+            self._keeping.tell("bye")
         self._stop_taking()
 
     def _stop_taking(self) -> None:
         self._taking = False
-        self._watch_queue(False)
-        self._give_back_all()
-
-    def _watch_queue(self, watch: bool) -> None:
-        """Whether to take from the queue: not when leaving, nor with most of our descriptors in stalled clients."""
-        if watch != self._watching:
-            self._watching = watch
-            if watch:
-                self._poller.register(self._queue_key, READ | SHARED)
-            else:
-                self._poller.unregister(self._queue_key)
+        self._watch_sources(False)
 
     def _check_limits(self) -> None:
         """max_requests or max_rss may be reached: then leave, between two requests."""
-        served = self._words[board.REQUESTS]
+        served = self.tally.requests
         if self._leave_soon or served >= self._last_request:
             log.info("leaving after %d requests", served)
             self.leave()
@@ -510,20 +568,12 @@ class Worker:
         If the request has ended in the meantime, the next one need not suffer: leave in good order.
         """
         code = board.VERDICTS[self._words[board.VERDICT]]
-        since, limit = self._words[board.SINCE_NS], self.settings.request_timeout
-        in_time = code == "timeout" and monotonic_ns() - since < (limit or 0) * 1e9
+        since = self._words[board.SINCE_NS]
+        in_time = code == "timeout" and monotonic_ns() - since < (self._timeout or 0) * 1e9
         if since and not in_time and self._current is not None:
             _send_quietly(self._current, failure_packet(code, _VERDICTS[code]))
             os._exit(TIMED_OUT)
         self._leave_soon, self._next_check = True, 0
-
-    def _tell(self, kind: str, body: bytes = b"", raw: int | None = None, *, keep: bool = False) -> None:
-        """Send the master a message; with a dead master there is nobody to give anything to."""
-        try:
-            self._channel.tell(kind, body, raw, keep=keep)
-        except OSError:
-            if raw is not None and not keep:
-                close_raw(raw)
 
 
 def _send_quietly(connection: Connection, data: bytes) -> None:

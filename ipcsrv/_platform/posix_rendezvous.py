@@ -15,6 +15,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import socket
 import stat
 import time
@@ -23,6 +24,7 @@ from typing import Any
 
 from ..errors import AddressInUse, InvalidPath
 from .posix import ADDRESS_LIMIT, address, credentials
+from .posix_sockets import Listener
 
 LOCK_SUFFIX = ".ipcsrv.lock"
 CONTROL_SUFFIX = ".control"
@@ -50,8 +52,9 @@ class Rendezvous:
         self._folder = self._lock = -1
         self._identity: tuple[int, int] | None = None
         self._control_identity: tuple[int, int] | None = None
-        self.listener: socket.socket | None = None
-        self.control: socket.socket | None = None
+        self._adopted = False
+        self.listener: Listener | None = None
+        self.control: Listener | None = None
         self.control_error: OSError | None = None
 
     # -- taking the path ------------------------------------------------------------------------------------------
@@ -59,12 +62,15 @@ class Rendezvous:
     def claim(self, record: dict[str, Any], adopted: socket.socket | None = None) -> None:
         """Lock the path, and make sure that it can be ours; nobody can connect yet.
 
+        The listener exists from here on, so that children can be given it; only `listen` binds it.
+
         record: what the lock file tells others of this server (its pid and command, above all).
         adopted: a listening socket that a supervisor made (sd_listen_fds(3)): the path is then its business.
         Raises `AddressInUse` where another server lives, holds the lock or may be starting, and `InvalidPath`
         where the path cannot be a socket; then nothing of anybody's has been touched.
         """
-        self.listener = adopted
+        self._adopted = adopted is not None
+        self.listener = Listener(fileno=adopted.detach()) if adopted is not None else _new_listener()
         try:
             self._folder = self._open_folder()
             self._lock = self._take_lock()
@@ -77,19 +83,23 @@ class Rendezvous:
 
     def listen(self) -> None:
         """Clear what is stale, bind and listen, and open the control socket.  Raises as `claim` does."""
-        if self.listener is None:
+        assert self.listener is not None
+        if not self._adopted:
             with self._git_lock():
                 self._clear(self._name)
-                self.listener, self._identity = self._listen(self.path, self._name)
+                self._identity = self._listen(self.listener, self.path, self._name)
         self.listener.setblocking(False)
-        self._accept = self.listener._accept  # type: ignore[attr-defined]  # accept() would build an object around it
+        self.accept = self.listener.accept_raw
         if self._want_control:
             self._open_control()
 
-    def accept(self) -> int:
-        """The next connection, as a raw descriptor; `BlockingIOError` if none waits."""
-        raw: int = self._accept()[0]
-        return raw
+    @property
+    def shared_listener(self) -> Listener | None:
+        """The listener from which workers may accept themselves, or None where the master must.
+
+        Only where the kernel wakes one of several who wait for it; and not a supervisor's, which may have to outlive us.
+        """
+        return self.listener if hasattr(select, "EPOLLEXCLUSIVE") and not self._adopted else None
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Put `record` into the lock file, in place of what it says now."""
@@ -227,28 +237,23 @@ class Rendezvous:
                 return AddressInUse(self.path, reason=f"whether a server lives there cannot be told ({error})")
             return in_use(self.path, {"pid": credentials(probe).pid})
 
-    def _listen(self, path: str, name: str) -> tuple[socket.socket, tuple[int, int]]:
-        """Bind at the final name, with the final mode, and listen.
+    def _listen(self, listener: Listener, path: str, name: str) -> tuple[int, int]:
+        """Bind at the final name, with the final mode, and listen; returns the socket file's device and inode.
 
         The real path is bound where it fits, so that /proc/net/unix, and the temp cleaners that read it, see it.
         """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._bind(listener, path, name)
             info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
-            if not stat.S_ISSOCK(info.st_mode):
-                raise InvalidPath(path, "the folder was replaced while we bound the socket")
-            listener.setblocking(False)
-            listener.listen(self._backlog)
         except FileNotFoundError:
-            listener.close()
             raise InvalidPath(path, "the folder was replaced while we bound the socket") from None
-        except BaseException:
-            listener.close()
-            raise
-        return listener, (info.st_dev, info.st_ino)
+        if not stat.S_ISSOCK(info.st_mode):
+            raise InvalidPath(path, "the folder was replaced while we bound the socket")
+        listener.setblocking(False)
+        listener.listen(self._backlog)
+        return info.st_dev, info.st_ino
 
-    def _bind(self, listener: socket.socket, path: str, name: str) -> None:
+    def _bind(self, listener: Listener, path: str, name: str) -> None:
         umask = os.umask(0o777 & ~self._mode)
         try:
             if len(os.fsencode(path)) <= ADDRESS_LIMIT:
@@ -264,10 +269,13 @@ class Rendezvous:
     def _open_control(self) -> None:
         """Make the control socket; a server that cannot have one (a read-only folder, say) serves without."""
         name = self._name + CONTROL_SUFFIX
+        control = _new_listener()
         try:
             self._clear(name)
-            self.control, self._control_identity = self._listen(self.control_path, name)
+            self._control_identity = self._listen(control, self.control_path, name)
+            self.control = control
         except (OSError, InvalidPath, AddressInUse) as error:
+            control.close()
             self.control_error = error if isinstance(error, OSError) else OSError(str(error))
 
     # -- while serving ----------------------------------------------------------------------------------------------
@@ -296,12 +304,11 @@ class Rendezvous:
     def withdraw(self) -> None:
         """Remove the path and refuse whoever has resolved it already; connections in the backlog can be accepted.
 
-        On Linux a listener that is shut down for reading refuses new connects and still yields those it had.
+        A supervisor's listener stays as it is: what comes now is for whoever it starts next.
         """
         self._unlink(self._name, self._identity)
-        if self.listener is not None and self._identity is not None:
-            with contextlib.suppress(OSError):
-                self.listener.shutdown(socket.SHUT_RD)
+        if self.listener is not None and not self._adopted:
+            self.listener.refuse()
         self._identity = None
 
     def close(self) -> None:
@@ -335,6 +342,10 @@ class Rendezvous:
             info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
             if (info.st_dev, info.st_ino) == identity:
                 os.unlink(name, dir_fd=self._folder)
+
+
+def _new_listener() -> Listener:
+    return Listener(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def folder_fault(info: os.stat_result) -> str | None:

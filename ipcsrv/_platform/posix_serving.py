@@ -84,9 +84,13 @@ class Connection(socket.SocketType):
         """The process, user and group that connected (SO_PEERCRED, unix(7))."""
         return credentials(self)
 
-    def wait_at_most(self, seconds: float) -> None:
-        """From now on a `recv` without `DONTWAIT` waits for so long, then raises `BlockingIOError` (SO_RCVTIMEO)."""
+    def wait_at_most(self, seconds: float) -> bool:
+        """Have a `recv` without `DONTWAIT` wait for so long, then raise `BlockingIOError` (SO_RCVTIMEO, socket(7)).
+
+        False where that is not possible.
+        """
         self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(seconds * 1e6)))
+        return True
 
     def shutdown_both(self) -> None:
         """End the connection for the client too, whoever else holds a copy of it."""
@@ -295,10 +299,9 @@ def _ignore(*_: Any) -> None:
     """A handler and not SIG_IGN, which a handler's own subprocesses would inherit."""
 
 
-def accept_raw(listener: socket.socket) -> int:
+def accept_raw(listener: Listener) -> int:
     """The next connection of a listener, as a raw descriptor; `BlockingIOError` if none waits."""
-    raw: int = listener._accept()[0]  # type: ignore[attr-defined]
-    return raw
+    return listener.accept_raw()
 
 
 def enlarge(connection: Connection, size: int) -> None:

@@ -1,0 +1,135 @@
+"""The connections that a worker holds between two requests.  In the worker.
+
+After a response a connection may bring another request, or its end; which of the two takes the client a few
+microseconds.  So an answered connection is first put in *limbo*, unwatched, for as long as new clients keep coming: by
+the time it is looked at, most clients have closed, and one read says so, without a wake-up for each.  What is still
+open after that is *silent*: watched together with the queue, given back to the master when it stays silent, or when the
+next request is likely to take long.
+
+Before a silent connection is read a second time the master is given a copy of it under a number, in trust: if we
+die, it lives (`worker`, "If it dies").
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic_ns
+from typing import Any
+
+from . import scoreboard as board
+from ._platform.serving import DONTWAIT, READ, Channel, Connection, close_raw, descriptor_limit
+
+PATIENCE = 0.002  # seconds for which a silent connection is held; clients in a loop come back within microseconds
+LIMBO = 8  # connections; by the time so many others were served, a client that closes has closed
+LIMBO_TIME = 0.001  # seconds without a new client after which those in limbo are watched
+MAX_SILENT = 64  # connections held silent at a time
+CHATTY_NS = 1_000_000  # a client whose next request comes within 1 ms is in a loop
+
+
+class Held:
+    """A silent connection.
+
+    `kind` is "new" until its first request, then "kept"; `number` is the one under which the master has a copy, 0 for
+    none; `since` is when it fell silent; `chatty` says that its client is in a loop.
+    """
+
+    __slots__ = ("chatty", "connection", "kind", "number", "since")
+
+    def __init__(self, connection: Connection, kind: str, since: int = 0) -> None:
+        self.connection, self.kind, self.since = connection, kind, since
+        self.number = 0
+        self.chatty = False
+
+
+class Keeping:
+    """Limbo, the silent connections, and the channel by which they go back to the master."""
+
+    def __init__(self, channel: Channel, poller: Any, words: memoryview[int]) -> None:
+        self._channel, self._poller, self._words = channel, poller, words
+        self.silent: dict[int, Held] = {}
+        self.limbo: deque[Connection] = deque()
+        self._numbers = 0
+        self._most = min(MAX_SILENT, descriptor_limit() // 4)
+
+    def tell(self, kind: str, body: bytes = b"", raw: int | None = None, *, keep: bool = False) -> None:
+        """Send the master a message; with a dead master there is nobody to give anything to."""
+        try:
+            self._channel.tell(kind, body, raw, keep=keep)
+        except OSError:
+            if raw is not None and not keep:
+                close_raw(raw)
+
+    def hold(self, connection: Connection, kind: str) -> None:
+        """Watch a silent connection; if we hold too many already, it goes back at once."""
+        if len(self.silent) >= self._most:
+            self.give_back(Held(connection, kind))
+            return
+        key = connection.fileno()
+        self.silent[key] = Held(connection, kind, monotonic_ns())
+        self._words[board.HELD] += 1
+        self._poller.register(key, READ)
+
+    def forget(self, connection: Connection) -> None:
+        """Watch it no longer, whoever has it now."""
+        key = connection.fileno()
+        if self.silent.pop(key, None) is not None:
+            self._words[board.HELD] -= 1
+            self._poller.unregister(key)
+
+    def entrust(self, held: Held) -> None:
+        """Give the master a copy of a connection that has proved to be kept, against our death."""
+        self._numbers += 1
+        held.number = self._numbers
+        self.tell("keep", b"%d" % held.number, held.connection.fileno(), keep=True)
+
+    def release(self, held: Held) -> None:
+        """Have the master drop its copy: the connection is in our hands alone."""
+        if held.number:
+            self.tell("drop", b"%d" % held.number)
+            held.number = 0
+
+    def drop(self, held: Held) -> None:
+        """Close a silent connection, and the master's copy with it."""
+        self.forget(held.connection)
+        if held.number:
+            held.connection.shutdown_both()
+            self.release(held)
+        held.connection.close()
+
+    def give_back(self, held: Held) -> None:
+        """Give a silent connection to the master, who parks it."""
+        if held.number:
+            self.tell("back", b"%d" % held.number)
+            held.connection.close()
+        else:
+            self.tell(held.kind, b"", held.connection.detach())
+
+    def give_back_silent(self, but: Held | None = None, older_than: int | None = None) -> None:
+        """Give back all silent connections; or all that fell silent before `older_than`, or all `but` one."""
+        for held in list(self.silent.values()):
+            if held is not but and (older_than is None or held.since < older_than):
+                self.forget(held.connection)
+                self.give_back(held)
+
+    def oldest_in_limbo(self) -> tuple[Connection, bytes | None] | None:
+        """Take the oldest out of limbo if that is full: what it said (b"": its end), or None if it was silent."""
+        if len(self.limbo) <= LIMBO:
+            return None
+        connection = self.limbo.popleft()
+        try:
+            return connection, connection.recv(65536, DONTWAIT)
+        except BlockingIOError:
+            return connection, None
+        except OSError:
+            return connection, b""
+
+    def end_limbo(self) -> None:
+        """Watch what is in limbo from now on."""
+        while self.limbo:
+            self.hold(self.limbo.popleft(), "kept")
+
+    def give_back_all(self, but: Held | None = None) -> None:
+        """Give back everything that is silent, or may be."""
+        while self.limbo:
+            self.give_back(Held(self.limbo.popleft(), "kept"))
+        self.give_back_silent(but)

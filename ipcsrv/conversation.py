@@ -98,7 +98,7 @@ class Conversation:
             return (yield from self._fail(failure))
         except Stalled:
             return self._stalled_writing()
-        self._worker.count(scoreboard.OK)
+        self._worker.tally.ended_well()
         return True
 
     def _read(self) -> Generator[tuple[int, float], None, Request | None]:
@@ -160,7 +160,7 @@ class Conversation:
         whole = as_bytes_like(response)
         if whole is not None:
             self._check_size(len(whole))
-            self._worker.count_out(len(whole))
+            self._worker.tally.count_out(len(whole))
             yield from self._send(self._exchange.respond(whole))
         elif isinstance(response, Iterable) and not isinstance(response, str):
             yield from self._stream(response)
@@ -177,7 +177,7 @@ class Conversation:
                 raise
             finally:
                 close_iterator(iterator)
-            self._worker.count_out(stream.total)
+            self._worker.tally.count_out(stream.total)
             stream.add_packets(self._exchange.end_response())
             yield from self._finish(stream)
 

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 from . import logs
 from . import scoreboard as board
 from ._platform import serving
-from ._platform.serving import Channel, QueueReader, SharedMemory, SignalInbox
+from ._platform.serving import Channel, Listener, QueueReader, SharedMemory, SignalInbox
 from .errors import HandlerImportError, IpcError
 from .handlers import Handler, HandlerSource, load_hook
 from .settings import Settings
@@ -49,6 +49,7 @@ class Job:
     settings: Settings
     source: HandlerSource
     queue: QueueReader
+    listener: Listener | None  # None: the master accepts
     memory: SharedMemory
     slots: int
     inherited: frozenset[int]  # descriptors that the caller of the library had open, which its handler may use
@@ -239,9 +240,14 @@ def _quiet_about_threads() -> Any:
 
 def _template(job: Job, channel: Channel) -> None:
     """The whole life of a template process."""
-    keep = serving.announce_descriptors(channel, job.queue, job.memory, *job.inherited, *_parent_sentinel())
-    serving.child_hygiene(keep if job.settings.start_method == "fork" else None)
-    logs.configure(job.settings)
+    listeners = [] if job.listener is None else [job.listener]
+    keep = serving.announce_descriptors(channel, job.queue, *listeners, job.memory, logs.dump_stream(), *job.inherited,
+                                        *_parent_sentinel())
+    if job.settings.start_method == "fork":
+        serving.child_hygiene(keep)
+    else:
+        serving.child_hygiene()
+        logs.configure(job.settings)
     handler = None
     if job.settings.preload:
         try:
@@ -286,6 +292,8 @@ class Template:
     def _obey(self) -> bool:
         """Carry out one order; False if there will be no more."""
         message = self._channel.hear()
+        if message is None and self._job.listener is not None:
+            self._job.listener.refuse()  # the master is dead: or clients would queue with nobody in charge
         if message is None or message[0] == "end":
             return False
         _, body, raw = message
@@ -361,7 +369,8 @@ def work(job: Job, number: int, slot: int, channel: Channel, handler: Handler | 
     try:
         handler = handler or _load(job)
         start, stop = load_hook(settings.on_worker_start), load_hook(settings.on_worker_stop)
-        worker = Worker(settings, _traced(handler, settings), job.queue, channel, words, random.Random())
+        worker = Worker(settings, _traced(handler, settings), job.queue, job.listener, channel, words,
+                        random.Random())
         if start is not None:
             start()
     except BaseException as error:
@@ -371,6 +380,8 @@ def work(job: Job, number: int, slot: int, channel: Channel, handler: Handler | 
         raise
     serving.answer_timeouts_with(worker.say_last_words, logs.dump_stream())
     channel.tell("rdy")
+    if job.listener is not None:
+        channel.hear()  # the doors open when the whole generation is ready, or the master is gone
     worker.run()
     if stop is not None:
         _run_stop_hook(stop)

@@ -1,7 +1,7 @@
 """What the test suites share: running the real command, waiting for processes to end, and finding what was left behind.
 
-Nothing here waits by sleeping. A server is ready when it has said so in its output; a process is gone when the
-kernel says so on its pidfd. Where a system has no such means (`have_proc`, `have_pidfd`) the checks that need it
+Waits are for events: a server is ready when it has said so in its output, a process is gone when the kernel says so
+on its pidfd, and `wait_until` is for what has no event. Where a system has no such means (`have_proc`, `have_pidfd`) the checks that need it
 say nothing rather than guess.
 """
 
@@ -260,6 +260,14 @@ def descriptors(pid: int | None = None) -> dict[int, str]:
 def shared_memory() -> set[str]:
     """Names of POSIX shared memory and semaphores on this machine (Linux)."""
     return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+def wait_until(condition: Callable[[], object], what: str = "", timeout: float = TIMEOUT) -> None:
+    """Wait until the condition is true: for what the system has no event for. Anything else is waited for as an event."""
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, f"not within {timeout} s: {what or condition}"
+        time.sleep(0.005)  # the caller's condition is not an event
 
 
 @contextmanager

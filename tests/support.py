@@ -1,8 +1,8 @@
 """What the test suites share: running the real command, waiting for processes to end, and finding what was left behind.
 
 Waits are for events: a server is ready when it has said so in its output, a process is gone when the kernel says so
-on its pidfd, and `wait_until` is for what has no event. Where a system has no such means (`have_proc`, `have_pidfd`) the checks that need it
-say nothing rather than guess.
+on its pidfd, and `wait_until` is for what has no event. Where a system has no such means (`have_proc`, `have_pidfd`)
+the checks that need it say nothing rather than guess.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def shared_memory() -> set[str]:
 
 
 def wait_until(condition: Callable[[], object], what: str = "", timeout: float = TIMEOUT) -> None:
-    """Wait until the condition is true: for what the system has no event for. Anything else is waited for as an event."""
+    """Wait until the condition is true, where there is no event to wait for."""
     until = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < until, f"not within {timeout} s: {what or condition}"

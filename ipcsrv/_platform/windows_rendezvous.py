@@ -128,9 +128,7 @@ class Listener:
 
     def begin_wait(self) -> Event | None:
         """None if a client has come; else the event that says so."""
-        if self._come or any(instance.taken() for instance in self._instances):
-            return None
-        return Event(self._event)
+        return None if self.depth() else Event(self._event)
 
     def end_wait(self, waiting: Any) -> None:
         """Nothing was begun."""
@@ -145,6 +143,10 @@ class Listener:
                 self._refill()
                 return instance.handle
         raise BlockingIOError
+
+    def depth(self) -> int:
+        """How many have come, and are not accepted yet."""
+        return len(self._come) + sum(instance.taken() for instance in self._instances)
 
     def withdraw(self) -> None:
         """Wait for no more clients; those who have come can be accepted."""
@@ -304,6 +306,10 @@ class Rendezvous:
             self.control_error = error if isinstance(error, OSError) else OSError(str(error))
 
     # -- while serving ----------------------------------------------------------------------------------------------
+
+    @property
+    def shared_listener(self) -> None:
+        """None: the master accepts.  A handle cannot be waited for by several processes that all start operations on it."""
 
     def accept(self) -> int:
         """The next client's connection; BlockingIOError if there is none."""

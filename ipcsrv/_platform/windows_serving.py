@@ -38,8 +38,8 @@ assert sys.platform == "win32"
 
 __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection",
-    "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
-    "announce_descriptors", "answer_timeouts_with", "become_daemon_child", "channel", "child_hygiene", "close_raw",
+    "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
+    "announce_descriptors", "answer_timeouts_with", "backlog_depth", "become_daemon_child", "channel", "child_hygiene", "close_raw",
     "default_start_method", "descriptor_limit", "enlarge", "lifeline", "open_descriptors", "poller", "queue", "resident_bytes",
     "start_methods",
 ]  # fmt: skip
@@ -105,6 +105,11 @@ class Admission:
 def accept_raw(listener: Listener) -> int:
     """The next connection of a listener; `BlockingIOError` if none waits."""
     return listener.accept()
+
+
+def backlog_depth(listener: Listener) -> int | None:
+    """How many clients have come that nobody has accepted."""
+    return listener.depth()
 
 
 def enlarge(connection: Connection, size: int) -> None:

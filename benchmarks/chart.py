@@ -1,0 +1,78 @@
+"""Draws the comparison as an SVG: two panels of bars. `python -m benchmarks.chart RESULTS.json CHART.svg`.
+
+No colour of the background is assumed: text and grid are drawn in `currentColor`-like greys that a media query turns
+over, and the bars in two colours that can be told from each other and from both backgrounds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from html import escape
+from pathlib import Path
+
+WIDTH, LABELS, VALUES = 760, 190, 120  # pixels: the drawing, the names on the left, the figures on the right
+ROW, BAR, HEAD = 24, 16, 54
+
+STYLE = """
+text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #24292f }
+.title { font-weight: 600; font-size: 15px } .note { font-size: 12px; fill: #57606a }
+.ours { fill: #0969da } .limit { fill: #9aa4af } .peer { fill: #d4853a } .name-ours { font-weight: 600 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .note { fill: #9aa4af }
+  .ours { fill: #4d9bf5 } .limit { fill: #6e7781 } .peer { fill: #e0954d }
+}
+"""
+
+PANELS = (
+    ("connecting beside the peers, 2 clients", "connect per request, 2 clients", "A connection a request, 2 clients"),
+    ("keep-alive beside the peers, 2 clients", "keep-alive, 2 clients", "One connection kept, 2 clients"),
+)
+
+
+def bars(results: list[dict[str, object]], peers: str, limit: str) -> list[tuple[str, float]]:
+    """The contestants and their medians, highest first; bare C is scaled to the run in which the peers were."""
+    by_title = {result["title"]: result["figures"] for result in results}
+    medians = {name: statistics.median(figures) for name, figures in by_title.get(peers, {}).items()}  # type: ignore[attr-defined]
+    beside = by_title.get(limit, {})
+    if "bare C" in beside and "ipcsrv" in medians:  # type: ignore[operator]
+        ratios = [c / ours for c, ours in zip(beside["bare C"], beside["ipcsrv"])]  # type: ignore[index]
+        medians["bare C (the limit)"] = medians["ipcsrv"] * statistics.median(ratios)
+    return sorted(medians.items(), key=lambda item: -item[1])
+
+
+def panel(title: str, rows: list[tuple[str, float]], top: int) -> list[str]:
+    """One set of bars, from `top` downwards."""
+    longest = max((value for _, value in rows), default=1.0)
+    lines = [f'<text class="title" x="0" y="{top + 16}">{escape(title)}</text>',
+             f'<text class="note" x="0" y="{top + 36}">requests per second, on 2 cores; longer is better</text>']
+    for number, (name, value) in enumerate(rows):
+        y = top + HEAD + number * ROW
+        kind = "ours" if name == "ipcsrv" else "limit" if name.startswith("bare C") else "peer"
+        length = max(1.0, value / longest * (WIDTH - LABELS - VALUES))
+        own = ' class="name-ours"' if kind == "ours" else ""
+        lines += [
+            f'<text{own} x="{LABELS - 10}" y="{y + 12}" text-anchor="end">{escape(name)}</text>',
+            f'<rect class="{kind}" x="{LABELS}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2"/>',
+            f'<text{own} x="{LABELS + length + 8:.1f}" y="{y + 12}">{value:,.0f}</text>',
+        ]
+    return lines
+
+
+def svg(document: dict[str, object]) -> str:
+    """The whole drawing."""
+    top, body = 0, []
+    for peers, limit, title in PANELS:
+        rows = bars(document["results"], peers, limit)  # type: ignore[arg-type]
+        if rows:
+            body += panel(title, rows, top)
+            top += HEAD + len(rows) * ROW + 24
+    label = "Requests per second of ipcsrv, its Python peers and a bare C loop"
+    size = f'viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}"'
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">', f"<title>{label}</title>", f"<style>{STYLE}</style>", *body, "</svg>", ""])
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(svg(json.loads(Path(sys.argv[1]).read_text())), encoding="utf-8")

@@ -1,20 +1,24 @@
-"""Looking at a path on Windows (see `inspection`): a pipe's name stands for it, and the pipe's access list guards it."""
+"""Looking at a path on Windows (see `inspection`): a pipe's name stands for it, and the pipe's access list guards it.
+
+Loaded only there.
+"""
 
 from __future__ import annotations
 
-import os
 import sys
+
+assert sys.platform == "win32"
+
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from . import windows_lifecycle as lifecycle
 from ..errors import InvalidPath
+from . import windows_lifecycle as lifecycle
 from .findings import Finding, failure, ok
 from .win32 import own_sid, sid_of_account
 from .windows import pipe_name
 from .windows_rendezvous import LOCK_SUFFIX, read_record
-
-assert sys.platform == "win32"
 
 if TYPE_CHECKING:
     from .inspection import LockHolder

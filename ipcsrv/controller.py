@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import status
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ipcsrv.control")
 
 MAX_QUESTION = 64 * 1024  # bytes
+REFUSAL_INTERVAL = 1.0  # seconds between two lines in the log about who was refused
 MAX_CONNECTIONS = 64  # of peers who ask; more are closed
 SUFFIX_OF_ANSWER = 1 << 20  # bytes that one write takes, with the send buffer that we ask for
 
@@ -49,6 +51,7 @@ class Controller:
         self._admission = Admission()
         self._listener: Any = None
         self._talks: dict[int, Conversation] = {}
+        self._refused = -REFUSAL_INTERVAL
 
     def open(self, listener: Any) -> None:
         """Begin to answer on `listener` (None: there is no control socket)."""
@@ -88,13 +91,19 @@ class Controller:
             return  # nobody, or no descriptor for it: the peer's deadline is its own
         connection = Connection(raw)
         if len(self._talks) >= MAX_CONNECTIONS or not self._admission.admits(connection):
-            log.warning("refused pid %s on the control socket", connection.peer().pid)
-            self._say_last(connection, "denied", "only the server's own user may control it")
+            self._refuse(connection)
             return
         talk = Conversation(connection)
         enlarge(connection, SUFFIX_OF_ANSWER)
         self._talks[raw] = talk
         self._master.watch(raw, lambda: self._hear(talk))
+
+    def _refuse(self, connection: Connection) -> None:
+        peer, now = connection.peer(), monotonic()
+        if now - self._refused > REFUSAL_INTERVAL:
+            self._refused = now
+            log.warning("refused pid %s, uid %s on the control socket", peer.pid, peer.uid)
+        self._say_last(connection, "denied", "only the server's own user may control it")
 
     def _hear(self, talk: Conversation) -> None:
         try:

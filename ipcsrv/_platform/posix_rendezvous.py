@@ -87,7 +87,7 @@ class Rendezvous:
         if not self._adopted:
             with self._git_lock():
                 self._clear(self._name)
-                self._identity = self._listen(self.listener, self.path, self._name)
+                self._identity = self._listen(self.listener, self.path, self._name, self._mode)
         self.listener.setblocking(False)
         self.accept = self.listener.accept_raw
         if self._want_control:
@@ -237,13 +237,13 @@ class Rendezvous:
                 return AddressInUse(self.path, reason=f"whether a server lives there cannot be told ({error})")
             return in_use(self.path, {"pid": credentials(probe).pid})
 
-    def _listen(self, listener: Listener, path: str, name: str) -> tuple[int, int]:
+    def _listen(self, listener: Listener, path: str, name: str, mode: int) -> tuple[int, int]:
         """Bind at the final name, with the final mode, and listen; returns the socket file's device and inode.
 
         The real path is bound where it fits, so that /proc/net/unix, and the temp cleaners that read it, see it.
         """
         try:
-            self._bind(listener, path, name)
+            self._bind(listener, path, name, mode)
             info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
         except FileNotFoundError:
             raise InvalidPath(path, "the folder was replaced while we bound the socket") from None
@@ -253,8 +253,8 @@ class Rendezvous:
         listener.listen(self._backlog)
         return info.st_dev, info.st_ino
 
-    def _bind(self, listener: Listener, path: str, name: str) -> None:
-        umask = os.umask(0o777 & ~self._mode)
+    def _bind(self, listener: Listener, path: str, name: str, mode: int) -> None:
+        umask = os.umask(0o777 & ~mode)
         try:
             if len(os.fsencode(path)) <= ADDRESS_LIMIT:
                 listener.bind(path)
@@ -272,7 +272,7 @@ class Rendezvous:
         control = _new_listener()
         try:
             self._clear(name)
-            self._control_identity = self._listen(control, self.control_path, name)
+            self._control_identity = self._listen(control, self.control_path, name, 0o600)
             self.control = control
         except (OSError, InvalidPath, AddressInUse) as error:
             control.close()

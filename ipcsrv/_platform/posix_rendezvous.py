@@ -247,7 +247,7 @@ class Rendezvous:
             info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
         except FileNotFoundError:
             raise InvalidPath(path, "the folder was replaced while we bound the socket") from None
-        if not stat.S_ISSOCK(info.st_mode):
+        if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
             raise InvalidPath(path, "the folder was replaced while we bound the socket")
         listener.setblocking(False)
         listener.listen(self._backlog)

@@ -361,6 +361,8 @@ class Crew:
         if content.get("importing"):
             reason = _without_target(content["reason"], self._source)
             self._import_error = HandlerImportError(self._source.target, content["traceback"], reason)
+            # No other worker would fare better: a start, or a reload, has failed.
+            self.obey(self.pool.generation_failed(hand.generation, hand.reason, hand.traceback_text, monotonic()))
 
     def _close_channel(self, hand: Hand) -> None:
         if hand.channel is not None:

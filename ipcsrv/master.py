@@ -82,6 +82,7 @@ class Master:
         own_process: bool = True,
     ) -> None:
         self.settings = resolved = settings.resolved(serving.default_start_method())
+        serving.Admission(resolved.allow)  # a user that there is not is told before anything is started
         self.source = source
         self.started = monotonic()
         self.rendezvous = Rendezvous(path, mode=resolved.mode, backlog=resolved.backlog,

@@ -252,7 +252,7 @@ class Decoder:
 
     def _data_size(self, header: bytes) -> int:
         """How much data follows the header; 0 for a flush too."""
-        size = _packet_size(header)
+        size = _packet_size(header, "" if self._what == "request" else f" of {header!r}")
         if size < HEADER_SIZE:
             return 0
         size -= HEADER_SIZE
@@ -261,14 +261,15 @@ class Decoder:
         return size
 
 
-def _packet_size(header: bytes) -> int:
+def _packet_size(header: bytes, quoted: str) -> int:
+    # `quoted` is what an error may show of the header: nothing of a request's, since servers log their errors.
     # int() also takes signs, spaces, underscores and "0x": none is alphanumeric, and the leading digit denies the "0x".
     try:
         size = int(b"1%b" % header, 16) - 0x10000 if header.isalnum() else -1
     except ValueError:
         size = -1
     if size < 0:
-        raise ProtocolError(f"a packet header of {header!r}, which is not four hexadecimal digits")
+        raise ProtocolError(f"a packet header{quoted}, which is not four hexadecimal digits")
     if size > MAX_PACKET:
         raise ProtocolError(f"a packet of {size} bytes, more than the largest ({MAX_PACKET})")
     if size in _MEANINGLESS:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 RECEIVE_SIZE = 256 * 1024  # bytes; more than the kernel's buffer of a Unix socket holds
 BUFFERS_A_CALL = 16  # half a MiB of packets: more than a send buffer takes
+FIRST_REQUEST_PATIENCE = 1.0  # seconds that a worker on its way out gives a client that has just connected
 TURN = 16  # pipelined requests that are served before the others of this worker have theirs
-LOG_LIMIT = 200  # characters of a reason that are logged
 
 
 class Stalled(Exception):
@@ -49,7 +49,7 @@ class Conversation:
     `steps` is the generator; `mask` and `due` (monotonic seconds) are what it waits for and until when.
     """
 
-    __slots__ = ("_exchange", "_served", "_worker", "connection", "due", "mask", "steps")
+    __slots__ = ("_complete_by", "_exchange", "_served", "_worker", "connection", "due", "mask", "steps")
 
     def __init__(self, worker: Worker, connection: Connection, data: bytes) -> None:
         self._worker = worker
@@ -57,6 +57,7 @@ class Conversation:
         if data:
             self._exchange.receive_data(data)
         self._served = 0
+        self._complete_by = 0.0  # monotonic seconds until which the request in progress must be complete; 0: none is
         self.connection = connection
         self.mask, self.due = READ, 0.0
         self.steps = self._run()
@@ -110,7 +111,7 @@ class Conversation:
             try:
                 data = yield from self._receive()
             except Stalled:
-                yield from self._refuse("timeout", "the request was not complete in time")
+                yield from self._give_up_reading()
                 return None
             if data:
                 self._exchange.receive_data(data)
@@ -127,15 +128,25 @@ class Conversation:
         yield from self._refuse(event.code, event.message)
         return None
 
+    def _give_up_reading(self) -> Generator[tuple[int, float], None, None]:
+        if self._exchange.buffered:
+            yield from self._refuse("timeout", "the request was not complete within read_timeout")
+        else:
+            yield from self._say("stopping", "the server has stopped")
+
     def _receive(self) -> Generator[tuple[int, float], None, bytes]:
-        due = None
+        """What the client sends next; `read_timeout` is for the whole request, from when it began to arrive."""
         while True:
             try:
                 return self.connection.recv(RECEIVE_SIZE, DONTWAIT)
             except BlockingIOError:
-                now = self._worker.clock()
-                due = due or now + self._worker.settings.read_timeout
-                yield READ, due
+                pass
+            now = self._worker.clock()
+            if not self._exchange.buffered:
+                yield READ, now + FIRST_REQUEST_PATIENCE
+            else:
+                self._complete_by = self._complete_by or now + self._worker.settings.read_timeout
+                yield READ, self._complete_by
 
     def _answer(self, request: Request) -> Wait:
         worker = self._worker

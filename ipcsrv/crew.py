@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Any, Protocol
 
 from . import commands
@@ -223,6 +224,40 @@ class Crew:
         else:
             self.failure = StartError(command.reason, self._settings.log_file, command.traceback)
         log.error("giving up: %s%s", command.reason, f"\n{command.traceback}" if command.traceback else "")
+
+    # -- overdue requests ---------------------------------------------------------------------------------------------
+
+    def watch_requests(self) -> None:
+        """Somebody has begun a request while nobody was looking out: from now on we are."""
+        for hand in self.hands.values():
+            self.scoreboard.words(hand.slot)[board.WATCHED] = 1
+
+    def check_overdue(self, now: float, limit: float) -> float:
+        """Find requests that have run for longer than `limit` seconds; when to look again, or infinity if never."""
+        return min((self._check_request(hand, now, limit) for hand in list(self.hands.values())), default=math.inf)
+
+    def _check_request(self, hand: Hand, now: float, limit: float) -> float:
+        words = self.scoreboard.words(hand.slot)
+        words[board.WATCHED] = 0  # before we look: whoever begins a request from now on tells us
+        since = words[board.SINCE_NS]
+        if not since:
+            return math.inf
+        words[board.WATCHED] = 1
+        age = (monotonic_ns() - since) / 1e9
+        if age < limit:
+            return now + limit - age
+        log.warning("worker %d has been at one request for %.1f s (request_timeout)", hand.number, age)
+        self.obey(self.pool.overdue(hand.number, now))
+        return now + limit
+
+    def anyone_busy(self) -> bool:
+        """Whether a worker has a request or a connection."""
+        slots = [self.scoreboard.words(hand.slot) for hand in self.hands.values()]
+        return any(words[board.SINCE_NS] or words[board.HELD] for words in slots)
+
+    def last_request(self) -> float:
+        """When a request ended last (monotonic seconds)."""
+        return max([0, *(self.scoreboard.words(hand.slot)[board.LAST_NS] for hand in self.hands.values())]) / 1e9
 
     # -- facts from the spawner ---------------------------------------------------------------------------------------
 

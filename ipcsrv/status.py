@@ -43,10 +43,10 @@ def of(master: Master) -> dict[str, Any]:
         "fingerprint": master.crew.fingerprint,
         "workers": [_worker(master, hand, now) for hand in sorted(master.crew.hands.values(), key=lambda h: h.slot)],
         "workers_wanted": pool.size,
-        "queue": master.queue_facts(),
-        "parked": master.parked,
+        "queue": master.doorway.facts(),
+        "parked": len(master.doorway.parked),
         "totals": {
-            "connections": master.accepted + totals.connections,
+            "connections": master.doorway.accepted + totals.connections,
             **{name: getattr(totals, name) for name in _TOTALS},
             "worker_restarts": pool.restarts,
         },

@@ -23,7 +23,6 @@ backlog is served to its end first.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import random
@@ -34,12 +33,12 @@ from typing import Any
 
 from . import scoreboard as board
 from ._platform.serving import (
-    DONTWAIT, END, HANGUP, LOST, READ, RETIRE, SHARED, Admission, Channel, Connection, Listener, QueueReader,
-    descriptor_limit, poller, resident_bytes,
+    DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader, descriptor_limit, poller, resident_bytes,
 )
 from .conversation import Conversation, Failure, Stalled
 from .exchange import failure_packet
 from .handlers import Handler
+from .intake import PACED, Intake
 from .keeping import CHATTY_NS, LIMBO_TIME, PATIENCE, Held, Keeping
 from .pktline import FLUSH, MAX_DATA, decode_exact
 from .request import Request
@@ -47,20 +46,15 @@ from .settings import Settings
 from .streaming import Flusher
 from .tally import Tally
 
-PACED = 1 << 63  # in a stamp: the connection was parked, and its client is known to take its time
 RECEIVE_SIZE = 65536  # bytes; any message that is one packet
 LONG_WAIT_NS = 1_000_000  # a client that waited so long may have given up: worth a system call to know
-ACCEPTS_A_TURN = 16  # clients served one after the other before other events have their turn
-NOT_EAGER = 32  # turns in which we accept once, after accepting again did not pay
 CHAT_TURNS = 8  # requests of a chatty client between two looks at whether others wait
 CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request alone
 SWEEP_INTERVAL_NS = 5_000_000  # between looks at who has been silent for too long, while events keep coming
 RSS_INTERVAL = 64  # requests between two looks at max_rss
-EXHAUSTED_PAUSE = 0.1  # seconds without accepting when descriptors have run out
 ERROR_INTERVAL = 1.0  # seconds between two errors that the master is told of
 TIMED_OUT = 75  # exit status after ERR timeout
 _NEVER = 1 << 62  # requests
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _VERDICTS = {
     "timeout": "the handler did not answer within request_timeout",
     "stopping": "the server stopped before the handler had answered",
@@ -83,18 +77,14 @@ class Worker:
         self.flusher = Flusher()
         self.tally = Tally(words)
         self._handler = handler
-        self._queue, self._listener, self._channel, self._words = queue, listener, channel, words
+        self._words = words
         self._admission = Admission(settings.allow)
         self._poller = poller()
         self._keeping = Keeping(channel, self._poller, words)
         self._silent, self._limbo = self._keeping.silent, self._keeping.limbo
         self._talks: dict[int, Conversation] = {}
-        self._sources = [queue.fileno()] + ([listener.fileno()] if listener is not None else [])
-        self._queue_key, self._listener_key = self._sources[0], self._sources[-1] if listener is not None else -1
-        self._watched: set[int] = set()
+        self._intake = Intake(self, queue, listener, channel, self._poller, self._keeping, self.tally)
         self._taking = True
-        self._modest = 0  # turns left in which we accept once
-        self._accept_again_at = 0.0  # monotonic seconds; 0: descriptors are there
         self._swept = 0
         self._current: Connection | None = None
         self._noted: dict[str, float] = {}
@@ -111,20 +101,22 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the queue has ended or we leave, and what is in hand is done."""
-        self._watch_sources(True)
+        self._intake.watch(True)
         while self._taking or self._talks:
             self._attend()
             if not self._taking:
-                self._keeping.give_back_all()
+                self._let_go()
 
     def _attend(self) -> None:
         """Wait for everything together; serve what is ready."""
+        intake = self._intake
+        listener_key, queue_key = intake.listener_key, intake.queue_key
         events = self._poller.poll(self._patience())
         for key, mask in events:
-            if key == self._listener_key:
-                self._accept()
-            elif key == self._queue_key:
-                self._take_if_any()
+            if key == listener_key:
+                intake.accept()
+            elif key == queue_key:
+                intake.take()
             elif (held := self._silent.get(key)) is not None:
                 self._hear(held, mask)
             elif key in self._talks:
@@ -138,8 +130,8 @@ class Worker:
         if self._silent:
             return PATIENCE
         dues = [talk.due for talk in self._talks.values()]
-        if self._accept_again_at:
-            dues.append(self._accept_again_at)
+        if self._intake.again_at:
+            dues.append(self._intake.again_at)
         return max(0.0, min(dues) - self.clock()) if dues else None
 
     def _sweep(self, *, idle: bool) -> None:
@@ -151,38 +143,13 @@ class Worker:
         seconds = self.clock()
         for talk in [talk for talk in self._talks.values() if talk.due <= seconds]:
             self._resume(talk, Stalled())
-        if self._accept_again_at and seconds >= self._accept_again_at:
-            self._accept_again_at = 0.0
-            self._watch_sources(self._taking)
+        if self._intake.again_at and seconds >= self._intake.again_at:
+            self._intake.again_at = 0.0
+            self._intake.watch(self._taking)
 
     # -- new connections ----------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        """Serve who waits in the backlog: one, or one after the other while that pays."""
-        assert self._listener is not None
-        accept = self._listener.accept_raw
-        served = 0
-        try:
-            for served in range(1 if self._modest else ACCEPTS_A_TURN):
-                self._greet(Connection(accept()))
-        except BlockingIOError:
-            if not served:
-                self._backlog_empty()
-        except OSError as error:
-            self._accept_failed(error)
-        if self._modest:
-            self._modest -= 1
-        elif served < 2:
-            self._modest = NOT_EAGER
-        if (oldest := self._keeping.oldest_in_limbo()) is not None:
-            self._leave_limbo(*oldest)
-
-    def _greet(self, connection: Connection) -> None:
-        """A new client: may it ask, and what?"""
-        self._words[board.CONNECTIONS] += 1
-        self._begin(connection, 0, waited=0)
-
-    def _begin(self, connection: Connection, stamp: int, *, waited: int) -> None:
+    def begin(self, connection: Connection, stamp: int, *, waited: int) -> None:
         """Serve a connection that has come to us, if it has said something; then keep it."""
         if not self._admission.admits(connection):
             self._deny(connection)
@@ -213,6 +180,8 @@ class Worker:
             self._keeping.give_back(Held(connection, "kept"))
         else:
             self._limbo.append(connection)
+            if (oldest := self._keeping.oldest_in_limbo()) is not None:
+                self._leave_limbo(*oldest)
 
     def _leave_limbo(self, connection: Connection, data: bytes | None) -> None:
         if data is None:
@@ -221,20 +190,6 @@ class Worker:
             connection.close()
         elif self._serve(connection, data, 0):
             self._keep(connection, 0)
-
-    def _backlog_empty(self) -> None:
-        """Somebody else was quicker; or the listener refuses new clients, and would wake us for ever."""
-        if self._listener is not None and self._listener.refuses():
-            self._unwatch(self._listener_key)
-
-    def _accept_failed(self, error: OSError) -> None:
-        if error.errno == errno.EINVAL:
-            self._unwatch(self._listener_key)  # it refuses new clients, and has none left
-        elif error.errno in _EXHAUSTED:
-            self._keeping.give_back_all()
-            self._unwatch(self._listener_key)
-            self._accept_again_at = self.clock() + EXHAUSTED_PAUSE
-            self._keeping.tell("full", os.strerror(error.errno or 0).encode())
 
     def _deny(self, connection: Connection) -> None:
         self.count(board.DENIED)
@@ -251,66 +206,6 @@ class Worker:
             return False
         self._noted[what] = now
         return True
-
-    # -- the queue ----------------------------------------------------------------------------------------------------
-
-    def _take_if_any(self) -> None:
-        try:
-            item = self._queue.get(DONTWAIT)
-        except BlockingIOError:
-            return  # another worker was quicker
-        if isinstance(item, str):
-            self._told(item)
-            return
-        raw, stamp = item
-        waited = monotonic_ns() - (stamp & ~PACED)
-        self.tally.waited(waited)
-        self._begin(Connection(raw), stamp, waited=waited)
-
-    def _told(self, word: str) -> None:
-        if word == END:
-            self._serve_the_last()
-            self._stop_taking()
-        elif word == RETIRE:
-            self.leave()
-        elif word == LOST:
-            self.count(board.LOST)
-            log.error("lost a connection: this worker has no descriptor left for it; raise its limit (ulimit -n)")
-
-    def _serve_the_last(self) -> None:
-        """The work has ended.  If the server has, serve the backlog to its end; a newer generation may have it else."""
-        listener = self._listener
-        if listener is None:
-            return
-        if self._master_is_dead():
-            listener.refuse()  # or connects would succeed, and hang for ever
-        if not listener.refuses():
-            return
-        try:
-            while True:
-                self._greet(Connection(listener.accept_raw()))
-        except OSError:
-            pass  # there is none left
-
-    def _master_is_dead(self) -> bool:
-        try:
-            return self._channel.hear(wait=False) is None
-        except BlockingIOError:
-            return False
-
-    def _watch_sources(self, watch: bool) -> None:
-        """Whether to take connections: not when leaving, nor with most of our descriptors in stalled clients."""
-        for key in self._sources:
-            if watch and key not in self._watched:
-                self._watched.add(key)
-                self._poller.register(key, READ | SHARED)
-            elif not watch:
-                self._unwatch(key)
-
-    def _unwatch(self, key: int) -> None:
-        if key in self._watched:
-            self._watched.remove(key)
-            self._poller.unregister(key)
 
     # -- held connections ---------------------------------------------------------------------------------------------
 
@@ -455,7 +350,7 @@ class Worker:
             talk.answer_first(response)
         self._talks[connection.fileno()] = talk
         if len(self._talks) >= self._most_talks:
-            self._watch_sources(False)
+            self._intake.watch(False)
         self._words[board.HELD] += 1
         self._resume(talk, started=False)
         return False
@@ -480,8 +375,8 @@ class Worker:
             self._poller.unregister(key)
         del self._talks[key]
         self._words[board.HELD] -= 1
-        if self._taking and not self._accept_again_at:
-            self._watch_sources(True)
+        if self._taking and not self._intake.again_at:
+            self._intake.watch(True)
         if not whole:
             talk.connection.close()
         elif self._taking:
@@ -543,11 +438,19 @@ class Worker:
         """Take no more connections; a replacement is started while we finish what we have."""
         if self._taking:
             self._keeping.tell("bye")
-        self._stop_taking()
+        self.stop_taking()
 
-    def _stop_taking(self) -> None:
+    def _let_go(self) -> None:
+        """On the way out: what is silent goes back; but who has just connected is about to ask, and we are here."""
+        for held in [held for held in self._silent.values() if held.kind == "new"]:
+            self._keeping.forget(held.connection)
+            self._converse(held.connection, b"", None)
+        self._keeping.give_back_all()
+
+    def stop_taking(self) -> None:
+        """Take no more connections."""
         self._taking = False
-        self._watch_sources(False)
+        self._intake.watch(False)
 
     def _check_limits(self) -> None:
         """max_requests or max_rss may be reached: then leave, between two requests."""

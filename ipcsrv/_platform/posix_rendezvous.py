@@ -52,7 +52,7 @@ class Rendezvous:
         self._folder = self._lock = -1
         self._identity: tuple[int, int] | None = None
         self._control_identity: tuple[int, int] | None = None
-        self._adopted = False
+        self.adopted = False
         self.listener: Listener | None = None
         self.control: Listener | None = None
         self.control_error: OSError | None = None
@@ -69,7 +69,7 @@ class Rendezvous:
         Raises `AddressInUse` where another server lives, holds the lock or may be starting, and `InvalidPath`
         where the path cannot be a socket; then nothing of anybody's has been touched.
         """
-        self._adopted = adopted is not None
+        self.adopted = adopted is not None
         self.listener = Listener(fileno=adopted.detach()) if adopted is not None else _new_listener()
         try:
             self._folder = self._open_folder()
@@ -84,7 +84,7 @@ class Rendezvous:
     def listen(self) -> None:
         """Clear what is stale, bind and listen, and open the control socket.  Raises as `claim` does."""
         assert self.listener is not None
-        if not self._adopted:
+        if not self.adopted:
             with self._git_lock():
                 self._clear(self._name)
                 self._identity = self._listen(self.listener, self.path, self._name, self._mode)
@@ -99,7 +99,7 @@ class Rendezvous:
 
         Only where the kernel wakes one of several who wait for it; and not a supervisor's, which may have to outlive us.
         """
-        return self.listener if hasattr(select, "EPOLLEXCLUSIVE") and not self._adopted else None
+        return self.listener if hasattr(select, "EPOLLEXCLUSIVE") and not self.adopted else None
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Put `record` into the lock file, in place of what it says now."""
@@ -307,7 +307,7 @@ class Rendezvous:
         A supervisor's listener stays as it is: what comes now is for whoever it starts next.
         """
         self._unlink(self._name, self._identity)
-        if self.listener is not None and not self._adopted:
+        if self.listener is not None and not self.adopted:
             self.listener.refuse()
         self._identity = None
 

@@ -26,6 +26,7 @@ HEADER_SIZE = 4
 MAX_PACKET = 65520
 MAX_DATA = MAX_PACKET - HEADER_SIZE
 FLUSH = b"0000"
+QUOTE = ": "  # before the peer's own bytes at the end of an error's text
 _MAX_HEADER = b"%04x" % MAX_PACKET
 
 #: Bytes from which on a piece is kept as a view: below it, the view object weighs as much as the copy it saves.
@@ -252,7 +253,7 @@ class Decoder:
 
     def _data_size(self, header: bytes) -> int:
         """How much data follows the header; 0 for a flush too."""
-        size = _packet_size(header, "" if self._what == "request" else f" of {header!r}")
+        size = _packet_size(header)
         if size < HEADER_SIZE:
             return 0
         size -= HEADER_SIZE
@@ -261,15 +262,14 @@ class Decoder:
         return size
 
 
-def _packet_size(header: bytes, quoted: str) -> int:
-    # `quoted` is what an error may show of the header: nothing of a request's, since servers log their errors.
+def _packet_size(header: bytes) -> int:
     # int() also takes signs, spaces, underscores and "0x": none is alphanumeric, and the leading digit denies the "0x".
     try:
         size = int(b"1%b" % header, 16) - 0x10000 if header.isalnum() else -1
     except ValueError:
         size = -1
     if size < 0:
-        raise ProtocolError(f"a packet header{quoted}, which is not four hexadecimal digits")
+        raise ProtocolError(f"a packet header that is not four hexadecimal digits{QUOTE}{header!r}")
     if size > MAX_PACKET:
         raise ProtocolError(f"a packet of {size} bytes, more than the largest ({MAX_PACKET})")
     if size in _MEANINGLESS:

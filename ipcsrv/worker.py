@@ -40,7 +40,7 @@ from .exchange import failure_packet
 from .handlers import Handler
 from .intake import PACED, Intake
 from .keeping import CHATTY_NS, LIMBO_TIME, PATIENCE, Held, Keeping
-from .pktline import FLUSH, MAX_DATA, decode_exact
+from .pktline import FLUSH, MAX_DATA, QUOTE, decode_exact
 from .request import Request
 from .settings import Settings
 from .streaming import Flusher
@@ -420,7 +420,8 @@ class Worker:
     def note_refused(self, connection: Connection, code: str, message: str) -> None:
         """A client's request was refused before the handler saw it."""
         self.count({"too-large": board.TOO_LARGE, "timeout": board.TIMEOUTS}.get(code, board.MALFORMED))
-        log.warning("refused a request from pid %s: %s (%s)", connection.peer().pid, message, code)
+        reason = message.partition(QUOTE)[0]  # what it sent is told to the client, and not to the log
+        log.warning("refused a request from pid %s: %s (%s)", connection.peer().pid, reason, code)
 
     def note_stalled(self, connection: Connection) -> None:
         """A client does not read its response."""

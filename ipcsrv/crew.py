@@ -218,8 +218,7 @@ class Crew:
             hand.process.kill()
 
     def _give_up(self, command: commands.GiveUp) -> None:
-        started = self.pool.generation > 1 or self.pool.restarts
-        if self._import_error is not None and not started:
+        if self._import_error is not None and not self._serving:
             self.failure = self._import_error
         else:
             self.failure = StartError(command.reason, self._settings.log_file, command.traceback)

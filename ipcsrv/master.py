@@ -101,6 +101,7 @@ class Master:
             if signals is not None:
                 self.watch(signals.fileno(), lambda: self._on_signals(signals))
             self.crew.obey(self.crew.pool.start(monotonic()))
+            self._tick()  # what has to happen by when
             self._loop()
         finally:
             self._close()

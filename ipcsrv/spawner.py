@@ -37,6 +37,7 @@ from .worker import Worker
 
 log = logging.getLogger("ipcsrv.template")
 
+TEMPLATE_PATIENCE = 2.0  # seconds for a template that has nothing left to do; longer, and somebody has stopped it
 START_FAILED = 76  # exit status of a worker that could not start; the master has been told why
 _FORK_FAILED = "nope"
 
@@ -102,7 +103,7 @@ class TemplateSpawner:
     def __init__(self, job: Job, facts: Facts) -> None:
         self.lost = False
         self._job, self._facts = job, facts
-        self._ended = False
+        self._loaded = self._ended = False
         self._channel: Channel | None = None
         self._process: BaseProcess | None = None
 
@@ -139,8 +140,10 @@ class TemplateSpawner:
             end.close()
 
     def end(self) -> None:
-        """Tell the template to go once its workers have gone."""
+        """Tell the template to go once its workers have gone; one that still imports has none, and may never listen."""
         self._ended = True
+        if self._process is not None and not self._loaded and not self.lost:
+            self._process.kill()
         if self._channel is not None:
             with contextlib.suppress(OSError):
                 self._channel.tell("end")
@@ -162,6 +165,7 @@ class TemplateSpawner:
         kind, body, _ = message
         content = json.loads(body) if body else {}
         if kind == "load":
+            self._loaded = True
             self._facts.generation_ready(self._job.generation)
         elif kind == "fail":
             self._facts.generation_failed(self._job.generation, content["reason"], content["traceback"])
@@ -177,7 +181,10 @@ class TemplateSpawner:
         self._facts.unwatch(self._channel.fileno())
         self._channel.close()
         self._channel = None
-        self._process.join()  # its end of the channel is closed, so it is gone or going
+        self._process.join(TEMPLATE_PATIENCE)  # its end of the channel is closed, so it is gone or going
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
         self._process.close()
         self.lost = True
         if not self._ended:

@@ -117,9 +117,7 @@ REG
 run_suite() {
     local status=0
     cd "$root"
-    # Folders for the tests on the Windows side, where a path has a drive and a case of its own
-    mkdir -p "$dir/prefix/drive_c/t"
-    env -u PYTHONHOME -u VIRTUAL_ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 TMP='C:\t' TEMP='C:\t' TMPDIR='C:\t' \
+    env -u PYTHONHOME -u VIRTUAL_ENV -u TMPDIR PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 \
         "$dir/winpython" -m pytest -p no:cacheprovider "$@" || status=$?
     "$dir/winpython" --stop || true
     exit "$status"

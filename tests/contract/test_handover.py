@@ -472,7 +472,7 @@ def _answer(channel: Channel, log: str) -> None:
         serving.answer_timeouts_with(reply, file.fileno())
         channel.tell("rdy")
         while True:
-            time.sleep(0.05)
+            time.sleep(PATIENCE)
 
 
 def test_the_resident_memory_of_a_process_is_known() -> None:

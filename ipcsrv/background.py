@@ -32,7 +32,7 @@ class Order:
     path: str
     source: HandlerSource
     settings: str
-    preparation: dict[str, Any]  # multiprocessing's: the starter's sys.path and main module
+    preparation: dict[str, Any] | None  # multiprocessing's: the starter's sys.path and main module; None after a fork
     detached: bool
 
 
@@ -40,15 +40,21 @@ def main() -> None:
     """Serve as ordered on standard input."""
     order_stream, reports = _private_pipes()
     with order_stream, reports:
-        raise SystemExit(_carry_out(order_stream, reports))
+        order = pickle.load(order_stream)
+        raise SystemExit(_carry_out(order, None if order.detached else order_stream, reports))
 
 
-def _carry_out(order_stream: IO[bytes], reports: IO[bytes]) -> int:
+def serve_forked(order: Order, descriptor: int) -> int:
+    """Serve in a process that was forked for it, reporting to a pipe; returns the exit status."""
+    with os.fdopen(descriptor, "wb", buffering=0) as reports:
+        return _carry_out(order, None, reports)
+
+
+def _carry_out(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> int:
     """Serve, report how it ended, and return the exit status."""
-    order = pickle.load(order_stream)
     try:
         _prepare(order.preparation)
-        _serve(order, order_stream, reports)
+        _serve(order, lifeline, reports)
     except IpcError as error:
         _report(reports, error)
         return error.exit_code
@@ -72,18 +78,19 @@ def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
     return order, reports
 
 
-def _prepare(preparation: dict[str, Any]) -> None:
-    from multiprocessing import spawn
+def _prepare(preparation: dict[str, Any] | None) -> None:
+    if preparation is not None:
+        from multiprocessing import spawn
 
-    spawn.prepare(preparation)
+        spawn.prepare(preparation)
 
 
-def _serve(order: Order, order_stream: IO[bytes], reports: IO[bytes]) -> None:
+def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None:
     settings = Settings.from_json(order.settings)
     master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}),
                     on_listening=lambda master: _report(reports, master.record()))
-    if not order.detached:
-        master.watch_lifeline(serving.lifeline(order_stream.fileno()))
+    if lifeline is not None:
+        master.watch_lifeline(serving.lifeline(lifeline.fileno()))
     master.run()
 
 

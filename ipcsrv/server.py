@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -24,13 +25,14 @@ from ._platform import lifecycle
 from .errors import (
     AddressInUse, CallTimeout, ConnectionLost, IpcError, NotListening, PathNotFound, ServerError, StartError,
 )
-from .handlers import Handler, source_of
+from .handlers import Handler, HandlerSource, source_of
 from .settings import Settings, load, make
 from .state import State
 
 _BOOT = "import sys; sys.path[:0] = [{root!r}]; from ipcsrv.background import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _POLL = 0.01  # seconds between looks at what has no event: a file that is to vanish
+_LATE = object()  # in place of a report that did not come
 _START_MARGIN = 5.0  # seconds that a start may take beyond startup_timeout
 
 
@@ -188,22 +190,43 @@ class Server:
                     stream.close()
 
 
-def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeout: float | None = None) -> dict[str, Any]:
+def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeout: float | None = None,
+                 may_fork: bool = False) -> dict[str, Any]:
     """Start a server that outlives this process; returns what it says of itself (pid, log_file, ...) once it listens.
 
     Its standard streams are closed and its log goes to `log_file`, or to a file of the user's state folder.
-    timeout: in seconds; `startup_timeout` and a little more if not given.  Raises as `Server.start` does.
+    timeout: in seconds; `startup_timeout` and a little more if not given.
+    may_fork: this process is short-lived and the caller's own: it may be forked (quicker than a fresh interpreter).
+    Raises as `Server.start` does.
     """
-    if settings.log_file is None:
-        settings = replace(settings, log_file=default_log_file(path))
-    elif not os.path.isabs(settings.log_file):
-        settings = replace(settings, log_file=os.path.abspath(settings.log_file))
-    process, record = _launch(os.path.abspath(path), source_of(target), settings, timeout, detached=True)
+    log_file = default_log_file(path) if settings.log_file is None else os.path.abspath(settings.log_file)
+    settings, path = replace(settings, log_file=log_file), os.path.abspath(path)
+    if may_fork and lifecycle.fork_detached is not None and threading.active_count() == 1:
+        return _launch_forked(path, source_of(target), settings, timeout)
+    process, record = _launch(path, source_of(target), settings, timeout, detached=True)
     for stream in (process.stdin, process.stdout):
         assert stream is not None
         stream.close()
     process.returncode = 0  # it is nobody's child to wait for: no ResourceWarning that it still runs
     return record
+
+
+def _launch_forked(path: str, source: HandlerSource, settings: Settings, timeout: float | None) -> dict[str, Any]:
+    """Fork the server off, and wait for its first report."""
+    assert lifecycle.fork_detached is not None
+
+    def run(descriptor: int) -> int:
+        from .background import Order, serve_forked
+
+        return serve_forked(Order(path, source, settings.to_json(), None, detached=True), descriptor)
+
+    deadline = _start_deadline(settings, timeout)
+    pid, descriptor = lifecycle.fork_detached(run, settings.log_file)
+    with os.fdopen(descriptor, "rb") as reports:
+        report = _report_within(deadline, reports, lambda: os.kill(pid, signal.SIGKILL))
+    if not isinstance(report, dict):
+        os.waitpid(pid, 0)
+    return _good_report(report, deadline, settings)
 
 
 def ensure_running(path: str | os.PathLike[str], target: str | Handler, *, timeout: float | None = 30.0,
@@ -247,7 +270,7 @@ def _launch(path: str, source: Any, settings: Settings, timeout: float | None,
             *, detached: bool) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """Start the process, give it its order, and wait for its first report."""
     order = pickle.dumps(_order(path, source, settings, detached))
-    deadline = Deadline(settings.startup_timeout + _START_MARGIN if timeout is None else timeout)
+    deadline = _start_deadline(settings, timeout)
     errors = lifecycle.open_log(settings.log_file) if detached else None
     try:
         process = subprocess.Popen(
@@ -277,27 +300,43 @@ def _order(path: str, source: Any, settings: Settings, detached: bool) -> Any:
     return Order(path, source, settings.to_json(), preparation, detached)
 
 
+def _start_deadline(settings: Settings, timeout: float | None) -> Deadline:
+    return Deadline(settings.startup_timeout + _START_MARGIN if timeout is None else timeout)
+
+
 def _first_report(process: subprocess.Popen[bytes], order: bytes, deadline: Deadline, settings: Settings) -> dict[str, Any]:
     """The record of the server that listens now; raises what it reported instead."""
     assert process.stdin is not None and process.stdout is not None
-    reports: list[Any] = []
-    reader = threading.Thread(target=lambda: reports.append(_next_report(process.stdout)), daemon=True)
-    reader.start()
     try:
-        process.stdin.write(order)
+        process.stdin.write(order)  # it reads this before anything else
         process.stdin.flush()
     except OSError:
         pass  # it died: the report says why, or that there is none
+    return _good_report(_report_within(deadline, process.stdout, process.kill), deadline, settings)
+
+
+def _report_within(deadline: Deadline, stream: IO[bytes], kill: Callable[[], None]) -> Any:
+    """The next report; `_LATE`, and a process that is killed, if none comes in time."""
+    reports: list[Any] = []
+    reader = threading.Thread(target=lambda: reports.append(_next_report(stream)), daemon=True)
+    reader.start()
     reader.join(deadline.remaining())
-    if not reports:
-        process.kill()
-        reader.join()
+    if reports:
+        return reports[0]
+    kill()
+    reader.join()
+    return _LATE
+
+
+def _good_report(report: Any, deadline: Deadline, settings: Settings) -> dict[str, Any]:
+    """`report`, if it is that the server listens; raises what it is otherwise."""
+    if isinstance(report, dict):
+        return report
+    if isinstance(report, IpcError):
+        raise report
+    if report is _LATE:
         raise StartError(f"it did not listen within {deadline.timeout:g} s", settings.log_file)
-    if isinstance(reports[0], IpcError):
-        raise reports[0]
-    if not isinstance(reports[0], dict):
-        raise StartError(f"its process ended with status {process.wait()} before it listened", settings.log_file)
-    return reports[0]
+    raise StartError("its process ended before it listened", settings.log_file)
 
 
 def _next_report(stream: IO[bytes] | None) -> Any:

@@ -9,7 +9,21 @@ import sys
 
 if sys.platform == "win32":
     from .windows_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill_all, open_log, record, wait_gone
-else:
-    from .posix_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill_all, open_log, record, wait_gone
 
-__all__ = ["ask_to_stop", "clean_up", "detached", "is_locked", "kill_all", "open_log", "record", "wait_gone"]
+    fork_detached = None
+else:
+    from .posix_lifecycle import (
+        ask_to_stop,
+        clean_up,
+        detached,
+        fork_detached,
+        is_locked,
+        kill_all,
+        open_log,
+        record,
+        wait_gone,
+    )
+
+__all__ = [
+    "ask_to_stop", "clean_up", "detached", "fork_detached", "is_locked", "kill_all", "open_log", "record", "wait_gone",
+]  # fmt: skip

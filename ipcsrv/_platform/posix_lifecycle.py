@@ -24,6 +24,29 @@ def detached() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
+def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int, int]:
+    """Fork a process with a session and streams of its own, in which `run` is called with the write end of a pipe.
+
+    Only for a process without other threads.  Returns its pid and the read end; `run` returns its exit status.
+    """
+    log, null = open_log(log_file), os.open(os.devnull, os.O_RDONLY)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setsid()
+            for ours, standard in ((null, 0), (log, 1), (log, 2)):
+                os.dup2(ours, standard)
+            os.closerange(read, read + 1)
+            status = run(write)
+        finally:
+            os._exit(status)  # what the parent registered to run at its exit is the parent's
+    for descriptor in (log, null, write):
+        os.close(descriptor)
+    return pid, read
+
+
 def open_log(log_file: str | None) -> int:
     """A descriptor for what a detached server writes to standard error before its log is set up."""
     if log_file is None:

@@ -86,7 +86,8 @@ def start(arguments: argparse.Namespace) -> int:
     from .. import server
 
     timeout = chosen.startup_timeout + 5.0 if arguments.timeout is None else arguments.timeout
-    _say_started(arguments.path, server.start_daemon(arguments.path, arguments.target, chosen, timeout=timeout))
+    _say_started(arguments.path, server.start_daemon(
+        arguments.path, arguments.target, chosen, timeout=timeout, may_fork=True))
     return OK
 
 

@@ -7,10 +7,13 @@ kept connection costs a request two system calls: send and recv.  It stays in bl
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform != "win32"
+
 import _socket
 import errno
 import os
-import sys
 
 from ..errors import Denied, InvalidPath, NotListening, PathNotFound
 from ..peer import Peer

@@ -5,6 +5,10 @@ Not a transport: one that fails to send closes the socket at once, and with it t
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform != "win32"
+
 import asyncio
 from typing import TYPE_CHECKING
 

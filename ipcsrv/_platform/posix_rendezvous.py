@@ -11,6 +11,10 @@ afterwards finds that we work in the old one and notice.
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform != "win32"
+
 import contextlib
 import errno
 import json

@@ -6,14 +6,15 @@ of ctypes and lets other threads run meanwhile.  Nothing here knows what a serve
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform == "win32"
+
 import _winapi
 import ctypes
-import sys
 from ctypes import POINTER, byref, c_int, c_void_p, c_wchar_p
 from ctypes.wintypes import BOOL, DWORD, HANDLE, LPWSTR
 from typing import Any
-
-assert sys.platform == "win32"
 
 # winerror.h
 ERROR_FILE_NOT_FOUND = 2

@@ -8,15 +8,16 @@ Whom we talk to is read from the open pipe itself.  Its owner is whoever made it
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform == "win32"
+
 import _winapi
 import os
-import sys
 
 from ..errors import Denied, InvalidPath, NotListening, PathNotFound
 from ..peer import Peer
 from .windows_pipe import DONTWAIT, PIECE, Pipe, give_up, milliseconds, wait_any, wait_readable
-
-assert sys.platform == "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

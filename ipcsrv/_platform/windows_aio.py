@@ -6,12 +6,13 @@ handle that `windows.attempt` opened is given to the proactor that this way uses
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
-from .windows_pipe import PEER_IS_GONE, PIECE, Pipe
-
 assert sys.platform == "win32"
+
+import asyncio
+
+from .windows_pipe import PEER_IS_GONE, PIECE, Pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,6 +19,10 @@ and a receiver that finds the channel ended looks there for one that was never s
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform == "win32"
+
 import _winapi
 import ctypes
 import itertools
@@ -26,7 +30,6 @@ import mmap
 import os
 import secrets
 import struct
-import sys
 import time
 from collections.abc import Callable
 from ctypes import POINTER, c_uint64
@@ -37,8 +40,6 @@ from typing import Any, Final
 from .win32 import SecurityDescriptor, declare_kernel32, own_sid
 from .windows_pipe import DONTWAIT, PEER_IS_GONE, Pipe, give_up, wait_readable
 from .windows_poller import Event, announce, forget, new_errands, new_event, reset_event, set_event
-
-assert sys.platform == "win32"
 
 END: Final = "end"
 RETIRE: Final = "retire"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform == "win32"
+
 import _winapi
 import contextlib
 import msvcrt
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -19,8 +22,6 @@ from ..errors import StartError
 from .windows_pipe import wait_any
 from .windows_processes import Process, ask_to_stop_by_event
 from .windows_rendezvous import LOCK_SUFFIX, read_record
-
-assert sys.platform == "win32"
 
 REPORT_INTERVAL: Final = 5.0  # seconds between two words on what is being waited for
 POLL: Final = 0.01  # seconds between two looks at a lock

@@ -13,11 +13,12 @@ own, and then waited for; what does not end in time is cancelled.  Two rules mak
 
 from __future__ import annotations
 
-import _winapi
 import sys
-import time
 
 assert sys.platform == "win32"
+
+import _winapi
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,11 +14,14 @@ Like epoll it is level-triggered: what was reported and is still ready is report
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform == "win32"
+
 import _winapi
 import ctypes
 import importlib
 import itertools
-import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -27,8 +30,6 @@ from typing import Any, Final, Protocol
 
 from .win32 import declare_kernel32
 from .windows_pipe import INFINITE, give_up, milliseconds, wait_readable
-
-assert sys.platform == "win32"
 
 READ: Final = 1
 WRITE: Final = 4

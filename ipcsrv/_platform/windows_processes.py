@@ -6,6 +6,10 @@ workers are in a job object that ends them with the master, however that dies.
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform == "win32"
+
 import _winapi
 import contextlib
 import ctypes
@@ -14,7 +18,6 @@ import mmap
 import os
 import secrets
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -26,8 +29,6 @@ from typing import Any, Final
 from .win32 import declare_kernel32
 from .windows_pipe import wait_any
 from .windows_poller import Event, announce, forget, new_event, reset_event, set_event
-
-assert sys.platform == "win32"
 
 HANDLE_LIMIT: Final = 1 << 16  # per process; Windows allows 16 million, the memory for their connections does not
 _PROCESS_TERMINATE: Final = 0x0001

@@ -12,12 +12,15 @@ taken is replaced.
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform == "win32"
+
 import _winapi
 import contextlib
 import ctypes
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any, Final
@@ -29,8 +32,6 @@ from .win32 import SYSTEM_SID, SecurityDescriptor, own_sid, sddl_of_pipe, sid_of
 from .windows import PIPE_ACCESS, pipe_name
 from .windows_poller import Event, announce, forget, new_event, overlapped
 from .windows_processes import keep_workers_from_outliving_us
-
-assert sys.platform == "win32"
 
 LOCK_SUFFIX: Final = ".ipcsrv.lock"
 CONTROL_SUFFIX: Final = ".control"

@@ -6,8 +6,8 @@ the time it is looked at, most clients have closed, and one read says so, withou
 open after that is *silent*: watched together with the queue, given back to the master when it stays silent, or when the
 next request is likely to take long.
 
-Before a silent connection is read a second time the master is given a copy of it under a number, in trust: if we
-die, it lives (`worker`, "If it dies").
+When we begin to watch a silent connection the master is given a copy of it under a number, in trust: if we die, it
+lives (`worker`, "If it dies").  Limbo is therefore short: it ends when the next event was waited for, however briefly.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from time import monotonic_ns
 from typing import Any
 
 from . import scoreboard as board
-from ._platform.serving import DONTWAIT, READ, Channel, Connection, close_raw, descriptor_limit
+from ._platform.serving import READ, Channel, Connection, close_raw, descriptor_limit
 
 PATIENCE = 0.002  # seconds for which a silent connection is held; clients in a loop come back within microseconds
 LIMBO = 8  # connections; by the time so many others were served, a client that closes has closed
 LIMBO_TIME = 0.001  # seconds without a new client after which those in limbo are watched
+LIMBO_AGE_NS = 40_000  # since the last response: we had to wait for what came then, and those in limbo had their time
 MAX_SILENT = 64  # connections held silent at a time
 CHATTY_NS = 1_000_000  # a client whose next request comes within 1 ms is in a loop
 
@@ -61,11 +62,13 @@ class Keeping:
 
     def hold(self, connection: Connection, kind: str) -> None:
         """Watch a silent connection; if we hold too many already, it goes back at once."""
+        held = Held(connection, kind, monotonic_ns())
         if len(self.silent) >= self._most:
-            self.give_back(Held(connection, kind))
+            self.give_back(held)
             return
+        self.entrust(held)
         key = connection.fileno()
-        self.silent[key] = Held(connection, kind, monotonic_ns())
+        self.silent[key] = held
         self._words[board.HELD] += 1
         self._poller.register(key, READ)
 
@@ -77,7 +80,7 @@ class Keeping:
             self._poller.unregister(key)
 
     def entrust(self, held: Held) -> None:
-        """Give the master a copy of a connection that has proved to be kept, against our death."""
+        """Give the master a copy of a connection, against our death."""
         self._numbers += 1
         held.number = self._numbers
         self.tell("keep", b"%d" % held.number, held.connection.fileno(), keep=True)
@@ -111,22 +114,14 @@ class Keeping:
                 self.forget(held.connection)
                 self.give_back(held)
 
-    def oldest_in_limbo(self) -> tuple[Connection, bytes | None] | None:
-        """Take the oldest out of limbo if that is full: what it said (b"": its end), or None if it was silent."""
-        if len(self.limbo) <= LIMBO:
-            return None
-        connection = self.limbo.popleft()
-        try:
-            return connection, connection.recv(65536, DONTWAIT)
-        except BlockingIOError:
-            return connection, None
-        except OSError:
-            return connection, b""
-
     def end_limbo(self) -> None:
-        """Watch what is in limbo from now on."""
+        """Watch what is in limbo from now on, if it still lives."""
         while self.limbo:
-            self.hold(self.limbo.popleft(), "kept")
+            connection = self.limbo.popleft()
+            if connection.gone():
+                connection.close()
+            else:
+                self.hold(connection, "kept")
 
     def give_back_all(self, but: Held | None = None) -> None:
         """Give back everything that is silent, or may be."""

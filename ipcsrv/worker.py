@@ -12,8 +12,8 @@ silent for a while and speak again, and the word to leave; and its end, which is
 **What it holds** between two requests is `keeping`'s matter.  A silent connection costs a descriptor, here or in the
 master, and no request ever waits behind a slow one in a worker while another worker is free.
 
-**If it dies**, the request in its hands fails, and no other may.  So before a held connection is read a second time,
-the master is given a copy of it under a number, and while one is read or answered its number stands in the scoreboard
+**If it dies**, the request in its hands fails, and no other may.  So of each connection that it watches the master is given
+a copy under a number, and while one is read or answered its number stands in the scoreboard
 (`CURRENT`).  If we die, the master closes that one and takes the others back.
 
 **When it leaves**: the queue has ended (the master closed it, or died), it was told to retire, or it has served its
@@ -39,9 +39,10 @@ from .conversation import Conversation, Failure, Stalled
 from .exchange import failure_packet
 from .handlers import Handler
 from .intake import PACED, Intake
-from .keeping import CHATTY_NS, LIMBO_TIME, PATIENCE, Held, Keeping
+from .keeping import CHATTY_NS, LIMBO, LIMBO_AGE_NS, LIMBO_TIME, PATIENCE, Held, Keeping
 from .pktline import FLUSH, MAX_DATA, QUOTE, decode_exact
 from .request import Request
+from .scoreboard import SINCE_NS
 from .settings import Settings
 from .streaming import Flusher
 from .tally import Tally
@@ -49,6 +50,8 @@ from .tally import Tally
 RECEIVE_SIZE = 65536  # bytes; any message that is one packet
 LONG_WAIT_NS = 1_000_000  # a client that waited so long may have given up: worth a system call to know
 CHAT_TURNS = 8  # requests of a chatty client between two looks at whether others wait
+FIRST_WORDS_PATIENCE = 0.001  # seconds; a client's first write follows its connect within microseconds
+SILENT_CLIENTS = 32  # clients that are not waited for after one that stayed silent
 CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request alone
 SWEEP_INTERVAL_NS = 5_000_000  # between looks at who has been silent for too long, while events keep coming
 RSS_INTERVAL = 64  # requests between two looks at max_rss
@@ -85,6 +88,7 @@ class Worker:
         self._talks: dict[int, Conversation] = {}
         self._intake = Intake(self, queue, listener, channel, self._poller, self._keeping, self.tally)
         self._taking = True
+        self._not_waited_for = 0
         self._swept = 0
         self._current: Connection | None = None
         self._noted: dict[str, float] = {}
@@ -108,19 +112,30 @@ class Worker:
                 self._let_go()
 
     def _attend(self) -> None:
-        """Wait for everything together; serve what is ready."""
+        """Wait for everything together; serve what is ready.
+
+        New connections come last: one of them may get the descriptor of one that has just been closed, for which there
+        may be an event in hand.
+        """
         intake = self._intake
         listener_key, queue_key = intake.listener_key, intake.queue_key
+        clients = returns = False
         events = self._poller.poll(self._patience())
+        if self._limbo and monotonic_ns() - self._words[board.LAST_NS] > LIMBO_AGE_NS:
+            self._keeping.end_limbo()
         for key, mask in events:
             if key == listener_key:
-                intake.accept()
+                clients = True
             elif key == queue_key:
-                intake.take()
+                returns = True
             elif (held := self._silent.get(key)) is not None:
                 self._hear(held, mask)
             elif key in self._talks:
                 self._resume(self._talks[key])
+        if returns:
+            intake.take()
+        if clients:
+            intake.accept()
         if not events or self.tally.began - self._swept > SWEEP_INTERVAL_NS:
             self._sweep(idle=not events)
 
@@ -149,7 +164,7 @@ class Worker:
 
     # -- new connections ----------------------------------------------------------------------------------------------
 
-    def begin(self, connection: Connection, stamp: int, *, waited: int) -> None:
+    def begin(self, connection: Connection, stamp: int, waited: int) -> None:
         """Serve a connection that has come to us, if it has said something; then keep it."""
         if not self._admission.admits(connection):
             self._deny(connection)
@@ -157,8 +172,9 @@ class Worker:
         try:
             data = connection.recv(RECEIVE_SIZE, DONTWAIT)
         except BlockingIOError:
-            self._keeping.hold(connection, "kept" if stamp & PACED else "new")
-            return
+            if (data := self._first_words(connection)) is None:
+                self._keeping.hold(connection, "kept" if stamp & PACED else "new")
+                return
         except OSError:
             data = b""
         tally = self.tally
@@ -171,25 +187,46 @@ class Worker:
         else:
             if tally.slow:
                 self._keeping.give_back_all()
-            if self._serve(connection, data, waited):
-                self._keep(connection, stamp)
-
-    def _keep(self, connection: Connection, stamp: int) -> None:
-        """After the response: hold the connection, or give it back at once if its client is known to take its time."""
-        if stamp & PACED or not self._taking:
-            self._keeping.give_back(Held(connection, "kept"))
-        else:
+            if not self._serve(connection, data, waited):
+                return
+            if stamp & PACED or not self._taking:
+                self._keeping.give_back(Held(connection, "kept"))  # its client is known to take its time
+                return
             self._limbo.append(connection)
-            if (oldest := self._keeping.oldest_in_limbo()) is not None:
-                self._leave_limbo(*oldest)
+            if len(self._limbo) > LIMBO:
+                self._leave_limbo(self._limbo.popleft())
 
-    def _leave_limbo(self, connection: Connection, data: bytes | None) -> None:
-        if data is None:
+    def _first_words(self, connection: Connection) -> bytes | None:
+        """What a client that has only just connected says next; None if it stays silent for a moment.
+
+        Half of all clients are taken between their connect and their first write.  To wait for one alone is
+        quicker than to watch it, and for a silent one in vain; so after one of those the next ones are not waited for.
+        """
+        if self._not_waited_for:
+            self._not_waited_for -= 1
+            return None
+        if connection.wait_at_most(FIRST_WORDS_PATIENCE):
+            try:
+                return connection.recv(RECEIVE_SIZE)
+            except BlockingIOError:
+                self._not_waited_for = SILENT_CLIENTS
+            except OSError:
+                return b""
+        return None
+
+    def _leave_limbo(self, connection: Connection) -> None:
+        """Limbo is full: see what its oldest has said since; most have closed."""
+        try:
+            data = connection.recv(RECEIVE_SIZE, DONTWAIT)
+        except BlockingIOError:
             self._keeping.hold(connection, "kept")
-        elif not data:
+            return
+        except OSError:
+            data = b""
+        if not data:
             connection.close()
         elif self._serve(connection, data, 0):
-            self._keep(connection, 0)
+            self._limbo.append(connection)
 
     def _deny(self, connection: Connection) -> None:
         self.count(board.DENIED)
@@ -214,8 +251,6 @@ class Worker:
         if mask & HANGUP:
             self._keeping.drop(held)
             return
-        if not held.number:
-            self._keeping.entrust(held)
         if held.chatty and len(self._silent) == 1 and not self._talks and not self._limbo:
             self._chat(held)
             return
@@ -281,7 +316,7 @@ class Worker:
             return self._converse(connection, data, held)
         tally = self.tally
         self._current = connection
-        began = tally.begin()
+        tally.words[SINCE_NS] = tally.began = began = monotonic_ns()
         request = Request(payload)
         request._context = (connection, began, self._timeout)
         if self._timeout is not None and not self._words[board.WATCHED]:

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import status
-from ._platform.serving import DONTWAIT, Admission, Connection, accept_raw, enlarge
+from ._platform.serving import DONTWAIT, Admission, Connection, accept_raw, adopt, enlarge
 from .exchange import PeerClosed, RequestReceived, ServerExchange, failure_packet
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Controller:
             raw = accept_raw(self._listener)
         except OSError:
             return  # nobody, or no descriptor for it: the peer's deadline is its own
-        connection = Connection(raw)
+        connection = adopt(raw)
         if len(self._talks) >= MAX_CONNECTIONS or not self._admission.admits(connection):
             self._refuse(connection)
             return

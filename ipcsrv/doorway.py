@@ -335,7 +335,7 @@ class Doorway:
 
 def say_farewell(raw: int) -> None:
     """Close a connection that will not be served, telling its client that nothing was done."""
-    connection = serving.Connection(raw)
+    connection = serving.adopt(raw)
     try:
         connection.send(failure_packet("stopping", "the server has stopped"), serving.DONTWAIT)
     except OSError:

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from . import scoreboard as board
 from ._platform.serving import (
-    DONTWAIT, END, LOST, READ, RETIRE, SHARED, Channel, Connection, Listener, QueueReader,
+    DONTWAIT, END, LOST, READ, RETIRE, SHARED, Channel, Connection, Listener, QueueReader, adopt,
 )
 from .keeping import Keeping
+from .scoreboard import CONNECTIONS
 from .tally import Tally
 
 log = logging.getLogger("ipcsrv.worker")
@@ -33,7 +34,7 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Host(Protocol):
     """The worker, to which connections are brought."""
 
-    def begin(self, connection: Connection, stamp: int, *, waited: int) -> None: ...
+    def begin(self, connection: Connection, stamp: int, waited: int) -> None: ...
     def leave(self) -> None: ...
     def stop_taking(self) -> None: ...
 
@@ -58,11 +59,13 @@ class Intake:
     def accept(self) -> None:
         """Serve who waits in the backlog: one, or one after the other while that pays."""
         assert self._listener is not None
-        accept = self._listener.accept_raw
+        accept, begin, words = self._listener.accept_next, self._host.begin, self._tally.words
         served = 0
         try:
             for served in range(1 if self._modest else ACCEPTS_A_TURN):
-                self._greet(Connection(accept()))
+                connection = adopt(accept()[0])
+                words[CONNECTIONS] += 1
+                begin(connection, 0, 0)
         except BlockingIOError:
             if not served:
                 self._backlog_empty()
@@ -72,11 +75,6 @@ class Intake:
             self._modest -= 1
         elif served < 2:
             self._modest = NOT_EAGER
-
-    def _greet(self, connection: Connection) -> None:
-        """A new client."""
-        self._tally.count(board.CONNECTIONS)
-        self._host.begin(connection, 0, waited=0)
 
     def _backlog_empty(self) -> None:
         """Somebody else was quicker; or the listener refuses new clients, and would wake us for ever."""
@@ -104,7 +102,7 @@ class Intake:
         raw, stamp = item
         waited = monotonic_ns() - (stamp & ~PACED)
         self._tally.waited(waited)
-        self._host.begin(Connection(raw), stamp, waited=waited)
+        self._host.begin(adopt(raw), stamp, waited)
 
     def _told(self, word: str) -> None:
         if word == END:
@@ -127,7 +125,9 @@ class Intake:
             return
         try:
             while True:
-                self._greet(Connection(listener.accept_raw()))
+                connection = adopt(listener.accept_raw())
+                self._tally.count(CONNECTIONS)
+                self._host.begin(connection, 0, 0)
         except OSError:
             pass  # there is none left
 

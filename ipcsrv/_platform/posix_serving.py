@@ -8,9 +8,14 @@ socket where `SOCK_SEQPACKET` is missing (macOS): a reader of eight bytes never 
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform != "win32"
+
 import array
 import contextlib
 import faulthandler
+import functools
 import grp
 import mmap
 import os
@@ -33,7 +38,7 @@ from .posix_sockets import Listener, Sendable
 
 __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection", "Listener", "Process",
-    "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "announce_descriptors", "backlog_depth", "answer_timeouts_with",
+    "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "adopt", "announce_descriptors", "backlog_depth", "answer_timeouts_with",
     "become_daemon_child", "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit",
     "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
 ]
@@ -59,6 +64,8 @@ _QUEUES_ATTRIBUTE: Final = 4
 _NETLINK_HEADER: Final = struct.Struct("=IHHII")
 _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")
 MOST_GROUPS: Final = 256  # supplementary groups of a client: what Python's getsockopt has room for
+_CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES = CREDENTIALS_SIZE
+_VARIABLE_BYTES: Final = 4 if hasattr(select, "epoll") else 0  # Linux' answer begins with the pid; others' have no prefix
 MAX_BODY: Final = 16 * 1024  # bytes; a message of this size is written and read whole by one call
 
 
@@ -72,9 +79,6 @@ class Connection(socket.SocketType):
     """
 
     __slots__ = ()
-
-    def __init__(self, raw: int) -> None:
-        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM, 0, raw)
 
     def credentials(self) -> bytes:
         """The peer's credentials as the kernel packs them: of the process that connected, fixed at that moment."""
@@ -104,6 +108,10 @@ class Connection(socket.SocketType):
         return bool(poll.poll(0))
 
 
+adopt: Callable[[int], Connection] = functools.partial(Connection, socket.AF_UNIX, socket.SOCK_STREAM, 0)
+"""A raw descriptor as a `Connection`; given all that the constructor could ask the kernel for."""
+
+
 class Admission:
     """Who may ask (PROTOCOL.md section 5): our own user and root, and whom `allow` adds.
 
@@ -121,14 +129,16 @@ class Admission:
 
     def admits(self, connection: Connection) -> bool:
         """Whether this client may ask; remembers users, so that most clients cost one system call and a look-up."""
-        raw = connection.credentials()
-        known = self._known.get(raw[4:])  # the process differs each time, the user and group do not
-        if known is None:
-            peer = credentials_of(raw)
-            known = peer.uid in self._users or peer.gid in self._groups
-            if len(self._known) < 1024:
-                self._known[raw[4:]] = known
-        return known or (bool(self._groups) and not self._groups.isdisjoint(_supplementary_groups(connection)))
+        raw = connection.getsockopt(_CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES)
+        # the process differs each time, the user and group do not
+        return self._known.get(raw[_VARIABLE_BYTES:]) or self._considered(connection, raw)
+
+    def _considered(self, connection: Connection, raw: bytes) -> bool:
+        peer = credentials_of(raw)
+        admitted = peer.uid in self._users or peer.gid in self._groups
+        if admitted and len(self._known) < 1024:
+            self._known[raw[_VARIABLE_BYTES:]] = True
+        return admitted or (bool(self._groups) and not self._groups.isdisjoint(_supplementary_groups(connection)))
 
 
 def _identifier(kind: str, name: str) -> int:

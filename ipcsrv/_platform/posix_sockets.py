@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform != "win32"
+
 import contextlib
 import select
 import socket
@@ -30,8 +34,10 @@ class Listener(Sendable):
 
     def accept_raw(self) -> int:
         """The next connection, as a raw descriptor; `BlockingIOError` if none waits."""
-        raw: int = self._accept()[0]  # type: ignore[attr-defined]  # accept() would build an object around it
-        return raw
+        return self.accept_next()[0]
+
+    # accept(2) itself: the raw descriptor and the peer's address; socket.accept() would build an object around them
+    accept_next: Callable[..., tuple[int, Any]] = socket.SocketType._accept  # type: ignore[attr-defined]
 
     def refuse(self) -> None:
         """Refuse new clients from now on; those in the backlog can still be accepted (Linux, unix(7))."""

@@ -8,7 +8,7 @@ implemented by `posix_serving` and `windows_serving`, and checked by one routine
     path, clears a stale socket, binds and listens (PROTOCOL.md section 3); `accept()` gives the next raw connection
     or raises `BlockingIOError`; `still_ours()`; `withdraw()` removes the path so that nobody new can come, while
     those who came can still be accepted; `close()` leaves no file behind.
-`Connection(raw)`
+`Connection`, made by `adopt(raw)`
     A connected client in a worker: `recv(size, DONTWAIT)`, `send(data, DONTWAIT)`, `sendmsg(buffers, (), DONTWAIT)`
     with the meaning of the socket calls, `BlockingIOError` where they would wait; `credentials()`, `peer()`,
     `gone()`, `shutdown_both()`, `close()`, `detach() -> raw`, `fileno()`.
@@ -52,6 +52,7 @@ if sys.platform == "win32":
         SharedMemory,
         SignalInbox,
         accept_raw,
+        adopt,
         announce_descriptors,
         backlog_depth,
         answer_timeouts_with,
@@ -90,6 +91,7 @@ else:
         SharedMemory,
         SignalInbox,
         accept_raw,
+        adopt,
         announce_descriptors,
         backlog_depth,
         answer_timeouts_with,

@@ -7,8 +7,11 @@ what a worker asks of a connection.
 
 from __future__ import annotations
 
-import contextlib
 import sys
+
+assert sys.platform == "win32"
+
+import contextlib
 from collections.abc import Iterable
 from typing import Final
 
@@ -34,11 +37,9 @@ from .windows_processes import (
 )
 from .windows_rendezvous import Listener, Rendezvous, pipe_sddl
 
-assert sys.platform == "win32"
-
 __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection",
-    "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
+    "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw", "adopt",
     "announce_descriptors", "answer_timeouts_with", "backlog_depth", "become_daemon_child", "channel", "child_hygiene", "close_raw",
     "default_start_method", "descriptor_limit", "enlarge", "lifeline", "open_descriptors", "poller", "queue", "resident_bytes",
     "start_methods",
@@ -86,6 +87,9 @@ class Connection(Pipe):
         """The handle, for somebody else to own."""
         forget(self)
         return super().detach()
+
+
+adopt = Connection
 
 
 class Admission:

@@ -191,19 +191,20 @@ class Server:
 
 
 def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeout: float | None = None,
-                 may_fork: bool = False) -> dict[str, Any]:
+                 may_fork: bool = False, cwd: str | None = None) -> dict[str, Any]:
     """Start a server that outlives this process; returns what it says of itself (pid, log_file, ...) once it listens.
 
     Its standard streams are closed and its log goes to `log_file`, or to a file of the user's state folder.
     timeout: in seconds; `startup_timeout` and a little more if not given.
     may_fork: this process is short-lived and the caller's own: it may be forked (quicker than a fresh interpreter).
+    cwd: the folder that it runs in, if not this process's.
     Raises as `Server.start` does.
     """
     log_file = default_log_file(path) if settings.log_file is None else os.path.abspath(settings.log_file)
     settings, path = replace(settings, log_file=log_file), os.path.abspath(path)
-    if may_fork and lifecycle.fork_detached is not None and threading.active_count() == 1:
+    if may_fork and cwd is None and lifecycle.fork_detached is not None and threading.active_count() == 1:
         return _launch_forked(path, source_of(target), settings, timeout)
-    process, record = _launch(path, source_of(target), settings, timeout, detached=True)
+    process, record = _launch(path, source_of(target), settings, timeout, detached=True, cwd=cwd)
     for stream in (process.stdin, process.stdout):
         assert stream is not None
         stream.close()
@@ -267,9 +268,9 @@ def default_log_file(path: str) -> str:
 
 
 def _launch(path: str, source: Any, settings: Settings, timeout: float | None,
-            *, detached: bool) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+            *, detached: bool, cwd: str | None = None) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """Start the process, give it its order, and wait for its first report."""
-    order = pickle.dumps(_order(path, source, settings, detached))
+    order = pickle.dumps(_order(path, source, settings, detached, cwd))
     deadline = _start_deadline(settings, timeout)
     errors = lifecycle.open_log(settings.log_file) if detached else None
     try:
@@ -287,12 +288,13 @@ def _launch(path: str, source: Any, settings: Settings, timeout: float | None,
         raise
 
 
-def _order(path: str, source: Any, settings: Settings, detached: bool) -> Any:
+def _order(path: str, source: Any, settings: Settings, detached: bool, cwd: str | None) -> Any:
     from multiprocessing import spawn
 
     from .background import Order
 
     preparation = spawn.get_preparation_data("ipcsrv-master")
+    preparation["dir"] = cwd or os.getcwd()
     preparation.pop("authkey", None)  # a secret of the starter's own
     if source.pickled is None or b"__main__" not in source.pickled:
         preparation.pop("init_main_from_path", None)  # the handler is not in the main module: leave that alone
@@ -443,6 +445,8 @@ def restart(path: str | os.PathLike[str], timeout: float | None = None) -> dict[
     record = lifecycle.record(path)
     if record is None:
         raise (NotListening if os.path.lexists(path) else PathNotFound)(path)
+    if not os.path.isdir(record["cwd"]):  # before it is stopped, or there would be no server at all
+        raise StartError(f"the folder it was started in, {record['cwd']}, is gone")
     stop(path, timeout=deadline.remaining())
-    settings = make(**{**record["settings"], "chdir": record["settings"].get("chdir") or record["cwd"]})
-    return start_daemon(path, record["handler"], settings, timeout=deadline.remaining())
+    settings = make(**{**record["settings"], "log_file": record["log_file"]})
+    return start_daemon(path, record["handler"], settings, timeout=deadline.remaining(), cwd=record["cwd"])

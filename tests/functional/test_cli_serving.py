@@ -154,6 +154,23 @@ def test_restart_brings_a_new_server_with_the_same_settings(daemon_path: str, tm
     assert after["settings"] == before["settings"]
 
 
+def test_restart_from_another_folder_keeps_the_servers_own(
+    daemon_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    Path("local_words.py").write_text("import os\ndef folder(request): return os.getcwd().encode()\n")
+    done = support.run_command("start", daemon_path, "local_words:folder", "--workers", "1", "--log-file", "log")
+    assert (done.returncode, done.stderr) == (0, b"")
+    before = status(daemon_path)
+    monkeypatch.chdir(tmp_path)
+    assert support.run_command("restart", daemon_path).returncode == 0
+    after = status(daemon_path)
+    assert after["settings"] == before["settings"]
+    assert after["log_file"] == before["log_file"] == str(tmp_path / "one" / "log")
+    assert support.run_command("call", daemon_path).stdout == os.fsencode(tmp_path / "one")
+
+
 def test_reload_brings_new_workers_in_the_same_server(echo_server: support.RunningServer) -> None:
     before = echo_server.workers()
     done = support.run_command("reload", echo_server.path)

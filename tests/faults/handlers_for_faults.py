@@ -1,0 +1,76 @@
+"""Handlers that tests of faults serve: they misbehave in ways that need a file or a gate to be told of."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+
+def versioned(request: bytes) -> bytes:
+    """The text of the file `$VERSION_FILE` as it was when this was imported."""
+    return VERSION + b" " + request
+
+
+def _read_version() -> bytes:
+    name = os.environ.get("VERSION_FILE")
+    if name is None:
+        return b"none"
+    with open(name, "rb") as file:
+        text = file.read()
+    if text.startswith(b"raise"):
+        raise RuntimeError("this version is broken")
+    if text.startswith(b"hang"):
+        time.sleep(600)
+    return text
+
+
+VERSION = _read_version()
+
+
+def gated(request: bytes) -> bytes:
+    """Notes in the file that the request names that it has begun, and echoes once the file `NAME.go` is there."""
+    name = request.decode()
+    open(f"{name}.begun-{os.getpid()}", "wb").close()
+    while not os.path.exists(f"{name}.go"):
+        time.sleep(0.002)
+    return request
+
+
+def streams_then_hangs(request: bytes) -> Iterator[bytes]:
+    """One chunk, then nothing for ever."""
+    yield b"begun\n"
+    time.sleep(600)
+
+
+def counts_what_it_serves(request: Any) -> bytes:
+    """Appends the request to the file `$SERVED_FILE`, after 50 ms."""
+    time.sleep(0.05)
+    with open(os.environ["SERVED_FILE"], "ab") as file:
+        file.write(bytes(request) + b"\n")
+    return bytes(request)
+
+
+def long_or_short(request: bytes) -> bytes:
+    """`long N` takes N ms; everything else is echoed at once."""
+    if request.startswith(b"long "):
+        time.sleep(int(request[5:]) / 1000)
+    return request
+
+
+def dies_at_start() -> None:
+    """For on_worker_start: the worker is gone without a word."""
+    os._exit(3)
+
+
+def dies_at_start_if_told() -> None:
+    """For on_worker_start: only while the file `$VERSION_FILE` says so."""
+    with open(os.environ["VERSION_FILE"], "rb") as file:
+        if file.read().startswith(b"die"):
+            raise RuntimeError("told to die")
+
+
+def hangs_at_start() -> None:
+    """For on_worker_start: never ready."""
+    time.sleep(600)

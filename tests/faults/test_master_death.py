@@ -1,0 +1,100 @@
+"""However the master dies, nobody is left, and the next start finds the path free."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+from faults import load
+
+import ipcsrv
+
+Background = Callable[[Callable[[], object]], load.Future]
+
+
+def test_a_killed_master_leaves_no_process_and_a_path_that_the_next_start_takes(server: ServerFactory) -> None:
+    for _ in range(3):
+        running = server("handlers_for_tests:echo", "--workers", "2")
+        processes = running.processes()
+        with load.Load(running.path, keeping=4, connecting=4, timeout=1.0) as clients:
+            running.kill()
+            assert support.wait_gone(processes, 1.0) == set()
+            clients.stop_asking()
+        assert not clients.wrong
+        assert clients.slowest_failure < load.PROMPT, clients.report()
+    assert server("handlers_for_tests:echo").call(b"next") == b"next"
+
+
+def test_after_the_masters_death_workers_finish_what_they_have_while_a_new_server_serves(
+    server: ServerFactory, in_background: Background, tmp_path: Path
+) -> None:
+    name = os.fspath(tmp_path / "r")
+    old = server("handlers_for_faults:gated", "--workers", "2")
+    calls = [in_background(lambda: old.call(name.encode())) for _ in range(2)]
+    load.wait_until(lambda: len(os.listdir(tmp_path)) == 2, "both requests begin")
+    processes = old.processes()
+    old.kill()
+    new = server("handlers_for_tests:echo")  # at once, though the old workers are still busy
+    assert new.call(b"new") == b"new"
+    Path(name + ".go").touch()
+    assert [call.result() for call in calls] == [name.encode()] * 2
+    assert support.wait_gone(processes, 1.0) == set()
+    assert new.call(b"new") == b"new"
+
+
+def test_clients_that_wait_when_the_master_dies_are_served_or_told_at_once(
+    server: ServerFactory, in_background: Background, tmp_path: Path
+) -> None:
+    name = os.fspath(tmp_path / "r")
+    running = server("handlers_for_faults:gated", "--workers", "1")
+    calls = [in_background(lambda: running.call(name.encode())) for _ in range(5)]
+    load.wait_until(lambda: os.listdir(tmp_path), "the first request begins")
+    load.wait_until(lambda: running.status()["queue"]["depth"] == 4, "four wait")  # type: ignore[index]
+    running.kill()
+    Path(name + ".go").touch()
+    assert [call.result() for call in calls] == [name.encode()] * 5
+
+
+def test_a_master_that_is_killed_while_it_starts_leaves_nobody(server: ServerFactory, tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    version.write_text("fine")
+    os.mkfifo(tmp_path / "slow")
+    running = server("handlers_for_faults:versioned", listening=False, env={"VERSION_FILE": os.fspath(tmp_path / "slow")})
+    with open(tmp_path / "slow", "wb") as slow:  # opens when the template has begun to import
+        processes = running.processes()
+        running.kill()
+        slow.write(b"late")
+    assert len(processes) >= 2
+    assert support.wait_gone(processes, 1.0) == set()
+    fine = server("handlers_for_faults:versioned", env={"VERSION_FILE": os.fspath(version)})
+    assert fine.call(b"x") == b"fine x"
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_nobody_outlives_the_master_whatever_the_start_method(server: ServerFactory, method: str) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2", "--start-method", method)
+    assert running.call(b"x") == b"x"
+    processes = running.processes()
+    running.kill()
+    assert support.wait_gone(processes, 1.5) == set()
+    assert server("handlers_for_tests:echo").call(b"next") == b"next"
+
+
+def test_a_silent_client_learns_of_the_masters_death(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2")
+    silent = load.raw(running.path)
+    with ipcsrv.connect(running.path) as kept:
+        kept.call(b"once")
+        load.wait_until(lambda: running.status()["parked"] == 2, "both are parked")
+        began = time.monotonic()
+        running.kill()
+        assert load.rest_of(silent) == b""
+        with pytest.raises(ipcsrv.ConnectionLost):
+            kept.call(b"twice")
+    assert time.monotonic() - began < load.PROMPT
+    silent.close()

@@ -1,0 +1,192 @@
+"""A crash costs one request: whatever a worker dies of, the others go on, and a new one is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+from faults import load
+
+import ipcsrv
+
+Background = Callable[[Callable[[], object]], load.Future]
+
+
+def begun(name: str, count: int = 1) -> list[int]:
+    """The workers in which the gated request `name` has begun, once there are so many."""
+    folder, base = os.path.split(name)
+
+    def found() -> list[int]:
+        marks = [entry for entry in os.listdir(folder) if entry.startswith(f"{base}.begun-")]
+        return [int(mark.rpartition("-")[2]) for mark in marks]
+
+    load.wait_until(lambda: len(found()) >= count, f"{count} requests begin")
+    return found()
+
+
+@pytest.mark.parametrize("death", ["SEGV", "KILL", "ABRT", "9", "0"])
+def test_a_dying_worker_fails_its_request_at_once_and_is_replaced(server: ServerFactory, death: str) -> None:
+    running = server("handlers_for_tests:crash", "--workers", "1")
+    before = load.worker_pids(running)
+    began = time.monotonic()
+    with pytest.raises(ipcsrv.ConnectionLost) as caught:
+        running.call(death.encode())
+    assert time.monotonic() - began < load.PROMPT
+    assert caught.value.progress is ipcsrv.errors.Progress.REQUEST_SENT
+    load.wait_until(lambda: load.is_whole(running) and not load.worker_pids(running) & before, "a new worker serves")
+
+
+def test_a_killed_worker_fails_only_its_own_request(
+    server: ServerFactory, in_background: Background, tmp_path: Path
+) -> None:
+    running = server("handlers_for_faults:gated", "--workers", "2")
+    names = [os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two")]
+    calls = [in_background(lambda name=name: running.call(name.encode())) for name in names]
+    victim, other = begun(names[0])[0], begun(names[1])[0]
+    assert victim != other
+    os.kill(victim, signal.SIGKILL)
+    assert isinstance(calls[0].error(), ipcsrv.ConnectionLost)
+    assert calls[0].seconds < 20
+    Path(names[1] + ".go").touch()
+    assert calls[1].result() == names[1].encode()
+
+
+def test_requests_that_wait_are_served_though_every_worker_dies(
+    server: ServerFactory, in_background: Background, tmp_path: Path
+) -> None:
+    running = server("handlers_for_faults:gated", "--workers", "2")
+    name = os.fspath(tmp_path / "r")
+    calls = [in_background(lambda: running.call(name.encode())) for _ in range(10)]
+    for pid in begun(name, 2):
+        os.kill(pid, signal.SIGKILL)
+    Path(name + ".go").touch()
+    lost = [call for call in calls if _lost(call)]
+    assert len(lost) == 2
+
+
+def _lost(call: load.Future) -> bool:
+    try:
+        call.result()
+    except ipcsrv.ConnectionLost:
+        return True
+    return False
+
+
+def test_a_kept_connection_survives_the_crash_of_the_worker_that_serves_it(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
+    with ipcsrv.connect(running.path) as kept:
+        for _ in range(20):
+            kept.call(b"in a loop")
+            with pytest.raises(ipcsrv.ConnectionLost):
+                running.call(b"crash")
+            assert kept.call(b"again") == b"again"
+
+
+def test_a_client_that_has_only_connected_survives_the_crash_of_a_worker(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
+    for _ in range(20):
+        silent = load.raw(running.path)
+        with pytest.raises(ipcsrv.ConnectionLost):
+            running.call(b"crash")
+        silent.sendall(load.message(b"hello"))
+        assert silent.recv(100) == load.message(b"hello")
+        silent.close()
+
+
+def test_of_pipelined_requests_those_answered_before_the_crash_are_kept(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
+    client = load.raw(running.path, load.message(b"one") + load.message(b"two") + load.message(b"crash"))
+    assert load.rest_of(client) == load.message(b"one") + load.message(b"two")
+    client.close()
+    assert running.call(b"next") == b"next"
+
+
+def test_random_kills_under_load_cost_at_most_one_request_each(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "4")
+    with load.Load(running.path) as clients:
+        killed = load.kill_workers(running, 3.0)
+        over = time.monotonic()
+        load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+        seconds = time.monotonic() - over
+    assert seconds < 1.0
+    assert clients.wrong == 0
+    assert len(clients.failures) + len(clients.refusals) <= killed, clients.report()
+    assert clients.slowest_failure < load.PROMPT, clients.report()
+
+
+def test_a_worker_that_is_stopped_costs_the_others_nothing_and_goes_on_when_continued(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:pid", "--workers", "2")
+    stopped = min(load.worker_pids(running))
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert {int(running.call(timeout=2.0)) for _ in range(50)} == load.worker_pids(running) - {stopped}
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    load.wait_until(lambda: int(running.call()) == stopped, "the stopped one serves again")
+
+
+def test_the_death_of_the_template_is_mended_without_a_failure(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2")
+    with load.Load(running.path, keeping=2, connecting=2) as clients:
+        os.kill(load.template_pid(running), signal.SIGKILL)
+        load.wait_until(lambda: running.status()["generation"] == 2 and load.is_whole(running), "a new generation serves")
+        os.kill(min(load.worker_pids(running)), signal.SIGKILL)
+        load.wait_until(lambda: load.is_whole(running), "a worker is replaced")
+    assert len(clients.failures) <= 1 and not clients.wrong, clients.report()
+
+
+# -- workers that die at their start ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "status", "said"),
+    [
+        ("handlers_for_tests:echo", ("--on-worker-start", "handlers_for_tests:on_worker_start_raises"), 1,
+         "no database today"),
+        ("handlers_for_tests:echo", ("--on-worker-start", "handlers_for_faults:dies_at_start"), 1, "exited with status 3"),
+        ("no_such_module:handle", (), 2, "there is no module 'no_such_module'"),
+        ("no_such_module:handle", ("--no-preload",), 2, "there is no module 'no_such_module'"),
+        ("handlers_for_tests:echo",
+         ("--on-worker-start", "handlers_for_faults:hangs_at_start", "--startup-timeout", "0.5"), 1, "0.5 s"),
+    ],
+    ids=["a hook that raises", "a hook that exits", "no module", "no module, without preload", "a hook that hangs"],
+)
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_server_whose_workers_cannot_start_says_why_and_gives_up(
+    server: ServerFactory, target: str, options: tuple[str, ...], status: int, said: str
+) -> None:
+    running = server(target, "--workers", "2", *options, listening=False)
+    assert running.wait() == status
+    running.output.wait_for(said)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_handler_that_takes_too_long_to_import_is_given_up(server: ServerFactory, tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    version.write_text("hang")
+    running = server("handlers_for_faults:versioned", "--startup-timeout", "0.5", listening=False,
+                     env={"VERSION_FILE": os.fspath(version)})
+    assert running.wait(5.0) == 1
+    running.output.wait_for("was not imported within 0.5 s")
+
+
+def test_workers_that_die_at_their_start_later_on_are_started_until_they_live(
+    server: ServerFactory, tmp_path: Path
+) -> None:
+    version = tmp_path / "version"
+    version.write_text("live")
+    running = server("handlers_for_tests:pid", "--workers", "2", "--on-worker-start",
+                     "handlers_for_faults:dies_at_start_if_told", env={"VERSION_FILE": os.fspath(version)})
+    version.write_text("die")
+    victim = min(load.worker_pids(running))
+    os.kill(victim, signal.SIGKILL)
+    running.output.wait_for("told to die")
+    assert int(running.call()) in load.worker_pids(running)
+    version.write_text("live")
+    load.wait_until(lambda: load.is_whole(running) and victim not in load.worker_pids(running), "the pool is whole")

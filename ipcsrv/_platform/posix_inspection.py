@@ -8,6 +8,7 @@ assert sys.platform != "win32"
 
 import os
 import pwd
+import re
 import resource
 import stat
 import subprocess
@@ -86,6 +87,7 @@ def _length(path: str) -> Finding:
     return warning("path length", f"{text}; ipcsrv goes through its folder", "others may not: choose a shorter path")
 
 
+MOUNT = "/sbin/mount"  # macOS and the BSDs
 _LONGEST_NAME = ADDRESS_LIMIT - len("/proc/self/fd/1234/") - len(CONTROL_SUFFIX)
 
 
@@ -113,7 +115,7 @@ def mount_of(folder: str) -> Mount | None:
 
 def _mounts() -> list[Mount]:
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        with open("/proc/self/mountinfo", encoding=sys.getfilesystemencoding(), errors="surrogateescape") as file:
             return [_mount_of_line(line) for line in file]
     except OSError:
         return _mounts_by_command()
@@ -123,14 +125,14 @@ def _mount_of_line(line: str) -> Mount:
     """A line of proc_pid_mountinfo(5): fixed fields, optional ones, " - ", and the kind first after that."""
     fields, _, rest = line.partition(" - ")
     words = fields.split(" ")
-    point = words[4].encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1")
-    return Mount(rest.split(" ")[0], os.fsdecode(point), "ro" in words[5].split(","))
+    point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), words[4])  # of spaces and line ends
+    return Mount(rest.split(" ")[0], point, "ro" in words[5].split(","))
 
 
 def _mounts_by_command() -> list[Mount]:
     """mount(8) of macOS and the BSDs: `/dev/disk1 on / (apfs, local, read-only)` or `... on / type ffs (local)`."""
     try:
-        done = subprocess.run(["/sbin/mount"], check=False, capture_output=True, text=True, timeout=5)
+        done = subprocess.run([MOUNT], check=False, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return []
     mounts = []

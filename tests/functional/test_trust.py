@@ -296,13 +296,20 @@ def test_a_lock_file_that_another_user_wrote_has_no_say_over_our_processes(share
     assert victim.returncode == 0
 
 
-@needs_other_users
-def test_what_another_program_calls_itself_does_not_reach_the_terminal_raw(shared_dir: str, sock_path: str) -> None:
-    name = "\x1b]0;owned\x07"
-    with running_as(FALSE_SERVER, sock_path, 1, name):
+@needs_proc
+def test_what_another_program_calls_itself_does_not_reach_the_terminal_raw(sock_path: str) -> None:
+    source = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(); input()"
+    command = [sys.executable, "-c", source, sock_path, "\x1b]0;owned\x07"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
         done = support.run_command("run", sock_path, "handlers_for_tests:echo")
+        looked = support.run_command("doctor", sock_path)
+        program.communicate(b"\n", timeout=support.TIMEOUT)
     assert done.returncode == 6
-    assert not set(done.stderr) & {0x1B, 0x07}
+    assert b"owned" in done.stderr
+    assert b"owned" in looked.stdout
+    assert not set(done.stderr + looked.stdout) & {0x1B, 0x07}
 
 
 # -- the place --------------------------------------------------------------------------------------------------------

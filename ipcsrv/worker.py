@@ -42,7 +42,7 @@ from .intake import PACED, Intake
 from .keeping import CHATTY_NS, LIMBO, LIMBO_AGE_NS, LIMBO_TIME, PATIENCE, Held, Keeping
 from .pktline import FLUSH, MAX_DATA, QUOTE, decode_exact
 from .request import Request
-from .scoreboard import SINCE_NS
+from .scoreboard import CURRENT, SINCE_NS
 from .settings import Settings
 from .streaming import Flusher
 from .tally import Tally
@@ -286,22 +286,27 @@ class Worker:
 
     def _chat(self, held: Held) -> None:
         """Serve one client in a loop: a read and a write a request, and now and then a look at who else waits."""
-        receive, words, number = held.connection.recv, self._words, held.number
+        connection, words, number, serve = held.connection, self._words, held.number, self._serve
+        receive = connection.recv
         turns = 0
         while True:
-            words[board.CURRENT] = number
+            words[CURRENT] = number
             try:
                 data = receive(RECEIVE_SIZE)  # for CHAT_PATIENCE at most
             except BlockingIOError:
-                words[board.CURRENT] = 0
-                return
+                break
             except OSError:
                 data = b""
-            if not self._heard(held, data) or not self._taking:
-                return
+            if not data:
+                self._keeping.drop(held)
+                break
+            if not serve(connection, data, 0, held):
+                break
             turns += 1
-            if turns % CHAT_TURNS == 0 and self._others_wait(held):
-                return
+            if turns % CHAT_TURNS == 0 and (not self._taking or self._others_wait(held)):
+                break
+        words[CURRENT] = 0
+        held.since = words[board.LAST_NS]
 
     def _others_wait(self, held: Held) -> bool:
         key = held.connection.fileno()
@@ -319,7 +324,7 @@ class Worker:
         tally.words[SINCE_NS] = tally.began = began = monotonic_ns()
         request = Request(payload)
         request._context = (connection, began, self._timeout)
-        if self._timeout is not None and not self._words[board.WATCHED]:
+        if self._timeout is not None and not tally.words[board.WATCHED]:
             self._keeping.tell("busy")
         try:
             response = self._handler(request)

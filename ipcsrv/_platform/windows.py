@@ -95,7 +95,7 @@ class Stream(Pipe):
             raise TimeoutError
         return data
 
-    def transfer(self, buffers: list[Buffer], deadline: Deadline) -> bytes | None:
+    def transfer(self, buffers: Buffers, deadline: Deadline) -> bytes | None:
         """Send `buffers`, listening meanwhile; raises TimeoutError past `deadline` (see the contract)."""
         while buffers:
             try:

@@ -32,12 +32,20 @@ class AsyncStream:
             raise NotImplementedError("named pipes need asyncio's ProactorEventLoop, which is the default on Windows")
         self._proactor: Any = loop._proactor  # type: ignore[attr-defined]
 
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Nothing: what a proactor sends is under way, and not through, when it returns."""
+        return 0
+
     async def send(self, data: Buffer) -> None:
         """Send all of `data`; ConnectionError where the peer takes no more."""
         view = memoryview(data)
         while view:
             sent = await self._proactor.send(self._pipe, bytes(view[:PIECE]))
             view = view[sent:]
+
+    def send_now(self, data: Buffer) -> int:
+        """Nothing: what did not fit could neither be taken back nor be left to the loop."""
+        return 0
 
     async def recv(self, size: int) -> bytes:
         """At most `size` bytes; b"" at the end."""

@@ -57,10 +57,11 @@ def wait_any(events: list[int], seconds: float | None) -> int | None:
 class Pipe:
     """An overlapped handle of a connected byte pipe; it belongs to this object until `detach` or `close`."""
 
-    __slots__ = ("_handle", "_piece", "_writing")
+    __slots__ = ("_handle", "_patience", "_piece", "_writing")
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
+        self._patience: float | None = None
         self._writing: _winapi.Overlapped | None = None
         self._piece: bytes | memoryview = b""  # what it writes, which must stay alive and as it is until then
 
@@ -74,7 +75,15 @@ class Pipe:
             size = min(size, self._available())
             if not size:
                 return b""
-        return self.read(size, None) or b""
+        data = self.read(size, self._patience)
+        if data is None:
+            raise BlockingIOError
+        return data
+
+    def wait_at_most(self, seconds: float) -> bool:
+        """Have a `recv` without DONTWAIT wait for so long, then raise `BlockingIOError`."""
+        self._patience = seconds
+        return True
 
     def read(self, size: int, seconds: float | None) -> bytes | None:
         """At most `size` bytes, b"" at the end, None when the time is over."""

@@ -145,6 +145,12 @@ class Listener:
                 return instance.handle
         raise BlockingIOError
 
+    def accept_next(self) -> tuple[int, None]:
+        """The same, beside an address that nobody has."""
+        return self.accept(), None
+
+    accept_raw = accept
+
     def depth(self) -> int:
         """How many have come, and are not accepted yet."""
         return len(self._come) + sum(instance.taken() for instance in self._instances)
@@ -158,6 +164,12 @@ class Listener:
             else:
                 _winapi.CloseHandle(instance.handle)
         self._instances.clear()
+
+    refuse = withdraw
+
+    def refuses(self) -> bool:
+        """Whether nobody is waited for any more."""
+        return not self._want
 
     def close(self) -> None:
         """Withdraw, and close whom nobody has accepted; may be called twice."""
@@ -238,9 +250,11 @@ class Rendezvous:
         self._allow = tuple(allow)
         self._want_control = control
         self._lock = -1
+        self.adopted = False  # a pipe's instances are always our own
         self.listener: Listener | None = None
         self.control: Listener | None = None
         self.control_error: OSError | None = None
+        self.adopted = False
 
     # -- taking the path ------------------------------------------------------------------------------------------
 

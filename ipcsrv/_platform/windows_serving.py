@@ -77,6 +77,10 @@ class Connection(Pipe):
             return Peer(pid, sid_of_pipe_client(self._handle))
         return Peer(pid, "")
 
+    def wait_at_most(self, seconds: float) -> bool:
+        """False: a pipe's `recv` waits for ever or not at all."""
+        return False
+
     def shutdown_both(self) -> None:
         """Nothing: to disconnect would take from the client what it has not read yet.
 
@@ -104,6 +108,11 @@ class Admission:
     def admits(self, connection: Connection) -> bool:
         """Whether this client may ask: it could not have connected otherwise."""
         return True
+
+
+def adopt_channel(raw: int) -> Channel:
+    """Never asked for: a channel travels to a template only, and where nothing can be forked there is none."""
+    raise NotImplementedError("an end of a channel cannot be sent through another")
 
 
 def accept_raw(listener: Listener) -> int:

@@ -246,7 +246,7 @@ def test_a_path_too_long_for_an_address_is_a_warning_and_a_name_a_failure(
 @pytest.mark.parametrize(
     ("kind", "level"),
     [
-        *[(kind, Level.WARNING) for kind in ("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "fuse.sshfs", "fuse.new")],
+        *[(kind, Level.WARNING) for kind in ("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "fuse.s3fs", "fuse.x")],
         *[(kind, Level.FAILURE) for kind in ("vfat", "exfat", "ntfs", "squashfs")],
         *[(kind, Level.OK) for kind in ("ext4", "xfs", "btrfs", "tmpfs", "overlay", "apfs", "zfs")],
     ],

@@ -134,9 +134,9 @@ SERVE = """
 ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: its /proc/self must be its own, as it is of one that did not drop
 if os.fork() == 0:
     server = os.getppid()
-    while ipcsrv.active_state(arguments[0]) is not ipcsrv.State.LISTENING:
+    while ipcsrv.active_state(arguments[0]) is not ipcsrv.State.LISTENING and os.getppid() == server:
         time.sleep(0.01)
-    print("ready", flush=True)
+    print("ready" if os.getppid() == server else "dead", flush=True)
     sys.stdin.read()
     os.kill(server, signal.SIGTERM)
     os._exit(0)
@@ -765,3 +765,20 @@ with ipcsrv.Server(sys.argv[1], "zlib:compress", workers=1):
                           env={**support.environment(), "PYTHONPATH": str(PACKAGE.parent)}, timeout=support.TIMEOUT)
     assert (done.stdout, done.stderr) == (b"LISTENING\n", b"")
     assert not marker.exists()
+
+
+def test_the_page_on_security_names_tests_that_exist_and_every_one_of_these() -> None:
+    page = (PACKAGE.parent / "docs" / "security.md").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    tree = ast.parse(Path(__file__).read_bytes())
+    here = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+    assert named <= here
+    unnamed = {
+        "test_the_command_says_which_folder_and_how_to_allow_it",
+        "test_a_sticky_folder_is_good_enough",
+        "test_the_default_folder_is_made_private",
+        "test_every_process_of_a_user_finds_the_same_default_path",
+        "test_a_server_in_the_background_has_its_starters_environment_and_folder_and_no_input",
+        "test_the_page_on_security_names_tests_that_exist_and_every_one_of_these",
+    }
+    assert here - named == unnamed  # promises, but no threats

@@ -120,12 +120,17 @@ class Crew:
             self._do[type(command)](command)
 
     def close(self) -> None:
-        """Let go of what is left, when everybody has gone."""
+        """Let go of what is left, when everybody has gone; if the master fails, everybody goes now."""
+        for hand in self.hands.values():
+            if hand.process is not None:
+                hand.process.kill()
+            self._close_channel(hand)
         for generation in self._generations.values():
-            generation.spawner.close()
-            generation.reader.close()
             if generation.writer is not None:
                 generation.writer.close()
+            generation.spawner.end()
+            generation.spawner.close()
+            generation.reader.close()
         for spawner in self._past:
             spawner.close()
         self._generations.clear()

@@ -198,6 +198,7 @@ class FreshSpawner:
         self.lost = False
         self._job, self._facts = job, facts
         self._context = multiprocessing.get_context("spawn")
+        self._living: dict[int, BaseProcess] = {}
 
     def begin(self) -> None:
         """There is nothing to prepare: each worker imports the handler itself."""
@@ -215,10 +216,12 @@ class FreshSpawner:
         finally:
             end.close()
         assert process.pid is not None
+        self._living[number] = process
         self._facts.born(number, process.pid)
-        self._facts.watch(process.sentinel, lambda: self._reap(number, process))
+        self._facts.watch(process.sentinel, lambda: self._reap(number))
 
-    def _reap(self, number: int, process: BaseProcess) -> None:
+    def _reap(self, number: int) -> None:
+        process = self._living.pop(number)
         self._facts.unwatch(process.sentinel)
         process.join()
         status = process.exitcode
@@ -229,7 +232,12 @@ class FreshSpawner:
         """Nothing to end: the workers leave by themselves."""
 
     def close(self) -> None:
-        """Nothing is left: every worker has been reaped."""
+        """Wait for what is left, if the master fails while it has workers."""
+        for process in self._living.values():
+            self._facts.unwatch(process.sentinel)
+            process.join()
+            process.close()
+        self._living.clear()
 
 
 @contextlib.contextmanager

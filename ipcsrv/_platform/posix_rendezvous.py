@@ -75,6 +75,7 @@ class Rendezvous:
         """
         self.adopted = adopted is not None
         self.listener = Listener(fileno=adopted.detach()) if adopted is not None else _new_listener()
+        self.accept = self.listener.accept_raw
         try:
             self._folder = self._open_folder()
             self._lock = self._take_lock()
@@ -93,7 +94,6 @@ class Rendezvous:
                 self._clear(self._name)
                 self._identity = self._listen(self.listener, self.path, self._name, self._mode)
         self.listener.setblocking(False)
-        self.accept = self.listener.accept_raw
         if self._want_control:
             self._open_control()
 

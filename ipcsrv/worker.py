@@ -191,10 +191,12 @@ class Worker:
                 return
             if stamp & PACED or not self._taking:
                 self._keeping.give_back(Held(connection, "kept"))  # its client is known to take its time
-                return
-            self._limbo.append(connection)
-            if len(self._limbo) > LIMBO:
-                self._leave_limbo(self._limbo.popleft())
+            elif stamp:
+                self._keeping.hold(connection, "kept")  # it has come back: it is not one that closes
+            else:
+                self._limbo.append(connection)
+                if len(self._limbo) > LIMBO:
+                    self._leave_limbo(self._limbo.popleft())
 
     def _first_words(self, connection: Connection) -> bytes | None:
         """What a client that has only just connected says next; None if it stays silent for a moment.
@@ -226,7 +228,7 @@ class Worker:
         if not data:
             connection.close()
         elif self._serve(connection, data, 0):
-            self._limbo.append(connection)
+            self._keeping.hold(connection, "kept")
 
     def _deny(self, connection: Connection) -> None:
         self.count(board.DENIED)

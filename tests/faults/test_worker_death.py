@@ -83,6 +83,7 @@ def test_a_kept_connection_survives_the_crash_of_the_worker_that_serves_it(serve
     with ipcsrv.connect(running.path) as kept:
         for _ in range(20):
             kept.call(b"in a loop")
+            kept.call(b"in a loop")
             with pytest.raises(ipcsrv.ConnectionLost):
                 running.call(b"crash")
             assert kept.call(b"again") == b"again"

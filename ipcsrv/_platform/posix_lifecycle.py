@@ -33,7 +33,9 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
 
     Only for a process without other threads.  Returns its pid and the read end; `run` returns its exit status.
     """
-    log, null = open_log(log_file), os.open(os.devnull, os.O_RDONLY)
+    while (null := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # a standard stream was closed: nothing of ours may take its place
+    log = open_log(log_file)
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -42,7 +44,8 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
             os.setsid()
             for ours, standard in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(ours, standard)
-            os.closerange(read, read + 1)
+            os.closerange(3, write)  # the starter's, and those of whoever started it: somebody may wait for their end
+            os.closerange(write + 1, os.sysconf("SC_OPEN_MAX"))
             status = run(write)
         finally:
             os._exit(status)  # what the parent registered to run at its exit is the parent's

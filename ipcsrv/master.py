@@ -32,6 +32,7 @@ from .errors import SocketStolen
 from .handlers import HandlerSource
 from .pool import State
 from .settings import Settings
+from .systemd import Notifier
 
 log = logging.getLogger("ipcsrv.master")
 
@@ -43,7 +44,7 @@ class Master:
 
     source: where its processes find the handler; inherited: descriptors that were open before, which children keep;
     on_listening: called once, when clients can connect; adopted: a listening socket from a supervisor;
-    own_process: this process ends with the server.
+    own_process: this process ends with the server; notifier: the supervisor that wants to hear of us.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Master:
         on_listening: Callable[[Master], None] | None = None,
         adopted: Any = None,
         own_process: bool = True,
+        notifier: Notifier | None = None,
     ) -> None:
         self.settings = resolved = settings.resolved(serving.default_start_method())
         serving.Admission(resolved.allow)  # a user that there is not is told before anything is started
@@ -68,9 +70,10 @@ class Master:
         self.recent = board.Recent()
         self._adopted = adopted
         self._own_process = own_process
+        self._notifier = notifier or Notifier()
         self._on_listening = on_listening
         self._poller = serving.poller()
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int, Callable[[], object]] = {}
         self.doorway = Doorway(self, self.rendezvous, self.crew, self._poller)
         self._controller = Controller(self)
         self._timers: dict[str, float] = {}
@@ -164,6 +167,7 @@ class Master:
         self.crew.close()
         self._controller.hang_up()
         self._poller.close()
+        self._notifier.close()
         log.info("stopped")
         logs.unconfigure()
 
@@ -192,6 +196,8 @@ class Master:
             del self._timers[name]
             _TIMERS[name](self, now)
         self._controller.after_events()
+        if self._notifier.in_reload and not self.crew.pool.reloading:
+            self._notifier.ready(self._state_line())
         self._wake_at = min([*self._timers.values(), math.inf if deadline is None else deadline])
 
     def _check_identity(self, now: float) -> None:
@@ -232,7 +238,7 @@ class Master:
 
     # -- events ---------------------------------------------------------------------------------------------------------
 
-    def watch(self, key: int, callback: Callable[[], None], mask: int = READ) -> None:
+    def watch(self, key: int, callback: Callable[[], object], mask: int = READ) -> None:
         """Call `callback` whenever `key` is ready."""
         self._callbacks[key] = callback
         self._poller.register(key, mask)
@@ -293,8 +299,18 @@ class Master:
         if self.settings.idle_exit is not None:
             self.set_timer("idle", now + self.settings.idle_exit)
         log.info("listening on %s: %d workers, handler %s", self.rendezvous.path, self.crew.pool.size, self.source.target)
+        self._notifier.ready(self._state_line())
+        self._show_life(now)
         if self._on_listening is not None:
             self._on_listening(self)
+
+    def _state_line(self) -> str:
+        return f"serving {self.source.target} at {self.rendezvous.path}, generation {self.crew.pool.generation}"
+
+    def _show_life(self, now: float) -> None:
+        if self._notifier.watchdog is not None:
+            self._notifier.alive()
+            self.set_timer("watchdog", now + self._notifier.watchdog)
 
     def quit_asked(self) -> None:
         """A handler returned QUIT."""
@@ -317,6 +333,7 @@ class Master:
         if self._draining_until is not None:
             return
         log.info("draining")
+        self._notifier.stopping()
         self._draining_until = monotonic() + self.settings.drain_timeout
         self._timers.pop("idle", None)
         self.set_timer("drained", self._draining_until)
@@ -352,6 +369,7 @@ class Master:
         """Replace the workers by new ones with freshly imported code; the old ones finish what they have."""
         if self._draining_until is None:
             log.info("reloading")
+            self._notifier.reloading()
             self.crew.obey(self.crew.pool.reload(monotonic()))
 
     def scale(self, size: int) -> None:
@@ -383,4 +401,5 @@ _TIMERS: dict[str, Callable[[Master, float], None]] = {
     "resume": Master._resume,
     "grace": Master._end_grace,
     "drained": Master._drain_timed_out,
+    "watchdog": Master._show_life,
 }

@@ -63,6 +63,7 @@ def run_foreground(path: str, target: str, settings: Settings,
 
 def _run_master(path: str, handler: str | Handler, settings: Settings,
                 banner: Callable[[dict[str, Any]], None] | None = None, own_process: bool = True) -> None:
+    from . import systemd
     from ._platform import serving
     from .master import Master
 
@@ -73,8 +74,10 @@ def _run_master(path: str, handler: str | Handler, settings: Settings,
         if banner is not None:
             banner(master.record())
 
-    inherited = frozenset(serving.open_descriptors())
-    Master(path, source, settings, inherited=inherited, on_listening=listening, own_process=own_process).run()
+    adopted = systemd.take_listener(path, os.environ, strict=own_process)
+    inherited = frozenset(serving.open_descriptors() - ({adopted.fileno()} if adopted is not None else set()))
+    Master(path, source, settings, inherited=inherited, on_listening=listening, adopted=adopted,
+           own_process=own_process, notifier=systemd.take_notifier(os.environ)).run()
 
 
 def _chosen(settings: dict[str, Any]) -> Settings:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import status
 from ._platform.serving import DONTWAIT, Admission, Connection, accept_raw, adopt, enlarge
-from .exchange import PeerClosed, RequestReceived, ServerExchange, failure_packet
+from .exchange import Refused, RequestReceived, ServerExchange, failure_packet
 
 if TYPE_CHECKING:
     from .master import Master
@@ -123,7 +123,7 @@ class Controller:
             if isinstance(event, RequestReceived):
                 self._question(talk, event.payload)
                 continue
-            if not isinstance(event, PeerClosed) and hasattr(event, "code"):
+            if isinstance(event, Refused):
                 self._send(talk, talk.exchange.fail(event.code, event.message))
             self._end(talk)
             return

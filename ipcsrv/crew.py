@@ -37,7 +37,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 class Office(Protocol):
     """What the crew needs of the master around it."""
 
-    def watch(self, key: int, callback: Callable[[], None]) -> None: ...
+    def watch(self, key: int, callback: Callable[[], object]) -> None: ...
     def unwatch(self, key: int) -> None: ...
     def park(self, raw: int, *, served: bool) -> None: ...
     def requeue(self, raw: int) -> None: ...
@@ -425,7 +425,7 @@ class Crew:
 
 def leftovers(reader: QueueReader) -> list[int]:
     """The connections in a queue that nobody else reads any more."""
-    found = []
+    found: list[int] = []
     while True:
         try:
             item = reader.get(serving.DONTWAIT)

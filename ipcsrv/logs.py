@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from logging.handlers import WatchedFileHandler
-from typing import IO, Any
+from typing import Any
 
 from ._platform.lifecycle import open_log
 from .errors import StartError
@@ -49,7 +49,8 @@ class LogFile(WatchedFileHandler):
             stream = self._open()
         except (OSError, StartError):  # a symbolic link was put there, say, or no descriptor is left
             return
-        self.stream.close()
+        if self.stream is not None:
+            self.stream.close()
         self.stream = stream
         self._statstream()
 
@@ -116,9 +117,8 @@ def _handler(settings: Settings) -> logging.Handler:
 def dump_stream() -> int:
     """The descriptor to which a worker's stacks are written: the log file's, else standard error's."""
     for handler in logging.getLogger("ipcsrv").handlers:
-        if isinstance(handler, LogFile):
-            stream: IO[str] = handler.stream
-            return stream.fileno()
+        if isinstance(handler, LogFile) and handler.stream is not None:
+            return handler.stream.fileno()
     return 2
 
 

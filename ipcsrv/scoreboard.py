@@ -179,7 +179,7 @@ class Scoreboard:
     def facts(self, slot: int) -> SlotFacts:
         """The slot as it is now."""
         words = self._words[slot].tolist()
-        return SlotFacts(*words[:FIRST_COUNTER], _totals(words[FIRST_COUNTER:]))
+        return SlotFacts._make([*words[:FIRST_COUNTER], _totals(words[FIRST_COUNTER:])])
 
     def fold(self, slot: int) -> None:
         """Keep what a worker that is gone has counted, and free its slot."""

@@ -112,8 +112,9 @@ class TemplateSpawner:
         ours, theirs = serving.channel()
         method = "fork" if self._job.settings.start_method == "fork" else "spawn"
         self._channel = ours
-        process = multiprocessing.get_context(method).Process(
-            target=_template, args=(self._job, theirs), name=f"ipcsrv-template-{self._job.generation}")
+        context: Any = multiprocessing.get_context(method)  # its stubs differ from system to system
+        process: BaseProcess = context.Process(target=_template, args=(self._job, theirs),
+                                               name=f"ipcsrv-template-{self._job.generation}")
         try:
             with _quiet_about_threads():
                 process.start()
@@ -284,7 +285,7 @@ class Template:
         self._baseline = serving.open_descriptors() - {channel.fileno()}  # ours and the handler's own
         self._signals = SignalInbox(("SIGCHLD",))
         self._children: dict[int, BaseProcess] = {}
-        self._context = multiprocessing.get_context("fork")
+        self._context: Any = multiprocessing.get_context("fork")  # which the stubs of one system do not have
 
     def run(self) -> None:
         """Serve the master until it says "end" or is gone, and our workers have left."""
@@ -314,7 +315,7 @@ class Template:
         _, body, raw = message
         order = json.loads(body)
         assert raw is not None
-        with contextlib.closing(Channel(fileno=raw)) as end:
+        with contextlib.closing(serving.adopt_channel(raw)) as end:
             self._fork(order["number"], order["slot"], end)
         return True
 

@@ -33,7 +33,7 @@ from typing import Any
 
 from . import scoreboard as board
 from ._platform.serving import (
-    DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader, descriptor_limit, poller, resident_bytes,
+    DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader, descriptor_limit, keep_freed_memory, poller, resident_bytes,
 )
 from .conversation import Conversation, Failure, Stalled
 from .exchange import failure_packet
@@ -97,6 +97,7 @@ class Worker:
         self._timeout = settings.request_timeout
         self._most_talks = descriptor_limit() // 2
         self._leave_soon = False
+        self._expects_large = False
         jitter = rng.randint(0, settings.max_requests_jitter)
         self._last_request = settings.max_requests + jitter if settings.max_requests is not None else _NEVER
         self._next_check = min(self._last_request, RSS_INTERVAL if settings.max_rss is not None else _NEVER)
@@ -169,6 +170,7 @@ class Worker:
         if not self._admission.admits(connection):
             self._deny(connection)
             return
+        data: bytes | None
         try:
             data = connection.recv(RECEIVE_SIZE, DONTWAIT)
         except BlockingIOError:
@@ -425,6 +427,12 @@ class Worker:
             self._keeping.hold(talk.connection, "kept")
         else:
             self._keeping.give_back(Held(talk.connection, "kept"))
+
+    def expect_large(self) -> None:
+        """There are large requests: prepare for them, the first time."""
+        if not self._expects_large:
+            self._expects_large = True
+            keep_freed_memory()
 
     def handle(self, connection: Connection, request: Request) -> Any:
         """Run the handler on one request of a conversation; raises `Failure` where it raised."""

@@ -6,23 +6,19 @@ Runs in the process of whoever starts or stops a server.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+
+fork_detached: Callable[[Callable[[int], int], str | None], tuple[int, int]] | None
 
 if sys.platform == "win32":
     from .windows_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill_all, open_log, record, wait_gone
 
     fork_detached = None
 else:
-    from .posix_lifecycle import (
-        ask_to_stop,
-        clean_up,
-        detached,
-        fork_detached,
-        is_locked,
-        kill_all,
-        open_log,
-        record,
-        wait_gone,
-    )
+    from . import posix_lifecycle
+    from .posix_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill_all, open_log, record, wait_gone
+
+    fork_detached = posix_lifecycle.fork_detached
 
 __all__ = [
     "ask_to_stop", "clean_up", "detached", "fork_detached", "is_locked", "kill_all", "open_log", "record", "wait_gone",

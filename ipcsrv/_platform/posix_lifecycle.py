@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._deadline import Deadline
@@ -131,12 +131,19 @@ def wait_gone(path: str, record: dict[str, Any], deadline: Deadline, report: Cal
     return True
 
 
+def pidfd(pid: int) -> int:
+    """A descriptor of a process (pidfd_open(2)); -1 where there are none, or the process is gone."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):
+            return os.pidfd_open(pid)
+    return -1
+
+
 @contextlib.contextmanager
-def _descriptor_of(pid: Any) -> Any:
+def _descriptor_of(pid: object) -> Iterator[int | None]:
     """A pidfd, where there are any: it becomes readable when the process ends."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except (AttributeError, OSError, TypeError):
+    descriptor = pidfd(pid) if isinstance(pid, int) else -1
+    if descriptor < 0:
         yield None
         return
     try:

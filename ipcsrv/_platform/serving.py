@@ -17,8 +17,9 @@ implemented by `posix_serving` and `windows_serving`, and checked by one routine
     over and closes the master's copy, or raises `BlockingIOError` when the queue is full; `retire()` makes whichever
     worker takes it leave; closing the writer is the drain.  `get(wait)` gives `(raw, stamp)`, `RETIRE` or `END`.
 `channel() -> (Channel, Channel)`
-    A private pipe between the master and one child: `send(kind, body, raw)`, `receive(wait)`; a message may carry a
-    connection back.  Its end is how either side learns that the other died.
+    A private pipe between the master and one child: `tell(kind, body, raw)`, `hear(wait)`; a message may carry a
+    connection back, or, to a template, an end of another channel (`adopt_channel(raw)`).  Its end is how either side
+    learns that the other died.
 `poller()`
     The interface of `select.epoll`: register, modify, unregister, poll(seconds) -> [(fileno, READ | WRITE | HANGUP)].
 `Process(pid)`
@@ -53,9 +54,10 @@ if sys.platform == "win32":
         SignalInbox,
         accept_raw,
         adopt,
+        adopt_channel,
         announce_descriptors,
-        backlog_depth,
         answer_timeouts_with,
+        backlog_depth,
         become_daemon_child,
         channel,
         child_hygiene,
@@ -63,6 +65,7 @@ if sys.platform == "win32":
         default_start_method,
         descriptor_limit,
         enlarge,
+        keep_freed_memory,
         lifeline,
         open_descriptors,
         poller,
@@ -92,9 +95,10 @@ else:
         SignalInbox,
         accept_raw,
         adopt,
+        adopt_channel,
         announce_descriptors,
-        backlog_depth,
         answer_timeouts_with,
+        backlog_depth,
         become_daemon_child,
         channel,
         child_hygiene,
@@ -102,6 +106,7 @@ else:
         default_start_method,
         descriptor_limit,
         enlarge,
+        keep_freed_memory,
         lifeline,
         open_descriptors,
         poller,

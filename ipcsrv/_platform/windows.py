@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .windows_aio import AsyncStream
     from .windows_pipe import Buffer
 
+    Buffers = list[bytes | memoryview]
     Trust = int | str | Iterable[int | str]
 
 __all__ = [
@@ -130,7 +131,7 @@ class Stream(Pipe):
         return Peer(win32.server_process(self._handle), win32.owner_of_pipe(self._handle))
 
 
-def discard(buffers: list[Buffer], count: int) -> None:
+def discard(buffers: Buffers, count: int) -> None:
     """Drop the first `count` bytes of `buffers`, in place."""
     whole = 0
     while whole < len(buffers) and count >= len(buffers[whole]):

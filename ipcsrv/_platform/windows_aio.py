@@ -43,10 +43,6 @@ class AsyncStream:
             sent = await self._proactor.send(self._pipe, bytes(view[:PIECE]))
             view = view[sent:]
 
-    def send_now(self, data: Buffer) -> int:
-        """Nothing: what did not fit could neither be taken back nor be left to the loop."""
-        return 0
-
     async def recv(self, size: int) -> bytes:
         """At most `size` bytes; b"" at the end."""
         try:

@@ -250,7 +250,6 @@ class Rendezvous:
         self._allow = tuple(allow)
         self._want_control = control
         self._lock = -1
-        self.adopted = False  # a pipe's instances are always our own
         self.listener: Listener | None = None
         self.control: Listener | None = None
         self.control_error: OSError | None = None

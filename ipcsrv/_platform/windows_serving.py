@@ -39,10 +39,10 @@ from .windows_rendezvous import Listener, Rendezvous, pipe_sddl
 
 __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection",
-    "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw", "adopt",
-    "announce_descriptors", "answer_timeouts_with", "backlog_depth", "become_daemon_child", "channel", "child_hygiene", "close_raw",
-    "default_start_method", "descriptor_limit", "enlarge", "lifeline", "open_descriptors", "poller", "queue", "resident_bytes",
-    "start_methods",
+    "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
+    "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth", "become_daemon_child",
+    "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit", "enlarge", "keep_freed_memory", "lifeline",
+    "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
 ]  # fmt: skip
 
 SHARED: Final = 0  # whoever waits for the queue is woken, and one of them gets what came
@@ -76,10 +76,6 @@ class Connection(Pipe):
         with contextlib.suppress(OSError):
             return Peer(pid, sid_of_pipe_client(self._handle))
         return Peer(pid, "")
-
-    def wait_at_most(self, seconds: float) -> bool:
-        """False: a pipe's `recv` waits for ever or not at all."""
-        return False
 
     def shutdown_both(self) -> None:
         """Nothing: to disconnect would take from the client what it has not read yet.
@@ -132,3 +128,7 @@ def enlarge(connection: Connection, size: int) -> None:
 def poller() -> Poller:
     """A readiness poller with `select.epoll`'s interface."""
     return Poller()
+
+
+def keep_freed_memory() -> None:
+    """Nothing: the heap does so by itself."""

@@ -72,6 +72,7 @@ _SHOW_QUEUES: Final = 0x10
 _QUEUES_ATTRIBUTE: Final = 4
 _NETLINK_HEADER: Final = struct.Struct("=IHHII")
 _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")
+_HAS_XUCRED: Final = sys.platform == "darwin" or sys.platform.startswith(("freebsd", "dragonfly"))
 MOST_GROUPS: Final = 256  # supplementary groups of a client: what Python's getsockopt has room for
 _CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES = CREDENTIALS_SIZE
 _VARIABLE_BYTES: Final = 4 if hasattr(select, "epoll") else 0  # Linux' answer begins with the pid; others' have no prefix
@@ -166,8 +167,16 @@ def _identifier(kind: str, name: str) -> int:
         raise SettingsError(f"there is no {kind} {name!r} on this system", name="allow") from None
 
 
+def groups_in(credentials: bytes) -> set[int]:
+    """The groups in a struct xucred: version, uid, number of groups (a short, padded), groups."""
+    words = memoryview(credentials).cast("I")
+    return set(words[3 : 3 + (words[2] & 0xFFFF)])
+
+
 def _supplementary_groups(connection: Connection) -> set[int]:
-    """The peer's other groups, where the kernel tells them (SO_PEERGROUPS, Linux 4.13); else none."""
+    """The peer's other groups, where the kernel tells them (SO_PEERGROUPS, Linux 4.13; struct xucred); else none."""
+    if _HAS_XUCRED:
+        return groups_in(connection.credentials())
     try:
         return set(array.array("I", connection.getsockopt(socket.SOL_SOCKET, 59, MOST_GROUPS * 4)))
     except OSError:  # not on this system, or of more groups than fit: being denied is the safe answer

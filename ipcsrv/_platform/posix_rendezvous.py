@@ -108,8 +108,8 @@ class Rendezvous:
     def write_record(self, record: dict[str, Any]) -> None:
         """Put `record` into the lock file, in place of what it says now."""
         data = json.dumps(record).encode()
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, data, 0)
+        os.pwrite(self._lock, data.ljust(os.fstat(self._lock).st_size), 0)  # one write: nobody reads half of it
+        os.ftruncate(self._lock, len(data))
 
     def _open_folder(self) -> int:
         folder = os.path.dirname(self.path)

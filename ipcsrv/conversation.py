@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Wait = Generator[tuple[int, float], None, bool]
 
 RECEIVE_SIZE = 256 * 1024  # bytes; more than the kernel's buffer of a Unix socket holds
+BULK = 32 * 1024  # bytes; a peer that moves so much at once is waited for in the kernel, which is quicker
+LARGE = 1 << 20  # bytes of a request from which on it pays to keep freed memory
+BULK_PATIENCE = 0.001  # seconds, for as long as it keeps that up
 BUFFERS_A_CALL = 16  # half a MiB of packets: more than a send buffer takes
 FIRST_REQUEST_PATIENCE = 1.0  # seconds that a worker on its way out gives a client that has just connected
 TURN = 16  # pipelined requests that are served before the others of this worker have theirs
@@ -49,7 +52,7 @@ class Conversation:
     `steps` is the generator; `mask` and `due` (monotonic seconds) are what it waits for and until when.
     """
 
-    __slots__ = ("_complete_by", "_exchange", "_served", "_worker", "connection", "due", "mask", "steps")
+    __slots__ = ("_complete_by", "_exchange", "_reading", "_served", "_worker", "connection", "due", "mask", "steps")
 
     def __init__(self, worker: Worker, connection: Connection, data: bytes) -> None:
         self._worker = worker
@@ -57,6 +60,7 @@ class Conversation:
         if data:
             self._exchange.receive_data(data)
         self._served = 0
+        self._reading = DONTWAIT  # flags of the next read: 0 in the middle of a bulk that comes quickly
         self._complete_by = 0.0  # monotonic seconds until which the request in progress must be complete; 0: none is
         self.connection = connection
         self.mask, self.due = READ, 0.0
@@ -115,6 +119,8 @@ class Conversation:
                 return None
             if data:
                 self._exchange.receive_data(data)
+                if self._exchange.buffered > LARGE:
+                    self._worker.expect_large()
                 del data  # the decoder's now, to let go when it has used it up
             else:
                 self._exchange.receive_eof()
@@ -138,9 +144,14 @@ class Conversation:
         """What the client sends next; `read_timeout` is for the whole request, from when it began to arrive."""
         while True:
             try:
-                return self.connection.recv(RECEIVE_SIZE, DONTWAIT)
+                data = self.connection.recv(RECEIVE_SIZE, self._reading)
+                if len(data) >= BULK and self._reading and self.connection.wait_at_most(BULK_PATIENCE):
+                    self._reading = 0
+                elif len(data) < BULK:
+                    self._reading = DONTWAIT  # it is not in a hurry: it must not keep others waiting
+                return data
             except BlockingIOError:
-                pass
+                self._reading = DONTWAIT
             now = self._worker.clock()
             if not self._exchange.buffered:
                 yield READ, now + FIRST_REQUEST_PATIENCE
@@ -225,14 +236,17 @@ class Conversation:
 
     def _send(self, buffers: list[Any]) -> Generator[tuple[int, float], None, None]:
         """Send all of `buffers`, waiting (within write_timeout for any progress) where the client does not read."""
-        sendmsg = self.connection.sendmsg
+        connection, flags = self.connection, DONTWAIT
         while buffers:
             try:
-                sent = sendmsg(buffers[:BUFFERS_A_CALL], (), DONTWAIT)
+                sent = connection.sendmsg(buffers[:BUFFERS_A_CALL], (), flags)
             except BlockingIOError:
+                flags = DONTWAIT  # its client does not keep up: it must not keep others waiting
                 yield from self._wait_writable()
             else:
                 drop_sent(buffers, sent)
+                if sent >= BULK and flags and buffers and connection.wait_at_most_to_send(BULK_PATIENCE):
+                    flags = 0
 
     def _wait_writable(self) -> Generator[tuple[int, float], None, None]:
         yield WRITE, self._worker.clock() + self._worker.settings.write_timeout

@@ -33,7 +33,8 @@ from typing import Any
 
 from . import scoreboard as board
 from ._platform.serving import (
-    DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader, descriptor_limit, keep_freed_memory, poller, resident_bytes,
+    DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader, descriptor_limit, keep_freed_memory, poller,
+    resident_bytes,
 )
 from .conversation import Conversation, Failure, Stalled
 from .exchange import failure_packet

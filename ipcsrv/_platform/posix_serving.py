@@ -37,6 +37,7 @@ from .posix_processes import (
     child_hygiene,
     default_start_method,
     descriptor_limit,
+    keep_freed_memory,
     open_descriptors,
     resident_bytes,
     start_methods,
@@ -48,8 +49,8 @@ __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection",
     "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
     "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth", "become_daemon_child",
-    "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit", "enlarge", "keep_freed_memory", "lifeline",
-    "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
+    "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit", "enlarge",
+    "keep_freed_memory", "lifeline", "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
 ]  # fmt: skip
 
 DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -76,7 +77,6 @@ _HAS_XUCRED: Final = sys.platform == "darwin" or sys.platform.startswith(("freeb
 MOST_GROUPS: Final = 256  # supplementary groups of a client: what Python's getsockopt has room for
 _CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES = CREDENTIALS_SIZE
 _VARIABLE_BYTES: Final = 4 if hasattr(select, "epoll") else 0  # Linux' answer begins with the pid; others' have no prefix
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MAX_BODY: Final = 16 * 1024  # bytes; a message of this size is written and read whole by one call
 
 

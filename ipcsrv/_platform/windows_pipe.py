@@ -85,6 +85,10 @@ class Pipe:
         self._patience = seconds
         return True
 
+    def wait_at_most_to_send(self, seconds: float) -> bool:
+        """Not possible either."""
+        return False
+
     def read(self, size: int, seconds: float | None) -> bytes | None:
         """At most `size` bytes, b"" at the end, None when the time is over."""
         try:

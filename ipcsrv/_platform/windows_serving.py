@@ -41,7 +41,8 @@ __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection",
     "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
     "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth", "become_daemon_child",
-    "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit", "enlarge", "keep_freed_memory", "lifeline",
+    "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit", "enlarge",
+    "keep_freed_memory", "lifeline",
     "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
 ]  # fmt: skip
 

@@ -29,7 +29,7 @@ from ipcsrv import errors
 if sys.platform == "win32":
     pytest.skip("Unix users, modes and descriptors", allow_module_level=True)
 
-from ipcsrv._platform import posix_rendezvous
+from ipcsrv._platform import posix_rendezvous, posix_serving
 from ipcsrv._platform.posix_rendezvous import Rendezvous
 
 needs_proc = pytest.mark.skipif(not support.have_proc, reason="reads /proc")
@@ -596,6 +596,11 @@ def test_another_users_session_folder_is_passed_over(
         ipcsrv.default_path("app")
 
 
+def test_supplementary_groups_are_read_where_the_credentials_have_them() -> None:
+    xucred = struct.pack("IIhxx16I", 0, 501, 3, 20, 12, 61, *range(100, 113))  # macOS, FreeBSD: three of sixteen
+    assert posix_serving.groups_in(xucred) == {20, 12, 61}
+
+
 def test_every_process_of_a_user_finds_the_same_default_path(no_session: str) -> None:
     source = "import ipcsrv, sys; sys.stdout.buffer.write(ipcsrv.default_path('app', 'k\\u00e9y' * 100).encode())"
     found = {
@@ -752,6 +757,27 @@ def test_a_server_in_the_background_has_its_starters_environment_and_folder_and_
         support.run_command("stop", sock_path)
 
 
+@pytest.mark.parametrize("how", ["start", "ensure_running"])
+def test_a_server_in_the_background_holds_none_of_its_starters_descriptors(
+    how: str, sock_dir: str, sock_path: str
+) -> None:
+    ensure = "import ipcsrv, sys; ipcsrv.ensure_running(sys.argv[1], sys.argv[2], workers=1, log_file=sys.argv[4])"
+    program = {"start": ["-m", "ipcsrv", "start"], "ensure_running": ["-c", ensure]}[how]
+    log = os.path.join(sock_dir, "log")
+    reader, writer = os.pipe()
+    with open(reader, "rb") as held:
+        command = [sys.executable, *program, sock_path, "handlers_for_tests:echo", "--log-file", log]
+        done = subprocess.run(command, pass_fds=[writer], capture_output=True, env=support.environment(),
+                              timeout=support.TIMEOUT)  # fmt: skip
+        os.close(writer)
+        try:
+            assert done.returncode == 0, done.stderr
+            assert held.read() == b""  # also a daemon's start must end a `$(...)`
+            assert ipcsrv.call(sock_path, b"still here", timeout=10) == b"still here"
+        finally:
+            support.run_command("stop", sock_path)
+
+
 def test_a_module_in_the_current_folder_does_not_become_part_of_a_server(sock_dir: str, sock_path: str) -> None:
     marker = Path(sock_dir, "executed")
     for planted in ("logging", "pickle", "multiprocessing", "filelock", "json"):
@@ -774,10 +800,12 @@ def test_the_page_on_security_names_tests_that_exist_and_every_one_of_these() ->
     here = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
     assert named <= here
     unnamed = {
+        "test_supplementary_groups_are_read_where_the_credentials_have_them",
         "test_the_command_says_which_folder_and_how_to_allow_it",
         "test_a_sticky_folder_is_good_enough",
         "test_the_default_folder_is_made_private",
         "test_every_process_of_a_user_finds_the_same_default_path",
+        "test_a_server_in_the_background_holds_none_of_its_starters_descriptors",
         "test_a_server_in_the_background_has_its_starters_environment_and_folder_and_no_input",
         "test_the_page_on_security_names_tests_that_exist_and_every_one_of_these",
     }

@@ -35,10 +35,10 @@ from collections.abc import Callable
 from ctypes import POINTER, c_uint64
 from ctypes.wintypes import BOOL, DWORD, HANDLE
 from multiprocessing import context
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .win32 import SecurityDescriptor, declare_kernel32, own_sid
-from .windows_pipe import DONTWAIT, PEER_IS_GONE, Pipe, give_up, wait_readable
+from .windows_pipe import CLOSED, DONTWAIT, Pipe, give_up, wait_readable
 from .windows_poller import Event, announce, forget, new_errands, new_event, reset_event, set_event
 
 END: Final = "end"
@@ -166,6 +166,14 @@ class QueueWriter(Pipe):
         super().close()
 
 
+class _Expected(NamedTuple):
+    """A connection in the queue: its handle in the master, its stamp, and when it was put there (monotonic seconds)."""
+
+    raw: int
+    stamp: int
+    queued: float
+
+
 class Receipts:
     """The master's knowledge of which connections the workers have taken; an errand of whatever poller it runs.
 
@@ -175,17 +183,17 @@ class Receipts:
     def __init__(self, handle: int, reader: int) -> None:
         self._pipe = Pipe(handle)
         self._reader = Pipe(reader)
-        self._expected: dict[int, tuple[int, int]] = {}  # number -> (handle, stamp), in the order of the queue
+        self._expected: dict[int, _Expected] = {}  # by number, in the order of the queue
         self._numbers = itertools.count(1)
         self._room = Event(new_event())
-        self._death: float | None = None
+        self._deaths: list[float] = []  # moments (monotonic seconds) at which workers died, not looked into yet
         self.queue: Callable[[], QueueWriter | None] = lambda: None
         _deaths.append(self._note_death)
 
     def expect(self, raw: int, stamp: int) -> int:
         """A number for a connection that goes into the queue."""
         number = next(self._numbers)
-        self._expected[number] = raw, stamp
+        self._expected[number] = _Expected(raw, stamp, time.monotonic())
         return number
 
     def full(self) -> bool:
@@ -216,40 +224,35 @@ class Receipts:
 
     def due(self) -> float | None:
         """A worker has died and may have taken something with it: look again soon."""
-        if self._death is None:
+        if not self._deaths:
             return None
-        return max(0.0, self._death + SUSPICION - time.monotonic())
+        return max(0.0, self._deaths[0] + SUSPICION - time.monotonic())
 
     def run(self) -> bool:
         """Close what has been taken, queue again what was lost; False once no worker is left, nor ever will be."""
         alive = self._take_receipts()
         if self.due() == 0.0:
-            self._death = None
-            self._queue_lost_again()
+            self._queue_lost_again(self._deaths.pop(0))
         return alive
 
     def close(self) -> None:
         """No worker is left: close what none has taken."""
         _deaths.remove(self._note_death)
-        for raw, _ in self._expected.values():
-            if raw:
-                close_raw(raw)
+        for taken in self._expected.values():
+            if taken.raw:
+                close_raw(taken.raw)
         self._expected.clear()
         self._pipe.close()
         self._reader.close()
         _winapi.CloseHandle(self._room.event)
 
-    def writer_closed(self) -> None:
-        """Nothing more will be queued, so that we need not ask any more how much is."""
-        self._reader.close()
-
     def _take_receipts(self) -> bool:
         try:
             while data := self._pipe.recv(4096, DONTWAIT):
                 for (number,) in _RECEIPT.iter_unpack(data):
-                    raw = self._expected.pop(number, (0, 0))[0]
-                    if raw:
-                        close_raw(raw)
+                    taken = self._expected.pop(number, None)
+                    if taken is not None and taken.raw:
+                        close_raw(taken.raw)
         except BlockingIOError:
             if len(self._expected) < QUEUE_DEPTH:
                 set_event(self._room.event)
@@ -258,19 +261,21 @@ class Receipts:
 
     def _note_death(self) -> None:
         if self._expected:
-            self._death = time.monotonic()
+            self._deaths.append(time.monotonic())
 
-    def _queue_lost_again(self) -> None:
-        """What was read from the queue, and not acknowledged since a worker died, is in nobody's hands."""
+    def _queue_lost_again(self, died: float) -> None:
+        """What was queued before a worker died, has left the queue and is not acknowledged by now, is in nobody's hands.
+
+        (What was queued since may be in the hands of a living one, which is just about to acknowledge it.)
+        """
         writer = self.queue()
-        lost = list(self._expected.items())[: len(self._expected) - self._in_queue()]
-        for number, (raw, stamp) in lost:
+        gone = list(self._expected.items())[: max(0, len(self._expected) - self._in_queue())]
+        for number, lost in [(number, entry) for number, entry in gone if entry.queued < died]:
             del self._expected[number]
-            if writer is None or writer.fileno() == -1:
-                if raw:
-                    close_raw(raw)
-            else:
-                writer.put_again(raw, stamp)
+            if writer is not None and writer.fileno() != CLOSED:
+                writer.put_again(lost.raw, lost.stamp)
+            elif lost.raw:
+                close_raw(lost.raw)
 
     def _in_queue(self) -> int:
         try:
@@ -428,14 +433,14 @@ class Channel(Pipe):
 
     def _last_message(self) -> tuple[str, bytes, int | None] | None:
         """The other side is gone: one message may have been about to come."""
-        for note in _deaths:
-            note()
         unsent = self._incoming.unsent_after(self._heard)
         self._heard += 1
         return unsent
 
     def close(self) -> None:
-        """Close this end."""
+        """Close this end.  The master does when a worker has died: then the queues have to be looked after."""
+        for note in _deaths:
+            note()
         forget(self)
         super().close()
 

@@ -1,8 +1,8 @@
 """The processes of a server: generations, their queues and their workers.  Runs in the master.
 
-`pool.Pool` decides, this does: it carries out the pool's commands and tells it the facts.  It also knows what each
-worker holds in trust: copies of the kept connections in its hands (`worker`, "If it dies"), which are taken back when it
-dies, all but the one that it was reading or answering.
+`pool.Pool` decides, this does: it carries out the pool's commands and tells it the facts.  It also has, in trust, copies
+of the silent connections in each worker's hands (`worker`, "If it dies").  When the worker dies they are taken back, all
+but the one that it was reading or answering.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from . import commands
 from . import scoreboard as board
 from ._platform import serving
 from ._platform.serving import Channel, Listener, Process, QueueReader, QueueWriter, SharedMemory
+from .commands import Command
 from .errors import HandlerImportError, IpcError, StartError
 from .handlers import HandlerSource, fingerprint
-from .commands import Command
 from .pool import Pool
 from .settings import Settings
 from .spawner import START_FAILED, Job, Spawner, spawner_for
@@ -201,6 +201,14 @@ class Crew:
     def _dump_stacks(self, command: commands.DumpStacks) -> None:
         self.dump_stacks(command.worker)
 
+    def reopen_logs(self) -> None:
+        """The log file was rotated: have everybody see it, also who has nothing to log and keeps the old one open."""
+        for generation in self._generations.values():
+            generation.spawner.reopen_log()
+        for hand in self.hands.values():
+            if hand.ready and hand.process is not None:
+                hand.process.ask_to_reopen_log()
+
     def dump_stacks(self, number: int) -> bool:
         """Have a worker's stacks written into the log; False if there is no such worker."""
         hand = self.hands.get(number)
@@ -279,7 +287,8 @@ class Crew:
 
     def generation_failed(self, generation: int, reason: str, traceback_text: str | None) -> None:
         """The template could not import the handler, or be started."""
-        self._import_error = HandlerImportError(self._source.target, traceback_text, _without_target(reason, self._source))
+        plain = _without_target(reason, self._source)
+        self._import_error = HandlerImportError(self._source.target, traceback_text, plain)
         self.obey(self.pool.generation_failed(generation, reason, traceback_text, monotonic()))
 
     def generation_lost(self, generation: int) -> None:
@@ -376,7 +385,8 @@ class Crew:
         elif kind == "rdy":
             hand.ready = True
             self.obey(self.pool.ready(hand.number, monotonic()))
-            if not hand.open and (hand.generation == self._serving or self._generations[hand.generation].writer is None):
+            over = self._generations[hand.generation].writer is None
+            if not hand.open and (hand.generation == self._serving or over):
                 self._open(hand)
         elif kind == "bye":
             self.obey(self.pool.leaving(hand.number, monotonic()))

@@ -1,8 +1,9 @@
 """Logging of a server's processes: `ipcsrv.*` loggers, as text or JSON lines, to standard error or to one file.
 
-Every process of a server appends to the same file, each line by one write to a descriptor in append mode, so that
-lines stay whole.  The file is looked at before each line: where it was renamed or removed (log rotation), it is
-opened anew.  A symbolic link in its place is refused, for it may be another user's idea.
+Every process of a server appends to the same file, each record by one write(2) to a descriptor in append mode, so that
+lines stay whole.  The file is looked at before each record, and when the master says so: where it was renamed or
+removed (log rotation), it is opened anew, under the same descriptor number, for that is where faulthandler writes the
+stacks.  A symbolic link in its place is refused, for it may be another user's idea.
 
 A program that uses the library and has set up logging itself (handlers on `ipcsrv` or the root logger) keeps its own.
 """
@@ -10,13 +11,12 @@ A program that uses the library and has set up logging itself (handlers on `ipcs
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
@@ -28,30 +28,52 @@ TEXT = "%(asctime)s.%(msecs)03d %(levelname)-7s [%(process)d] %(message)s"
 TIME = "%Y-%m-%d %H:%M:%S"
 
 
-class LogFile(WatchedFileHandler):
-    """A log file shared by processes and safe to rotate; `on_open` is told the descriptor each time it is opened."""
+class Whole:
+    """What a logging handler takes for a text stream: each text goes out by one write(2), however long."""
 
-    on_open: Callable[[int], object] | None = None
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """Where it writes."""
+        return self._descriptor
+
+    def write(self, text: str) -> None:
+        """Write all of `text`; more than one call is needed only where a disk is full or a pipe is."""
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._descriptor)
+
+
+class LogFile(WatchedFileHandler):
+    """A log file shared by processes and safe to rotate; `times_reopened` counts how often it was."""
+
+    times_reopened = 0
 
     def _open(self) -> Any:
-        descriptor = open_log(self.baseFilename)
-        if self.on_open is not None:
-            self.on_open(descriptor)
-        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+        return Whole(open_log(self.baseFilename))
 
     def reopenIfNeeded(self) -> None:
-        """Open the file anew where its name leads elsewhere by now; where that cannot be, go on with the one we have."""
+        """Open the file anew where its name leads elsewhere by now; where that fails, go on with the one we have."""
         with contextlib.suppress(OSError):
             info = os.lstat(self.baseFilename)
             if (info.st_dev, info.st_ino) == (self.dev, self.ino):
                 return
+        stream: Any = self.stream
         try:
-            stream = self._open()
+            descriptor = open_log(self.baseFilename)
+            os.dup2(descriptor, stream.fileno(), inheritable=False)
         except (OSError, StartError):  # a symbolic link was put there, say, or no descriptor is left
             return
-        if self.stream is not None:
-            self.stream.close()
-        self.stream = stream
+        os.close(descriptor)
+        self.times_reopened += 1
         self._statstream()
 
 
@@ -106,7 +128,7 @@ def _is_set_up(logger: logging.Logger) -> bool:
 
 def _handler(settings: Settings) -> logging.Handler:
     if settings.log_file is None:
-        return logging.StreamHandler(sys.stderr)
+        return logging.StreamHandler(_standard_error())
     try:
         return LogFile(settings.log_file)
     except OSError as error:
@@ -114,14 +136,38 @@ def _handler(settings: Settings) -> logging.Handler:
         raise StartError(reason) from None
 
 
+def _standard_error() -> Any:
+    """Standard error, to which all processes of a server write; or what a program has put in its place."""
+    try:
+        return Whole(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):
+        return sys.stderr
+
+
+def log_file() -> LogFile | None:
+    """The log file that this process has, if it has one."""
+    handlers = logging.getLogger("ipcsrv").handlers
+    return next((handler for handler in handlers if isinstance(handler, LogFile)), None)
+
+
+def reopen() -> int:
+    """See whether the log file was rotated; returns how often it was, in all."""
+    file = log_file()
+    if file is None:
+        return 0
+    with file.lock or contextlib.nullcontext():
+        file.reopenIfNeeded()
+    return file.times_reopened
+
+
+def reopen_on_hangup() -> None:
+    """In a worker: look after the log file on the master's word (SIGHUP), for an idle one logs nothing."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is not None:
+        signal.signal(number, lambda *_: reopen())
+
+
 def dump_stream() -> int:
     """The descriptor to which a worker's stacks are written: the log file's, else standard error's."""
-    for handler in logging.getLogger("ipcsrv").handlers:
-        if isinstance(handler, LogFile) and handler.stream is not None:
-            return handler.stream.fileno()
-    return 2
-
-
-def dump_own_stacks() -> None:
-    """Write the stacks of this process's threads into the log, from Python."""
-    faulthandler.dump_traceback(file=dump_stream(), all_threads=True)
+    file = log_file()
+    return 2 if file is None or file.stream is None else file.stream.fileno()

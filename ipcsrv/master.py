@@ -83,11 +83,11 @@ class Master:
         self._listening = False
         self._stolen = False
         self._finished = False
-        self._interrupts = 0
+        self._interrupts = self._log_reopened = 0
         self.pid = os.getpid()
         self.last_error: dict[str, Any] | None = None
 
-    # -- its life -------------------------------------------------------------------------------------------------------
+    # -- its life -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Start, serve, drain, stop.
@@ -171,7 +171,7 @@ class Master:
         log.info("stopped")
         logs.unconfigure()
 
-    # -- time -------------------------------------------------------------------------------------------------------------
+    # -- time ---------------------------------------------------------------------------------------------------------
 
     def _patience(self) -> float | None:
         """Seconds until there is something to do without an event; None if there never will be."""
@@ -205,10 +205,18 @@ class Master:
         if self.rendezvous.still_ours():
             self.set_timer("identity", now + IDENTITY_INTERVAL)
             self.recent.push(now, self.crew.scoreboard.totals())
+            self._check_log()
         elif self._draining_until is None:
             self._stolen = True
             log.error("the socket %s was removed or replaced: draining, then stopping", self.rendezvous.path)
             self.stop()
+
+    def _check_log(self) -> None:
+        """Look whether the log was rotated; who is idle would keep the old file, and its room on the disk."""
+        times = logs.reopen()
+        if times != self._log_reopened:
+            self._log_reopened = times
+            self.crew.reopen_logs()
 
     def _check_overdue(self, now: float) -> None:
         """request_timeout: find requests that have run for too long, and when the next one could have."""
@@ -236,7 +244,7 @@ class Master:
         else:
             self.set_timer("idle", last + limit)
 
-    # -- events ---------------------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------------
 
     def watch(self, key: int, callback: Callable[[], object], mask: int = READ) -> None:
         """Call `callback` whenever `key` is ready."""
@@ -298,7 +306,8 @@ class Master:
         self.recent.push(now, self.crew.scoreboard.totals())
         if self.settings.idle_exit is not None:
             self.set_timer("idle", now + self.settings.idle_exit)
-        log.info("listening on %s: %d workers, handler %s", self.rendezvous.path, self.crew.pool.size, self.source.target)
+        size, target = self.crew.pool.size, self.source.target
+        log.info("listening on %s: %d workers, handler %s", self.rendezvous.path, size, target)
         self._notifier.ready(self._state_line())
         self._show_life(now)
         if self._on_listening is not None:
@@ -326,7 +335,7 @@ class Master:
         """Every worker has exited."""
         self._finished = True
 
-    # -- stopping, reloading, scaling -----------------------------------------------------------------------------------
+    # -- stopping, reloading, scaling ---------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Unlink, accept what is in the backlog, drain, done."""

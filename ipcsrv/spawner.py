@@ -80,6 +80,9 @@ class Spawner(Protocol):
     def spawn(self, number: int, slot: int, end: Channel) -> None:
         """Start worker `number`; `born`, and later `dead`, follow, or `spawn_failed`.  Closes our copy of `end`."""
 
+    def reopen_log(self) -> None:
+        """The log file was rotated: tell whoever is neither the master nor a worker."""
+
     def end(self) -> None:
         """No more will be spawned; what has been is still reaped."""
 
@@ -139,6 +142,12 @@ class TemplateSpawner:
             self._facts.spawn_failed(number, str(error))
         finally:
             end.close()
+
+    def reopen_log(self) -> None:
+        """Tell the template, which writes little and would keep the old file."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.tell("log")
 
     def end(self) -> None:
         """Tell the template to go once its workers have gone; one that still imports has none, and may never listen."""
@@ -229,6 +238,9 @@ class FreshSpawner:
         process.close()
         self._facts.dead(number, status)
 
+    def reopen_log(self) -> None:
+        """Nobody but the master and the workers has it."""
+
     def end(self) -> None:
         """Nothing to end: the workers leave by themselves."""
 
@@ -312,7 +324,10 @@ class Template:
             self._job.listener.refuse()  # the master is dead: or clients would queue with nobody in charge
         if message is None or message[0] == "end":
             return False
-        _, body, raw = message
+        kind, body, raw = message
+        if kind == "log":
+            logs.reopen()
+            return True
         order = json.loads(body)
         assert raw is not None
         with contextlib.closing(serving.adopt_channel(raw)) as end:
@@ -395,6 +410,7 @@ def work(job: Job, number: int, slot: int, channel: Channel, handler: Handler | 
         _exit(START_FAILED)
         raise
     serving.answer_timeouts_with(worker.say_last_words, logs.dump_stream())
+    logs.reopen_on_hangup()
     channel.tell("rdy")
     if job.listener is not None:
         channel.hear()  # the doors open when the whole generation is ready, or the master is gone

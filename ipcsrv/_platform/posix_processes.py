@@ -144,6 +144,10 @@ class Process:
         """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""
         self._send(signal.SIGUSR2)
 
+    def ask_to_reopen_log(self) -> None:
+        """Have it see that the log file was rotated (`logs.reopen_on_hangup`)."""
+        self._send(signal.SIGHUP)
+
     def kill(self) -> None:
         """End it at once."""
         self._send(signal.SIGKILL)
@@ -177,7 +181,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep up to 64 MiB of freed memory, and take blocks of up to 32 MiB from it (mallopt(3), glibc).
+    """Have the C library keep up to 64 MiB of freed memory and take blocks of up to 32 MiB from it (mallopt(3), glibc).
 
     Otherwise each large block is given back to the kernel and taken anew, and the page faults of a 10 MB request take
     four times as long as its copying.

@@ -49,7 +49,8 @@ class SignalInbox:
     """What the console tells its programs, as the signals that mean the same elsewhere.
 
     Ctrl-C is SIGINT; Ctrl-Break, closing the window, logging off and shutting down are SIGTERM.  Each comes in a thread
-    that Windows makes for it.  So is an event that `stop` sets where a server has no control pipe.  `signal.raise_signal` and the like reach us as SIGINT and SIGTERM too.
+    that Windows makes for it.  So is an event that `stop` sets where a server has no control pipe.
+    `signal.raise_signal` and the like reach us as SIGINT and SIGTERM too.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -274,6 +275,9 @@ class Process:
     def ask_for_last_words(self) -> None:
         """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""
         _set_event_of(self.pid, "last-words")
+
+    def ask_to_reopen_log(self) -> None:
+        """Nothing: a file that is open cannot be renamed here."""
 
     def kill(self) -> None:
         """End it at once."""

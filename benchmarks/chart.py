@@ -71,7 +71,9 @@ def svg(document: dict[str, object]) -> str:
     label = "Requests per second of ipcsrv, its Python peers and a bare C loop"
     size = f'viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}"'
     return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">', f"<title>{label}</title>", f"<style>{STYLE}</style>", *body, "</svg>", ""])
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">',
+        f"<title>{label}</title>", f"<style>{STYLE}</style>", *body, "</svg>", "",
+    ])
 
 
 if __name__ == "__main__":

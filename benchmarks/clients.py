@@ -101,7 +101,7 @@ OPENERS: dict[str, Callable[[str], tuple[Ask, Close]]] = {
 
 
 def client(protocol: str, path: str, mode: str, seconds: float, begin: Callable[[], Any]) -> tuple[int, int]:
-    """Ask for so long from `begin` on, all imports done; returns how many requests were answered and how many failed."""
+    """Ask for so long from `begin` on, all imports done; returns how many requests were answered and how many not."""
     opener = OPENERS[protocol]
     answered = failed = 0
     ask, close = opener(path)

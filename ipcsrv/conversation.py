@@ -1,7 +1,7 @@
 """The long way through an exchange: what did not come in one read, or does not go out in one write.  In the worker.
 
-Nearly every request is answered by `worker.Worker` in one stroke, without ever having to wait.  What is left
-over comes here: requests in pieces or pipelined, long or streamed responses, clients that stall in the middle of either.
+Nearly every request is answered by `worker.Worker` in one stroke, without ever having to wait.  What is left over
+comes here: requests in pieces or pipelined, long or streamed responses, clients that stall in the middle of either.
 A `Conversation` runs until it would have to wait, then says for what and how long, so that its worker serves others
 meanwhile; a stalled client costs a descriptor and a few kilobytes, not a worker.
 
@@ -208,7 +208,7 @@ class Conversation:
         try:
             for chunk in iterator:
                 if type(chunk) is not bytes:
-                    chunk = chunk_bytes(chunk)
+                    chunk = chunk_bytes(chunk)  # noqa: PLW2901 - a stream may be of millions of them
                 if stream.add(chunk):
                     stream.flush()
                     self._check_size(stream.total)

@@ -1,8 +1,8 @@
 """The processes of a server: generations, their queues and their workers.  Runs in the master.
 
-`pool.Pool` decides, this does: it carries out the pool's commands and tells it the facts.  It also has, in trust, copies
-of the silent connections in each worker's hands (`worker`, "If it dies").  When the worker dies they are taken back, all
-but the one that it was reading or answering.
+`pool.Pool` decides, this does: it carries out the pool's commands and tells it the facts.  It also has, in trust,
+copies of the silent connections in each worker's hands (`worker`, "If it dies").  When the worker dies they are taken
+back, all but the one that it was reading or answering.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ so that the listen backlog, and then the clients' own deadlines, hold the load b
 memory.  Out of descriptors is the same state with another way out of it.
 
 Stopping has an order: the path goes, so that nobody new can come; who has come is accepted and handed over; who has
-just connected has a moment to ask; who only kept a connection is told that nothing was done with it.  Runs in the master.
+just connected has a moment to ask; who only kept a connection is told that nothing was done with it.  Runs in the
+master.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Doorway:
         self.accepted = 0
         self.last_client = monotonic()
 
-    # -- in -------------------------------------------------------------------------------------------------------------
+    # -- in -----------------------------------------------------------------------------------------------------------
 
     def lead_to(self, queue: QueueWriter) -> None:
         """Connections go to this queue from now on."""
@@ -172,7 +173,7 @@ class Doorway:
         else:
             self._reception.unwatch(listener.fileno())
 
-    # -- states of want -------------------------------------------------------------------------------------------------
+    # -- states of want -----------------------------------------------------------------------------------------------
 
     def _back_off(self, error: OSError) -> None:
         """Out of descriptors or memory is a state: say so once, pause, try again."""
@@ -196,7 +197,7 @@ class Doorway:
             self._exhausted_for = 0.0
             log.info("taking connections again")
 
-    # -- parking --------------------------------------------------------------------------------------------------------
+    # -- parking ------------------------------------------------------------------------------------------------------
 
     def park(self, raw: int, *, served: bool) -> None:
         """Keep a silent connection until it has something to say."""
@@ -237,7 +238,7 @@ class Doorway:
         else:
             self._hand_over(raw, stamp)
 
-    # -- stopping -------------------------------------------------------------------------------------------------------
+    # -- stopping -----------------------------------------------------------------------------------------------------
 
     def begin_draining(self) -> None:
         """Take the path away; then `nobody_waits` is called when every client that has come is with the workers."""
@@ -304,7 +305,7 @@ class Doorway:
         except OSError:
             pass  # there is none left
 
-    # -- facts ----------------------------------------------------------------------------------------------------------
+    # -- facts --------------------------------------------------------------------------------------------------------
 
     @property
     def occupied(self) -> bool:

@@ -44,7 +44,7 @@ class HandlerSource:
 def source_of(handler: str | Handler, *, inherit: bool = False) -> HandlerSource:
     """How another process is to find `handler`.
 
-    handler: `MODULE:NAME`, or a callable; inherit: the process will be forked from this one, so that any callable will do.
+    handler: `MODULE:NAME`, or a callable; inherit: the process will be forked from this one, so any callable will do.
     Raises `HandlerImportError` for what is neither, or cannot be found by name.
     """
     if isinstance(handler, str):

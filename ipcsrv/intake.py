@@ -1,8 +1,8 @@
 """Where a worker's connections come from: the listener, and its generation's queue.  In the worker.
 
-New clients wait in the backlog of the listener, from which every idle worker accepts, and the kernel wakes one for each.
-What the master hands over comes by the queue: connections that were silent for a while, where workers cannot accept
-themselves all connections, the word to leave, and, as its end, the end of the work.
+New clients wait in the backlog of the listener, from which every idle worker accepts; the kernel wakes one for each.
+What the master hands over comes by the queue: connections that were silent for a while (all connections, where workers
+cannot accept for themselves), the word to leave, and, as its end, the end of the work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from typing import Any, Protocol
 
 from . import scoreboard as board
 from ._platform.serving import (
-    DONTWAIT, END, LOST, READ, RETIRE, SHARED, Channel, Connection, Listener, QueueReader, adopt,
+    DONTWAIT,
+    END,
+    LOST,
+    READ,
+    RETIRE,
+    SHARED,
+    Channel,
+    Connection,
+    Listener,
+    QueueReader,
+    adopt,
 )
 from .keeping import Keeping
 from .scoreboard import CONNECTIONS
@@ -62,7 +72,7 @@ class Intake:
         accept, begin, words = self._listener.accept_next, self._host.begin, self._tally.words
         served = 0
         try:
-            for served in range(1 if self._modest else ACCEPTS_A_TURN):
+            for served in range(1 if self._modest else ACCEPTS_A_TURN):  # noqa: B007 - how far it got counts below
                 connection = adopt(accept()[0])
                 words[CONNECTIONS] += 1
                 begin(connection, 0, 0)

@@ -1,8 +1,8 @@
 """Servers, as a program starts, steers and stops them.  Runs in the caller's process.
 
-`serve` makes the calling process the master, and returns when the server has stopped.  `Server` and `start_daemon` start
-a fresh process for it (`background`), so that a program with threads is never forked, and return only when clients
-can connect; what went wrong over there is raised here.
+`serve` makes the calling process the master, and returns when the server has stopped.  `Server` and `start_daemon`
+start a process for it (`background`): a fresh one, so that a program with threads is never forked, unless the caller
+says that it may be.  They return only when clients can connect; what went wrong over there is raised here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from . import client, control
 from ._deadline import Deadline
 from ._platform import lifecycle
 from .errors import (
-    AddressInUse, CallTimeout, ConnectionLost, IpcError, NotListening, PathNotFound, ServerError, StartError,
+    AddressInUse,
+    CallTimeout,
+    ConnectionLost,
+    IpcError,
+    NotListening,
+    PathNotFound,
+    ServerError,
+    StartError,
 )
 from .handlers import Handler, HandlerSource, source_of
 from .settings import Settings, load, make
@@ -309,7 +316,8 @@ def _start_deadline(settings: Settings, timeout: float | None) -> Deadline:
     return Deadline(settings.startup_timeout + _START_MARGIN if timeout is None else timeout)
 
 
-def _first_report(process: subprocess.Popen[bytes], order: bytes, deadline: Deadline, settings: Settings) -> dict[str, Any]:
+def _first_report(process: subprocess.Popen[bytes], order: bytes, deadline: Deadline,
+                  settings: Settings) -> dict[str, Any]:
     """The record of the server that listens now; raises what it reported instead."""
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -401,7 +409,8 @@ def stop(path: str | os.PathLike[str], *, now: bool = False, timeout: float | No
     record = lifecycle.record(path)
     if record is None:
         if client.active_state(path) is State.LISTENING:
-            raise ServerError("control", "a server listens there that is not an ipcsrv of yours; stop it in its own way", path)
+            reason = "a server listens there that is not an ipcsrv of yours; stop it in its own way"
+            raise ServerError("control", reason, path)
         raise (NotListening if os.path.lexists(path) else PathNotFound)(path)
     drain = record.get("settings", {}).get("drain_timeout") or 0.0
     deadline = Deadline((10.0 if now else drain + _START_MARGIN) if timeout is None else timeout)
@@ -436,7 +445,8 @@ def _still_there(path: str, report: Callable[[str], None] | None) -> Callable[[]
         except IpcError:
             report(f"{path}: still waiting for the server to end")
             return
-        busy = [f"{worker['pid']} (busy for {worker['busy_seconds']:.0f} s)" for worker in workers if worker["busy_seconds"]]
+        busy = [f"{worker['pid']} (busy for {worker['busy_seconds']:.0f} s)"
+                for worker in workers if worker["busy_seconds"]]
         report(f"{path}: waiting for workers {', '.join(busy) or 'to leave'}")
 
     return say

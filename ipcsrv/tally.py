@@ -1,7 +1,7 @@
 """What a worker counts, and how it tells: its slot of the scoreboard.  In the worker.
 
 On the way of every request, so each step is counted in nanoseconds: the counters that change with each request are
-plain attributes here and go to the scoreboard together, by one call; the rare ones are counted in the scoreboard itself.
+plain attributes here and go to the scoreboard together, by one call; the rare ones are counted in the scoreboard.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SLOW_MEMORY = 32  # requests for which a worker remembers that it had a slow one
 class Tally:
     """The counters of one worker.
 
-    words: its slot.  `slow` is above 0 while a request of the last few took long; `began` is when the present one began.
+    words: its slot.  `slow` is above 0 while one of the last few requests took long; `began` is when this one began.
     """
 
     __slots__ = ("_busy", "_bytes_in", "_bytes_out", "_ok", "_pack", "began", "requests", "slow", "words")

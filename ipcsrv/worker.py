@@ -12,13 +12,13 @@ silent for a while and speak again, and the word to leave; and its end, which is
 **What it holds** between two requests is `keeping`'s matter.  A silent connection costs a descriptor, here or in the
 master, and no request ever waits behind a slow one in a worker while another worker is free.
 
-**If it dies**, the request in its hands fails, and no other may.  So of each connection that it watches the master is given
-a copy under a number, and while one is read or answered its number stands in the scoreboard
+**If it dies**, the request in its hands fails, and no other may.  So of each silent connection that it watches the
+master is given a copy under a number, and while one is read or answered its number stands in the scoreboard
 (`CURRENT`).  If we die, the master closes that one and takes the others back.
 
 **When it leaves**: the queue has ended (the master closed it, or died), it was told to retire, or it has served its
-number of requests.  It gives back what is silent, finishes what is not, and goes.  After the end of the server's life the
-backlog is served to its end first.
+number of requests.  It gives back what is silent, finishes what is not, and goes.  At the end of the server's life
+the backlog is served to its end first.
 """
 
 from __future__ import annotations

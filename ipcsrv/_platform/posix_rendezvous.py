@@ -101,7 +101,7 @@ class Rendezvous:
     def shared_listener(self) -> Listener | None:
         """The listener from which workers may accept themselves, or None where the master must.
 
-        Only where the kernel wakes one of several who wait for it; and not a supervisor's, which may have to outlive us.
+        Only where the kernel wakes one of several who wait for it; and not a supervisor's, which may well outlive us.
         """
         return self.listener if hasattr(select, "EPOLLEXCLUSIVE") and not self.adopted else None
 
@@ -148,7 +148,8 @@ class Rendezvous:
         try:
             descriptor = os.open(self._name + LOCK_SUFFIX, flags, 0o600, dir_fd=self._folder)
         except OSError as error:
-            raise InvalidPath(self.path, f"the lock file {self.lock_path} cannot be opened: {lock_fault(error)}") from None
+            reason = f"the lock file {self.lock_path} cannot be opened: {lock_fault(error)}"
+            raise InvalidPath(self.path, reason) from None
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode) or info.st_uid not in (os.geteuid(), 0) or info.st_nlink > 1:
             os.close(descriptor)
@@ -209,7 +210,8 @@ class Rendezvous:
             pass
         except OSError as error:
             path = os.path.join(os.path.dirname(self.path), name)
-            raise InvalidPath(path, f"a dead server's socket is there and cannot be removed: {error.strerror}") from None
+            reason = f"a dead server's socket is there and cannot be removed: {error.strerror}"
+            raise InvalidPath(path, reason) from None
 
     def _must_be_free(self, name: str) -> bool:
         """True if a socket that nobody listens on is there, False if nothing is; raises for anything else."""
@@ -221,7 +223,8 @@ class Rendezvous:
         except OSError as error:
             raise InvalidPath(path, f"it cannot be looked at: {error.strerror}") from None
         if not stat.S_ISSOCK(info.st_mode):
-            raise InvalidPath(path, f"there is {kind_of(info.st_mode)} that is not ours to replace; choose another path")
+            reason = f"there is {kind_of(info.st_mode)} that is not ours to replace; choose another path"
+            raise InvalidPath(path, reason)
         answer = self._probe(name)
         if answer is not None:
             raise answer

@@ -76,7 +76,7 @@ _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")
 _HAS_XUCRED: Final = sys.platform == "darwin" or sys.platform.startswith(("freebsd", "dragonfly"))
 MOST_GROUPS: Final = 256  # supplementary groups of a client: what Python's getsockopt has room for
 _CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES = CREDENTIALS_SIZE
-_VARIABLE_BYTES: Final = 4 if hasattr(select, "epoll") else 0  # Linux' answer begins with the pid; others' have no prefix
+_VARIABLE_BYTES: Final = 4 if hasattr(select, "epoll") else 0  # Linux' answer begins with the pid, others' do not
 MAX_BODY: Final = 16 * 1024  # bytes; a message of this size is written and read whole by one call
 
 

@@ -1,4 +1,4 @@
-"""The calls of Windows that `_winapi` lacks, with their types declared; and the identities (SIDs) of processes and pipes.
+"""Calls of Windows that `_winapi` lacks, with their types declared; and the identities (SIDs) of processes and pipes.
 
 Used by both halves of the Windows seam, in every process.  Whatever `_winapi` has is called there: it costs no import
 of ctypes and lets other threads run meanwhile.  Nothing here knows what a server or a request is.

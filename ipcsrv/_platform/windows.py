@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .._deadline import Deadline
     from ..state import State
     from .windows_aio import AsyncStream
-    from .windows_pipe import Buffer
 
     Buffers = list[bytes | memoryview]
     Trust = int | str | Iterable[int | str]
@@ -111,7 +110,7 @@ class Stream(Pipe):
         return None
 
     def _wait(self, deadline: Deadline) -> bool:
-        """Wait until the write under way has ended (False) or one can receive (True); TimeoutError past the deadline."""
+        """Wait until the write under way ended (False) or one can receive (True); TimeoutError past the deadline."""
         arrival = wait_readable(self._handle)
         if arrival is None:
             return True
@@ -226,7 +225,7 @@ def probe(path: str, timeout: float = 1.0) -> State:
 
 
 def trusted(peer: Peer, trust: Trust = ()) -> bool:
-    """Whether a server of this user may be sent anything: one's own, the system's, or named in `trust` (SID or name)."""
+    """Whether a server of this user may be sent anything: one's own, the system's, one in `trust` (SID or name)."""
     from . import win32
 
     if peer.uid in (win32.own_sid(), win32.SYSTEM_SID, win32.ADMINISTRATORS_SID):

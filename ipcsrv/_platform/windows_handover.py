@@ -264,7 +264,7 @@ class Receipts:
             self._deaths.append(time.monotonic())
 
     def _queue_lost_again(self, died: float) -> None:
-        """What was queued before a worker died, has left the queue and is not acknowledged by now, is in nobody's hands.
+        """What was queued before a worker died, has left the queue and is not acknowledged by now is in nobody's hands.
 
         (What was queued since may be in the hands of a living one, which is just about to acknowledge it.)
         """

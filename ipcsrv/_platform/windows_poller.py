@@ -286,11 +286,11 @@ class Poller:
 
     def _without_errands(self, ready: dict[int, int]) -> list[tuple[int, int]]:
         for errand in self._errands[:]:
-            if ready.pop(errand.fileno(), 0) or errand.due() == 0.0:
-                if not errand.run():
-                    self._errands.remove(errand)
-                    self.unregister(errand)
-                    errand.close()
+            is_due = ready.pop(errand.fileno(), 0) or errand.due() == 0.0
+            if is_due and not errand.run():
+                self._errands.remove(errand)
+                self.unregister(errand)
+                errand.close()
         return list(ready.items())
 
 

@@ -323,7 +323,7 @@ class Rendezvous:
 
     @property
     def shared_listener(self) -> None:
-        """None: the master accepts.  A handle cannot be waited for by several processes that all start operations on it."""
+        """None: the master accepts.  Several processes cannot each start operations on one handle and wait for them."""
 
     def accept(self) -> int:
         """The next client's connection; BlockingIOError if there is none."""

@@ -1,7 +1,8 @@
-"""Load for servers that are being hurt: clients in threads that keep a book of every exchange, and raw sockets that misbehave.
+"""Load for servers that are being hurt: clients in threads that keep a book of every exchange; sockets that misbehave.
 
-A client of the load asks as fast as it is answered, checks each response byte by byte, and notes each failure with how long
-it took to come. What a test then asserts is about the book: how many failures, how prompt, how right the responses.
+A client of the load asks as fast as it is answered, checks each response byte by byte, and notes each failure with how
+long it took to come. What a test then asserts is about the book: how many failures, how prompt, how right the
+responses.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class Load:
     """So many clients, each in its thread, from `with` to the end of the block.
 
     keeping: clients with one kept connection each; connecting: clients with a connection for each request.
-    size: makes the nth request of a client of so many bytes. `failures` are those of requests that were sent or would have
-    been; `refusals` those of clients that could not connect or whose kept connection was closed between two requests.
+    size: makes the nth request of a client of so many bytes. `failures` are those of requests that were sent or would
+    have been; `refusals` those of clients that could not connect or whose kept connection was closed between two
+    requests.
     """
 
     def __init__(self, path: str, *, keeping: int = 8, connecting: int = 8, size: Callable[[int], int] = lambda n: 20,
@@ -77,7 +79,7 @@ class Load:
         """The clients end after the exchange that they are in."""
         self._over.set()
 
-    # -- the clients ------------------------------------------------------------------------------------------------------
+    # -- the clients --------------------------------------------------------------------------------------------------
 
     def _request(self, number: int, count: int) -> bytes:
         mark = b"client %d request %d " % (number, count)
@@ -122,7 +124,7 @@ class Load:
         book.seconds.append(time.monotonic() - began)
         return True
 
-    # -- the books --------------------------------------------------------------------------------------------------------
+    # -- the books ----------------------------------------------------------------------------------------------------
 
     @property
     def answered(self) -> int:
@@ -161,9 +163,9 @@ class Load:
         for error, _ in [*self.failures, *self.refusals]:
             name = f"{type(error).__name__}{'/' + str(error.progress) if hasattr(error, 'progress') else ''}"
             kinds[name] = kinds.get(name, 0) + 1
-        return (f"answered {self.answered}, wrong {self.wrong}, failed {len(self.failures)}, refused {len(self.refusals)} "
-                f"{kinds or ''}, slowest answer {self.slowest_answer * 1e3:.0f} ms, slowest failure "
-                f"{self.slowest_failure * 1e3:.0f} ms")
+        return (f"answered {self.answered}, wrong {self.wrong}, failed {len(self.failures)}, "
+                f"refused {len(self.refusals)} {kinds or ''}, "
+                f"slowest answer {self.slowest_answer * 1e3:.0f} ms, slowest failure {self.slowest_failure * 1e3:.0f} ms")
 
 
 def was_never_taken(error: Exception) -> bool:
@@ -220,7 +222,7 @@ class Future:
         return self._error
 
 
-# -- raw clients ----------------------------------------------------------------------------------------------------------
+# -- raw clients ------------------------------------------------------------------------------------------------------
 
 
 def raw(path: str, data: bytes = b"", timeout: float = support.TIMEOUT) -> socket.socket:
@@ -266,7 +268,7 @@ def fill(client: socket.socket, data: bytes) -> int:
     return sent
 
 
-# -- processes ------------------------------------------------------------------------------------------------------------
+# -- processes --------------------------------------------------------------------------------------------------------
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = support.TIMEOUT) -> Any:

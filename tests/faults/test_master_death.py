@@ -64,7 +64,8 @@ def test_a_master_that_is_killed_while_it_starts_leaves_nobody(server: ServerFac
     version = tmp_path / "version"
     version.write_text("fine")
     os.mkfifo(tmp_path / "slow")
-    running = server("handlers_for_faults:versioned", listening=False, env={"VERSION_FILE": os.fspath(tmp_path / "slow")})
+    environment = {"VERSION_FILE": os.fspath(tmp_path / "slow")}
+    running = server("handlers_for_faults:versioned", listening=False, env=environment)
     with open(tmp_path / "slow", "wb") as slow:  # opens when the template has begun to import
         processes = running.processes()
         running.kill()

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import support
 from conftest import ServerFactory
 from faults import load
 
@@ -136,7 +135,8 @@ def test_the_death_of_the_template_is_mended_without_a_failure(server: ServerFac
     running = server("handlers_for_tests:echo", "--workers", "2")
     with load.Load(running.path, keeping=2, connecting=2) as clients:
         os.kill(load.template_pid(running), signal.SIGKILL)
-        load.wait_until(lambda: running.status()["generation"] == 2 and load.is_whole(running), "a new generation serves")
+        load.wait_until(lambda: running.status()["generation"] == 2 and load.is_whole(running),
+                        "a new generation serves")
         os.kill(min(load.worker_pids(running)), signal.SIGKILL)
         load.wait_until(lambda: load.is_whole(running), "a worker is replaced")
     assert len(clients.failures) <= 1 and not clients.wrong, clients.report()
@@ -150,7 +150,8 @@ def test_the_death_of_the_template_is_mended_without_a_failure(server: ServerFac
     [
         ("handlers_for_tests:echo", ("--on-worker-start", "handlers_for_tests:on_worker_start_raises"), 1,
          "no database today"),
-        ("handlers_for_tests:echo", ("--on-worker-start", "handlers_for_faults:dies_at_start"), 1, "exited with status 3"),
+        ("handlers_for_tests:echo", ("--on-worker-start", "handlers_for_faults:dies_at_start"), 1,
+         "exited with status 3"),
         ("no_such_module:handle", (), 2, "there is no module 'no_such_module'"),
         ("no_such_module:handle", ("--no-preload",), 2, "there is no module 'no_such_module'"),
         ("handlers_for_tests:echo",

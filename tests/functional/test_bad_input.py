@@ -162,10 +162,9 @@ def test_a_request_of_max_request_size_is_served(limited: support.RunningServer)
 
 
 def test_an_endless_request_is_refused_at_its_limit(limited: support.RunningServer) -> None:
-    with Client(limited.path) as client:
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            while True:
-                client.send(b"0008ping" * 1000)
+    with Client(limited.path) as client, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        while True:
+            client.send(b"0008ping" * 1000)
 
 
 @pytest.mark.parametrize("request_", [b"big 2001", b"big 100000", b"stream 1000", b"stream_for_ever "])
@@ -298,7 +297,10 @@ def test_a_name_that_leaves_no_room_for_its_lock_is_refused(sock_dir: str) -> No
 def test_a_folder_in_which_others_could_replace_the_socket_is_refused_by_name(sock_dir: str) -> None:
     os.mkdir(f"{sock_dir}/open")
     os.chmod(f"{sock_dir}/open", 0o777)
-    with pytest.raises(ipcsrv.InvalidPath, match="/open .*--insecure-dir"), ipcsrv.Server(f"{sock_dir}/open/s", "zlib:adler32"):
+    with (
+        pytest.raises(ipcsrv.InvalidPath, match=r"/open .*--insecure-dir"),
+        ipcsrv.Server(f"{sock_dir}/open/s", "zlib:adler32"),
+    ):
         pass
     with ipcsrv.Server(f"{sock_dir}/open/s", "handlers_for_tests:echo", workers=1, insecure_dir=True):
         assert ipcsrv.call(f"{sock_dir}/open/s", b"x") == b"x"
@@ -351,9 +353,9 @@ def test_a_handler_that_cannot_be_imported_is_refused_with_its_reason(
 
 @pytest.mark.parametrize("settings", [{"start_method": "spawn"}, {"start_method": "forkserver"}, {"preload": False}])
 def test_the_same_is_said_at_once_where_each_worker_imports_it(sock_path: str, settings: dict[str, object]) -> None:
-    with pytest.raises(HandlerImportError, match="no_such_name") as caught:
-        with ipcsrv.Server(sock_path, "handlers_for_tests:no_such_name", workers=2, **settings):  # type: ignore[arg-type]
-            pass
+    server = ipcsrv.Server(sock_path, "handlers_for_tests:no_such_name", workers=2, **settings)  # type: ignore[arg-type]
+    with pytest.raises(HandlerImportError, match="no_such_name") as caught, server:
+        pass
     assert caught.value.target == "handlers_for_tests:no_such_name"
     assert not os.path.lexists(sock_path)
 
@@ -373,7 +375,9 @@ SOURCES = {
         ("drain_timeout", -1), ("mode", 0o10000), ("log_level", "loud"), ("log_format", "xml"), ("wrokers", 2),
     ],
 )  # fmt: skip
-def test_a_setting_out_of_range_is_refused_by_name_before_anything_starts(sock_path: str, name: str, value: object) -> None:
+def test_a_setting_out_of_range_is_refused_by_name_before_anything_starts(
+    sock_path: str, name: str, value: object
+) -> None:
     with pytest.raises(SettingsError) as caught:
         ipcsrv.Server(sock_path, "zlib:compress", **{name: value})  # type: ignore[arg-type]
     assert name in str(caught.value)

@@ -131,7 +131,9 @@ def test_a_request_cut_anywhere_is_answered(echo_path: str, cut: int) -> None:
         assert client.response() == b"ping"
 
 
-@pytest.mark.parametrize("message", [b"000CPingPong0000", b"0008Ping0008Pong0000", b"00040008Ping0004000aPong" + b"0000"])
+@pytest.mark.parametrize(
+    "message", [b"000CPingPong0000", b"0008Ping0008Pong0000", b"00040008Ping0004000aPong" + b"0000"]
+)
 def test_other_ways_to_pack_the_same_message_are_read(echo_path: str, message: bytes) -> None:
     if b"000a" in message:
         message = message.replace(b"000a", b"0008")

@@ -31,6 +31,7 @@ from .worker import TIMED_OUT
 
 log = logging.getLogger("ipcsrv.master")
 
+_FEWEST_SLOTS = 64  # so that a server that begins with one worker can be scaled to 32
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -86,7 +87,7 @@ class Crew:
     def __init__(self, office: Office, settings: Settings, source: HandlerSource, inherited: frozenset[int]) -> None:
         assert settings.workers is not None
         self._office, self._settings, self._source, self._inherited = office, settings, source, inherited
-        self._slots = max(4, 4 * settings.workers)
+        self._slots = max(_FEWEST_SLOTS, 4 * settings.workers)
         self._memory = SharedMemory(board.size(self._slots))
         self.scoreboard = board.Scoreboard(self._memory.buffer, self._slots)
         self.pool = Pool(settings.workers, startup_timeout=settings.startup_timeout,

@@ -388,7 +388,8 @@ def _fresh_worker(job: Job, number: int, slot: int, end: Channel) -> None:
     """A worker that is a fresh interpreter."""
     serving.child_hygiene()
     logs.configure(job.settings)
-    work(job, number, slot, end, None)
+    with contextlib.closing(job.queue), contextlib.closing(end):  # this interpreter ends as others do, not by _exit
+        work(job, number, slot, end, None)
 
 
 def work(job: Job, number: int, slot: int, channel: Channel, handler: Handler | None) -> None:

@@ -223,8 +223,10 @@ class SharedMemory:
         return self._descriptor
 
     def close(self) -> None:
-        """Close the descriptor; the mapping goes with its last user."""
+        """Close the descriptor, and the mapping, which holds another one; with its last user, if there is one still."""
         os.close(self._descriptor)
+        with contextlib.suppress(BufferError):
+            self.buffer.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _rebuild_memory, (self.size, reduction.DupFd(self._descriptor))

@@ -23,7 +23,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import AddressInUse, InvalidPath
@@ -34,6 +34,7 @@ LOCK_SUFFIX = ".ipcsrv.lock"
 CONTROL_SUFFIX = ".control"
 GIT_LOCK_SUFFIX = ".lock"
 GIT_LOCK_PATIENCE = 1.0  # seconds; a Git server holds its lock file for as long as one probe and one bind take
+LOOKER_PATIENCE = 0.05  # seconds; a look at a lock takes microseconds
 PROBE_TIMEOUT = 1.0  # seconds for a connect to whoever may listen at the path
 
 
@@ -134,7 +135,7 @@ class Rendezvous:
         while True:
             descriptor = self._open_lock_file()
             try:
-                if not lock_descriptor(descriptor, blocking=False):
+                if not _locked_soon(lambda: lock_descriptor(descriptor, blocking=False)):
                     raise in_use(self.path, read_record(self.lock_path))
                 if os.fstat(descriptor).st_nlink:
                     return descriptor
@@ -349,6 +350,16 @@ class Rendezvous:
             info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
             if (info.st_dev, info.st_ino) == identity:
                 os.unlink(name, dir_fd=self._folder)
+
+
+def _locked_soon(lock: Callable[[], bool]) -> bool:
+    """Try for a moment: whoever only looks whether a server holds the lock, holds it too while he does."""
+    deadline = time.monotonic() + LOOKER_PATIENCE
+    while not lock():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LOOKER_PATIENCE / 5)
+    return True
 
 
 def _new_listener() -> Listener:

@@ -343,39 +343,3 @@ def _queue_length(answer: bytes) -> int | None:
             return depth
         at += (size + 3) & ~3
     return None
-
-
-class SharedMemory:
-    """Memory that the master and its workers see: an unnamed file, so that nothing is left however all die."""
-
-    def __init__(self, size: int, descriptor: int | None = None) -> None:
-        self._descriptor = _unnamed_file(size) if descriptor is None else descriptor
-        self.size = size
-        self.buffer = mmap.mmap(self._descriptor, size)
-
-    def fileno(self) -> int:
-        """The descriptor behind it."""
-        return self._descriptor
-
-    def close(self) -> None:
-        """Close the descriptor, and the mapping, which holds another one; with its last user, if there is one still."""
-        os.close(self._descriptor)
-        with contextlib.suppress(BufferError):
-            self.buffer.close()
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _rebuild_memory, (self.size, reduction.DupFd(self._descriptor))
-
-
-def _rebuild_memory(size: int, duplicate: Any) -> SharedMemory:
-    return SharedMemory(size, duplicate.detach())
-
-
-def _unnamed_file(size: int) -> int:
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("ipcsrv-scoreboard")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
-    return descriptor

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import scoreboard
 from ._platform.serving import DONTWAIT, READ, WRITE, Connection
+from .complaints import Failure
 from .exchange import PeerClosed, RequestReceived, ServerExchange, Truncated, failure_packet
 from .request import QUIT, Request
 from .streaming import Coalescer, Gone
@@ -36,14 +37,6 @@ TURN = 16  # pipelined requests that are served before the others of this worker
 
 class Stalled(Exception):
     """Thrown into a conversation that waited for too long."""
-
-
-class Failure(Exception):
-    """What the client is answered in place of a response: `ERR code message`."""
-
-    def __init__(self, code: str, message: str, counter: int) -> None:
-        super().__init__(message)
-        self.code, self.message, self.counter = code, message, counter
 
 
 class Conversation:
@@ -129,7 +122,7 @@ class Conversation:
         if isinstance(event, PeerClosed):
             return None
         if isinstance(event, Truncated):
-            self._worker.note_malformed(self.connection, "the request ends in the middle")
+            self._worker.complaints.malformed(self.connection, "the request ends in the middle")
             return None
         yield from self._refuse(event.code, event.message)
         return None
@@ -218,7 +211,7 @@ class Conversation:
         except (Gone, Stalled, Failure, GeneratorExit):
             raise
         except BaseException as error:
-            raise self._worker.handler_failed(error) from None
+            raise self._worker.complaints.handler_failed(error) from None
         self._check_size(stream.total)
 
     def _finish(self, stream: Coalescer) -> Generator[tuple[int, float], None, None]:
@@ -257,7 +250,7 @@ class Conversation:
         return False
 
     def _refuse(self, code: str, message: str) -> Generator[tuple[int, float], None, None]:
-        self._worker.note_refused(self.connection, code, message)
+        self._worker.complaints.refused(self.connection, code, message)
         yield from self._say(code, message)
 
     def _say(self, code: str, message: str) -> Generator[tuple[int, float], None, None]:
@@ -268,7 +261,7 @@ class Conversation:
             self._stalled_writing()
 
     def _stalled_writing(self) -> bool:
-        self._worker.note_stalled(self.connection)
+        self._worker.complaints.stalled(self.connection)
         return False
 
 

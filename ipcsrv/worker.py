@@ -27,7 +27,7 @@ import logging
 import os
 import random
 import time
-import traceback
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
@@ -36,12 +36,13 @@ from ._platform.serving import (
     DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader, descriptor_limit, keep_freed_memory, poller,
     resident_bytes,
 )
-from .conversation import Conversation, Failure, Stalled
+from .complaints import Complaints, Failure
+from .conversation import Conversation, Stalled
 from .exchange import failure_packet
 from .handlers import Handler
 from .intake import PACED, Intake
 from .keeping import CHATTY_NS, LIMBO, LIMBO_AGE_NS, LIMBO_TIME, PATIENCE, Held, Keeping
-from .pktline import FLUSH, MAX_DATA, QUOTE, decode_exact
+from .pktline import FLUSH, MAX_DATA, decode_exact
 from .request import Request
 from .scoreboard import CURRENT, SINCE_NS
 from .settings import Settings
@@ -56,7 +57,6 @@ SILENT_CLIENTS = 32  # clients that are not waited for after one that stayed sil
 CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request alone
 SWEEP_INTERVAL_NS = 5_000_000  # between looks at who has been silent for too long, while events keep coming
 RSS_INTERVAL = 64  # requests between two looks at max_rss
-ERROR_INTERVAL = 1.0  # seconds between two errors that the master is told of
 TIMED_OUT = 75  # exit status after ERR timeout
 _NEVER = 1 << 62  # requests
 _VERDICTS = {
@@ -74,12 +74,14 @@ class Worker:
     master; words: its slot of the scoreboard.
     """
 
+    make_tally: Callable[[memoryview[int]], Tally] = Tally
+
     def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, listener: Listener | None,
                  channel: Channel, words: memoryview[int], rng: random.Random) -> None:
         self.settings = settings
         self.clock = time.monotonic
         self.flusher = Flusher()
-        self.tally = Tally(words)
+        self.tally = self.make_tally(words)
         self._handler = handler
         self._words = words
         self._admission = Admission(settings.allow)
@@ -92,7 +94,7 @@ class Worker:
         self._not_waited_for = 0
         self._swept = 0
         self._current: Connection | None = None
-        self._noted: dict[str, float] = {}
+        self.complaints = Complaints(words, self._keeping, settings.write_timeout)
         self._small_response = min(MAX_DATA, settings.max_response_size or MAX_DATA)
         self._small_request = min(MAX_DATA, settings.max_request_size or MAX_DATA)
         self._timeout = settings.request_timeout
@@ -234,20 +236,9 @@ class Worker:
             self._keeping.hold(connection, "kept")
 
     def _deny(self, connection: Connection) -> None:
-        self.count(board.DENIED)
-        peer = connection.peer()
-        if self._is_time_for("denied"):
-            log.warning("denied a connection from pid %s, uid %s, gid %s", *peer)
+        peer = self.complaints.denied(connection)
         _send_quietly(connection, failure_packet("denied", f"user {peer.uid} may not use this server"))
         connection.close()
-
-    def _is_time_for(self, what: str) -> bool:
-        """True once a second at most: the log is not the stranger's to fill."""
-        now = self.clock()
-        if now - self._noted.get(what, -ERROR_INTERVAL) < ERROR_INTERVAL:
-            return False
-        self._noted[what] = now
-        return True
 
     # -- held connections ---------------------------------------------------------------------------------------------
 
@@ -334,34 +325,34 @@ class Worker:
         try:
             response = self._handler(request)
         except BaseException as error:
-            return self._failed(connection, error, held)
+            return self._failed(connection, len(payload), error, held)
         kind = type(response)
         if (kind is not bytes and kind is not Request) or len(response) > self._small_response:
-            return self._converse(connection, data, held, response)
+            return self._converse(connection, data, held, response, handled=len(payload))
         reply = b"%04x%b0000" % (len(response) + 4, response) if response else FLUSH
         try:
             sent = connection.send(reply, DONTWAIT)
         except BlockingIOError:
             sent = 0
         except OSError:
-            return self._gone(connection, held)
+            return self._gone(connection, len(payload), held)
         if sent != len(reply):
-            return self._converse(connection, data, held, unsent=reply[sent:])
+            return self._converse(connection, data, held, response, handled=len(payload), unsent=reply[sent:])
         tally.answered(len(payload), len(response), waited)
         if tally.requests >= self._next_check:
             self._check_limits()
         return True
 
-    def _failed(self, connection: Connection, error: BaseException, held: Held | None) -> bool:
-        failure = self.handler_failed(error)
-        self._handled(0)
+    def _failed(self, connection: Connection, size: int, error: BaseException, held: Held | None) -> bool:
+        failure = self.complaints.handler_failed(error)
+        self._handled(size)
         self.count(failure.counter)
         _send_quietly(connection, failure_packet(failure.code, failure.message))
         self._close(connection, held)
         return False
 
-    def _gone(self, connection: Connection, held: Held | None) -> bool:
-        self._handled(0)
+    def _gone(self, connection: Connection, size: int, held: Held | None) -> bool:
+        self._handled(size)
         self.count(board.CANCELLED)
         self._close(connection, held)
         return False
@@ -381,17 +372,21 @@ class Worker:
     # -- conversations: the long way ----------------------------------------------------------------------------------
 
     def _converse(self, connection: Connection, data: bytes, held: Held | None, response: Any = Failure,
-                  unsent: bytes | None = None) -> bool:
-        """Go on with this connection as a conversation; `response` is what the handler has returned, if it has."""
+                  handled: int = 0, unsent: bytes | None = None) -> bool:
+        """Go on with this connection as a conversation.
+
+        response: what the handler has returned, if it has, to a request of `handled` bytes; unsent: what is left of it.
+        """
         if held is not None:
             self._keeping.forget(connection)
             self._keeping.release(held)
         talk = Conversation(self, connection, data)
         if unsent is not None:
-            self._handled(len(data))
+            self._handled(handled)
+            self.tally.count_out(len(response))
             talk.send_first(unsent)
         elif response is not Failure:
-            self._handled(len(data))
+            self._handled(handled)
             talk.answer_first(response)
         self._talks[connection.fileno()] = talk
         if len(self._talks) >= self._most_talks:
@@ -445,40 +440,13 @@ class Worker:
         try:
             return self._handler(request)
         except BaseException as error:
-            raise self.handler_failed(error) from None
+            raise self.complaints.handler_failed(error) from None
         finally:
             self._handled(len(request))
-
-    def handler_failed(self, error: BaseException) -> Failure:
-        """What the client is told of an exception of the handler's; the log gets its traceback."""
-        frames = error.__traceback__.tb_next if error.__traceback__ else None
-        text = "".join(traceback.format_exception(type(error), error, frames))
-        log.error("the handler failed: %s", text.rstrip())
-        message = f"{type(error).__name__}: {error}"
-        if self._is_time_for("error"):
-            self._keeping.tell("err", message.encode("utf-8", "backslashreplace")[:1000])
-        return Failure("handler", message, board.HANDLER_ERRORS)
 
     def count(self, counter: int) -> None:
         """Add one to a counter of the scoreboard."""
         self._words[counter] += 1
-
-    def note_malformed(self, connection: Connection, reason: str) -> None:
-        """A client's bytes are no request: one line, and no effect on anyone else."""
-        self.count(board.MALFORMED)
-        log.warning("malformed request from pid %s: %s", connection.peer().pid, reason)
-
-    def note_refused(self, connection: Connection, code: str, message: str) -> None:
-        """A client's request was refused before the handler saw it."""
-        self.count({"too-large": board.TOO_LARGE, "timeout": board.TIMEOUTS}.get(code, board.MALFORMED))
-        reason = message.partition(QUOTE)[0]  # what it sent is told to the client, and not to the log
-        log.warning("refused a request from pid %s: %s (%s)", connection.peer().pid, reason, code)
-
-    def note_stalled(self, connection: Connection) -> None:
-        """A client does not read its response."""
-        self.count(board.LOST)
-        log.warning("dropped pid %s: it did not read its response for %g s", connection.peer().pid,
-                    self.settings.write_timeout)
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -522,13 +490,18 @@ class Worker:
 
         If the request has ended in the meantime, the next one need not suffer: leave in good order.
         """
-        code = board.VERDICTS[self._words[board.VERDICT]]
-        since = self._words[board.SINCE_NS]
-        in_time = code == "timeout" and monotonic_ns() - since < (self._timeout or 0) * 1e9
-        if since and not in_time and self._current is not None:
+        code = self.verdict()
+        if code is not None and self._current is not None:
             _send_quietly(self._current, failure_packet(code, _VERDICTS[code]))
             os._exit(TIMED_OUT)
         self._leave_soon, self._next_check = True, 0
+
+    def verdict(self) -> str | None:
+        """With which failure the request in hand is to end, if it has not."""
+        code = board.VERDICTS[self._words[board.VERDICT]]
+        since = self._words[board.SINCE_NS]
+        in_time = code == "timeout" and monotonic_ns() - since < (self._timeout or 0) * 1e9
+        return code if since and not in_time else None
 
 
 def _send_quietly(connection: Connection, data: bytes) -> None:

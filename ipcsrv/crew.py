@@ -219,6 +219,11 @@ class Crew:
         hand.process.ask_for_stacks()
         return True
 
+    def announce_stop(self) -> None:
+        """Let the workers know that what they hold cannot be given back any more: there is nobody to serve it then."""
+        for hand in self.hands.values():
+            self.scoreboard.words(hand.slot)[board.VERDICT] = board.STOPPING
+
     def _time_out(self, command: commands.TimeOut) -> None:
         hand = self.hands[command.worker]
         self.scoreboard.words(hand.slot)[board.VERDICT] = board.VERDICTS.index(command.code)
@@ -357,6 +362,12 @@ class Crew:
         return served
 
     # -- what workers say ---------------------------------------------------------------------------------------------
+
+    def hear_all(self) -> None:
+        """Read what all workers have said until now."""
+        for hand in list(self.hands.values()):
+            while hand.channel is not None and self._hear(hand):
+                pass
 
     def _hear(self, hand: Hand) -> bool:
         """Read one message of a worker's; False if there was none."""

@@ -202,7 +202,7 @@ class Doorway:
     def park(self, raw: int, *, served: bool) -> None:
         """Keep a silent connection until it has something to say."""
         if self._draining and served:
-            say_farewell(raw)
+            self._see_off(raw)
             return
         self.parked[raw] = Parked(monotonic_ns(), served)
         self._poller.register(raw, READ)
@@ -248,8 +248,20 @@ class Doorway:
         for raw, parked in list(self.parked.items()):
             if parked.served or parked.since < grace:
                 self._leave_park(raw)
-                say_farewell(raw)
+                self._see_off(raw)
         self.go_on_draining()
+
+    def _see_off(self, raw: int) -> None:
+        """A silent client's time is over; but if it has just asked, it is served."""
+        connection = serving.adopt(raw)
+        asked = connection.hear_out() if self._queue is not None else None
+        raw = connection.detach()
+        if asked:
+            self.requeue(raw)
+        elif asked is None:
+            say_farewell(raw)
+        else:
+            serving.close_raw(raw)  # between two requests, the end says it all
 
     def go_on_draining(self) -> None:
         """See whether the backlog is empty and nobody is about to ask."""
@@ -278,7 +290,7 @@ class Doorway:
         """Who has connected and not asked by now has had the time."""
         for raw in list(self.parked):
             self._leave_park(raw)
-            say_farewell(raw)
+            self._see_off(raw)
         self.go_on_draining()
 
     def close(self) -> None:

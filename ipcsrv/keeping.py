@@ -12,12 +12,14 @@ lives (`worker`, "If it dies").  Limbo is therefore short: it ends when the next
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from time import monotonic_ns
 from typing import Any
 
 from . import scoreboard as board
-from ._platform.serving import READ, Channel, Connection, close_raw, descriptor_limit
+from ._platform.serving import DONTWAIT, READ, Channel, Connection, close_raw, descriptor_limit
+from .exchange import failure_packet
 
 PATIENCE = 0.002  # seconds for which a silent connection is held; clients in a loop come back within microseconds
 LIMBO = 8  # connections; by the time so many others were served, a client that closes has closed
@@ -49,6 +51,7 @@ class Keeping:
         self._channel, self._poller, self._words = channel, poller, words
         self.silent: dict[int, Held] = {}
         self.limbo: deque[Connection] = deque()
+        self.last: list[Held] = []  # to be served though the server stops: they had asked before they could be told
         self._numbers = 0
         self._most = min(MAX_SILENT, descriptor_limit() // 4)
 
@@ -100,12 +103,24 @@ class Keeping:
         held.connection.close()
 
     def give_back(self, held: Held) -> None:
-        """Give a silent connection to the master, who parks it."""
-        if held.number:
+        """Give a silent connection to the master, who parks it; where the server stops, see it off."""
+        if self._words[board.VERDICT] == board.STOPPING:
+            self._see_off(held)
+        elif held.number:
             self.tell("back", b"%d" % held.number)
             held.connection.close()
         else:
             self.tell(held.kind, b"", held.connection.detach())
+
+    def _see_off(self, held: Held) -> None:
+        asked = held.kind == "new" or held.connection.hear_out()
+        if asked:
+            self.last.append(held)
+            return
+        if asked is None:
+            with contextlib.suppress(OSError):
+                held.connection.send(failure_packet("stopping", "the server has stopped"), DONTWAIT)
+        self.drop(held)
 
     def give_back_silent(self, but: Held | None = None, older_than: int | None = None) -> None:
         """Give back all silent connections; or all that fell silent before `older_than`, or all `but` one."""

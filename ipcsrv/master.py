@@ -353,6 +353,10 @@ class Master:
         if self.crew.pool.state not in (State.RUNNING, State.STARTING):
             return
         assert self._draining_until is not None
+        self.crew.announce_stop()  # from now on workers see off for themselves whom they would have given back
+        self.crew.hear_all()
+        if self.doorway.occupied:
+            return  # somebody had come back before that
         self.doorway.close()
         now = monotonic()
         self.crew.obey(self.crew.pool.stop(now, max(0.0, self._draining_until - now)))

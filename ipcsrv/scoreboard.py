@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 #: CURRENT is the number of the kept connection that is being read or answered, 0 where it is not a kept one.
 PID, STARTED_NS, HELD, VERDICT, WATCHED, LAST_NS, SINCE_NS, CURRENT = range(8)
 VERDICTS = ("", "timeout", "stopping")
+STOPPING = VERDICTS.index("stopping")
 #: Counters: what was taken, how it ended, how much of it there was. QUEUED counts what came by the master's queue.
 REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(8, 15)
 HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(15, 23)

@@ -51,6 +51,7 @@ from .tally import Tally
 
 RECEIVE_SIZE = 65536  # bytes; any message that is one packet
 LONG_WAIT_NS = 1_000_000  # a client that waited so long may have given up: worth a system call to know
+NEW_CLIENT_GRACE = 1.0  # seconds for a client that has connected as the server stops to ask for something
 CHAT_TURNS = 8  # requests of a chatty client between two looks at whether others wait
 FIRST_WORDS_PATIENCE = 0.001  # seconds; a client's first write follows its connect within microseconds
 SILENT_CLIENTS = 32  # clients that are not waited for after one that stayed silent
@@ -113,7 +114,9 @@ class Worker:
         while self._taking or self._talks:
             self._attend()
             if not self._taking:
-                self._let_go()
+                self._keeping.give_back_all()
+            if self._keeping.last:
+                self._serve_the_last()
 
     def _attend(self) -> None:
         """Wait for everything together; serve what is ready.
@@ -460,12 +463,22 @@ class Worker:
             self._keeping.tell("bye")
         self.stop_taking()
 
-    def _let_go(self) -> None:
-        """On the way out: what is silent goes back; but who has just connected is about to ask, and we are here."""
-        for held in [held for held in self._silent.values() if held.kind == "new"]:
-            self._keeping.forget(held.connection)
-            self._converse(held.connection, b"", None)
-        self._keeping.give_back_all()
+    def _serve_the_last(self) -> None:
+        """The server stops: who has asked in time is served, and who has just connected has a moment to ask."""
+        while self._keeping.last:
+            held = self._keeping.last.pop()
+            if held.kind == "new":
+                self._converse(held.connection, b"", held)
+                if (talk := self._talks.get(held.connection.fileno())) is not None:
+                    talk.due = min(talk.due, self.clock() + NEW_CLIENT_GRACE)
+                continue
+            self._words[CURRENT] = held.number
+            try:
+                data = held.connection.recv(RECEIVE_SIZE, DONTWAIT)
+            except OSError:
+                data = b""
+            if self._heard(held, data):
+                self._keeping.give_back(held)
 
     def stop_taking(self) -> None:
         """Take no more connections."""

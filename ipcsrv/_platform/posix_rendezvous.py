@@ -336,14 +336,13 @@ class Rendezvous:
     def _release_lock(self) -> None:
         if self._lock < 0:
             return
-        if os.getpid() == self._pid:
-            with contextlib.suppress(OSError):
-                os.unlink(self._name + LOCK_SUFFIX, dir_fd=self._folder)
+        lock = os.fstat(self._lock)
+        self._unlink(self._name + LOCK_SUFFIX, (lock.st_dev, lock.st_ino))  # unless it is another server's by now
         os.close(self._lock)  # the last descriptor of it: this releases the flock
         self._lock = -1
 
     def _unlink(self, name: str, identity: tuple[int, int] | None) -> None:
-        """Remove a socket that is still the one we bound, in the process that bound it, and no other."""
+        """Remove a file that is still the one we made, in the process that made it, and no other."""
         if identity is None or os.getpid() != self._pid:
             return
         with contextlib.suppress(OSError):

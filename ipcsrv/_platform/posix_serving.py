@@ -112,6 +112,23 @@ class Connection(socket.SocketType):
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, int(seconds * 1e6)))
         return True
 
+    def hear_out(self) -> bool | None:
+        """Let the client say no more; whether it has said something that is not read yet.
+
+        What it sends from now on fails at its side (EPIPE), so that it knows that nothing was done with it.
+        None where a system cannot do that, and nobody knows what is on its way.
+        """
+        if not self._has_said():
+            with contextlib.suppress(OSError):
+                self.shutdown(socket.SHUT_RD)
+        return self._has_said()
+
+    def _has_said(self) -> bool:
+        try:
+            return bool(self.recv(1, socket.MSG_PEEK | DONTWAIT))
+        except OSError:
+            return False
+
     def shutdown_both(self) -> None:
         """End the connection for the client too, whoever else holds a copy of it."""
         with contextlib.suppress(OSError):

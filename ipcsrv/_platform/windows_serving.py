@@ -78,6 +78,10 @@ class Connection(Pipe):
             return Peer(pid, sid_of_pipe_client(self._handle))
         return Peer(pid, "")
 
+    def hear_out(self) -> bool | None:
+        """None: a pipe cannot be closed in one direction, so there is no moment after which nothing can have come."""
+        return None
+
     def shutdown_both(self) -> None:
         """Nothing: to disconnect would take from the client what it has not read yet.
 

@@ -88,7 +88,7 @@ class Load:
     def _keep(self, number: int, book: Book) -> None:
         connection = None
         while not self._over.is_set():
-            if connection is None:
+            if connection is None or connection.closed:
                 connection = self._try_to_connect(book)
                 continue
             if not self._exchange(book, number, lambda data, link=connection: link.call(data, timeout=self._timeout)):

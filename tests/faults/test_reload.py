@@ -1,0 +1,123 @@
+"""Reloading and scaling cost no request, and code that does not import costs a line in the log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+from faults import load
+
+INTERVAL = 0.2  # seconds
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    """The file that `versioned` reads when it is imported."""
+    path = tmp_path / "version"
+    path.write_text("one")
+    return path
+
+
+def test_reloads_under_load_cost_no_request(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2")
+    with load.Load(running.path) as clients:
+        for _ in range(10):
+            running.signal(signal.SIGHUP)
+            time.sleep(INTERVAL)
+    assert not clients.failures and not clients.refusals and not clients.wrong, clients.report()
+    assert running.status()["generation"] >= 4  # type: ignore[operator]
+
+
+def test_scaling_under_load_costs_no_request(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "3")
+    with load.Load(running.path) as clients:
+        for number in [signal.SIGTTIN, signal.SIGTTOU, signal.SIGTTOU, signal.SIGTTIN] * 3:
+            running.signal(number)
+            time.sleep(INTERVAL)
+        load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+    assert not clients.failures and not clients.refusals and not clients.wrong, clients.report()
+    assert len(load.worker_pids(running)) == 3
+
+
+def test_scaling_down_works_while_the_workers_are_busy(slow_two: support.RunningServer) -> None:
+    clients = [load.raw(slow_two.path, load.message(b"20")) for _ in range(40)]
+    slow_two.signal(signal.SIGTTOU)
+    assert [client.recv(100) for client in clients] == [load.message(b"20")] * 40
+    load.wait_until(lambda: load.is_whole(slow_two) and len(load.worker_pids(slow_two)) == 1, "one worker is left")
+    for client in clients:
+        client.close()
+
+
+def test_recycled_workers_under_load_cost_no_request(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2", "--max-requests", "50:20")
+    with load.Load(running.path, keeping=4, connecting=4) as clients:
+        before = load.worker_pids(running)
+        load.wait_until(lambda: clients.answered > 3000, "three thousand requests")
+        load.wait_until(lambda: not before & load.worker_pids(running), "all workers are new")
+    assert not clients.failures and not clients.refusals and not clients.wrong, clients.report()
+
+
+def test_a_worker_that_has_grown_is_replaced_between_requests(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:leak", "--workers", "1", "--max-rss", "96MiB")
+    pids = {int(running.call(b"1000000")) for _ in range(200)}
+    assert 2 <= len(pids) <= 20
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+
+
+def test_a_failing_request_that_is_a_workers_last_is_answered(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:raise_error", "--workers", "1", "--max-requests", "2")
+    for _ in range(10):
+        client = load.raw(running.path, load.message(b"no"), timeout=5.0)
+        assert b"ERR handler ValueError: no" in load.rest_of(client)
+        client.close()
+
+
+def test_a_version_that_does_not_import_leaves_the_old_one_serving(server: ServerFactory, version: Path) -> None:
+    running = server("handlers_for_faults:versioned", "--workers", "2", env={"VERSION_FILE": os.fspath(version)})
+    version.write_text("raise")
+    done = support.run_command("reload", running.path)
+    assert done.returncode == 1
+    assert b"this version is broken" in done.stderr
+    running.output.wait_for("generation 1 serves on")
+    assert running.call(b"x") == b"one x"
+    version.write_text("two")
+    assert support.run_command("reload", running.path).returncode == 0
+    assert running.call(b"x") == b"two x"
+    assert load.is_whole(running)
+
+
+def test_a_version_that_hangs_while_importing_is_given_up(server: ServerFactory, version: Path) -> None:
+    running = server("handlers_for_faults:versioned", "--workers", "2", "--startup-timeout", "1",
+                     env={"VERSION_FILE": os.fspath(version)})
+    version.write_text("hang")
+    processes = running.processes()
+    assert support.run_command("reload", running.path).returncode == 1
+    assert running.call(b"x") == b"one x"
+    load.wait_until(lambda: running.processes() == processes, "the failed generation is gone")
+
+
+def test_a_request_under_way_is_finished_by_the_old_version(server: ServerFactory, slow_two: support.RunningServer) -> None:
+    clients = [load.raw(slow_two.path, load.message(b"400")) for _ in range(2)]
+    load.wait_until(lambda: all(worker["state"] == "busy" for worker in load.workers_of(slow_two)), "both are busy")
+    old = load.worker_pids(slow_two)
+    assert support.run_command("reload", slow_two.path).returncode == 0
+    assert [client.recv(100) for client in clients] == [load.message(b"400")] * 2
+    load.wait_until(lambda: load.is_whole(slow_two) and not old & load.worker_pids(slow_two), "the old ones are gone")
+    for client in clients:
+        client.close()
+
+
+def test_a_kept_connection_lives_through_reloads(server: ServerFactory, version: Path) -> None:
+    running = server("handlers_for_faults:versioned", "--workers", "2", env={"VERSION_FILE": os.fspath(version)})
+    client = load.raw(running.path)
+    for text in ("two", "three"):
+        version.write_text(text)
+        assert support.run_command("reload", running.path).returncode == 0
+        client.sendall(load.message(b"x"))
+        assert client.recv(100) == load.message(text.encode() + b" x")
+    client.close()

@@ -1,0 +1,209 @@
+"""Nothing accepted is lost by a stop; a stop is not held up by anybody; and it leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+from faults import load
+
+import ipcsrv
+
+Background = Callable[[Callable[[], object]], load.Future]
+
+
+def busy(running: support.RunningServer, count: int = 1) -> None:
+    """Wait until so many workers are at a request."""
+    load.wait_until(
+        lambda: sum(worker["state"] == "busy" for worker in load.workers_of(running)) >= count, f"{count} are busy"
+    )
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_two_hundred_clients_that_wait_are_all_answered_by_a_stop(server: ServerFactory, sock_path: str) -> None:
+    running = server("handlers_for_tests:slow", "--workers", "2")
+    clients = [load.raw(sock_path, load.message(b"5")) for _ in range(200)]
+    running.signal(signal.SIGTERM)
+    assert [client.recv(9) for client in clients] == [load.message(b"5")] * 200
+    assert running.wait() == 0
+    for client in clients:
+        client.close()
+    assert server("handlers_for_tests:echo").call(b"next") == b"next"
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_under_load_no_request_that_was_taken_is_lost_by_a_stop(server: ServerFactory) -> None:
+    for _ in range(3):
+        running = server("handlers_for_tests:echo", "--workers", "2")
+        with load.Load(running.path, timeout=1.0) as clients:
+            running.signal(signal.SIGTERM)
+            assert running.wait() == 0
+            clients.stop_asking()
+        assert not clients.failures and not clients.wrong, clients.report()
+        assert not [error for error, _ in clients.refusals if isinstance(error, ipcsrv.ServerStopping)], clients.report()
+
+
+def test_a_client_that_connected_just_before_a_stop_may_still_ask(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2")
+    clients = [load.raw(running.path) for _ in range(20)]
+    running.signal(signal.SIGTERM)
+    running.output.wait_for("draining")
+    for client in clients:
+        client.sendall(load.message(b"late"))
+    assert [client.recv(100) for client in clients] == [load.message(b"late")] * 20
+    assert running.wait() == 0
+    for client in clients:
+        client.close()
+
+
+def test_silent_clients_do_not_hold_up_a_stop(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2")
+    silent = [load.raw(running.path) for _ in range(50)]
+    kept = load.raw(running.path, load.message(b"once"))
+    assert kept.recv(100) == load.message(b"once")
+    began = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - began < 3.0
+    assert load.rest_of(kept) == b""  # between two requests, the end says it all
+    for client in [*silent, kept]:
+        client.close()
+
+
+def test_a_streamed_response_is_sent_to_its_end_by_a_stop(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:stream_slowly", "--workers", "1")
+    with ipcsrv.connect(running.path) as connection:
+        pieces = connection.stream(b"50")
+        first = next(pieces)
+        running.signal(signal.SIGTERM)
+        rest = b"".join(pieces)
+    assert first + rest == b"".join(b"chunk %d\n" % number for number in range(5))
+    assert running.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "request_", "told"),
+    [("hang", b"", ipcsrv.ServerStopping), ("hang_in_c", b"", ipcsrv.ConnectionLost)],
+    ids=["where the interpreter runs", "in C code"],
+)
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_hung_worker_is_ended_at_drain_timeout_and_its_client_told(
+    server: ServerFactory, in_background: Background, target: str, request_: bytes, told: type[Exception]
+) -> None:
+    running = server(f"handlers_for_tests:{target}", "--workers", "1", "--drain-timeout", "0.5")
+    served = in_background(lambda: running.call(request_))
+    busy(running)
+    waits = in_background(lambda: running.call(b"never taken"))
+    load.wait_until(lambda: running.status()["queue"]["depth"], "one waits")  # type: ignore[index]
+    began = time.monotonic()
+    assert running.stop() == 0
+    assert 0.4 < time.monotonic() - began < 3.0
+    assert isinstance(served.error(), told)
+    assert isinstance(waits.error(), ipcsrv.ServerStopping)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_worker_that_is_stopped_does_not_hold_up_a_stop(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2", "--drain-timeout", "0.5")
+    os.kill(min(load.worker_pids(running)), signal.SIGSTOP)
+    assert running.stop(timeout=5.0) == 0
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_second_ctrl_c_does_not_wait(server: ServerFactory, in_background: Background) -> None:
+    running = server("handlers_for_tests:hang", "--workers", "2")
+    call = in_background(running.call)
+    busy(running)
+    running.signal(signal.SIGINT)
+    running.output.wait_for("draining")
+    assert running.process.poll() is None
+    began = time.monotonic()
+    running.signal(signal.SIGINT)
+    assert running.wait(3.0) == 0
+    assert time.monotonic() - began < 2.0
+    assert isinstance(call.error(), ipcsrv.IpcError)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_stop_during_the_start_is_obeyed_at_once(server: ServerFactory, tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    version.write_text("hang")
+    running = server("handlers_for_faults:versioned", listening=False, env={"VERSION_FILE": os.fspath(version)})
+    load.wait_until(lambda: support.children(running.pid), "the template is there")
+    load.wait_until(lambda: _is_hanging(running), "it imports")
+    running.signal(signal.SIGTERM)
+    assert running.wait(3.0) == 0
+
+
+def _is_hanging(running: support.RunningServer) -> bool:
+    templates = support.children(running.pid)
+    return any("nanosleep" in Path(f"/proc/{pid}/wchan").read_text() for pid in templates)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_stop_during_a_reload_is_obeyed_at_once(server: ServerFactory, tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    version.write_text("one")
+    running = server("handlers_for_faults:versioned", "--workers", "2", env={"VERSION_FILE": os.fspath(version)})
+    version.write_text("hang")
+    running.signal(signal.SIGHUP)
+    load.wait_until(lambda: _is_hanging(running), "the new template imports")
+    assert running.call(b"x") == b"one x"
+    running.signal(signal.SIGTERM)
+    assert running.wait(3.0) == 0
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_stop_now_kills_what_runs(server: ServerFactory, in_background: Background, sock_path: str) -> None:
+    running = server("handlers_for_tests:hang", "--workers", "1")
+    call = in_background(running.call)
+    busy(running)
+    assert support.run_command("stop", "--now", sock_path).returncode == 0
+    assert running.wait() == 0
+    assert isinstance(call.error(), ipcsrv.IpcError)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_server_without_clients_ends_after_idle_exit_and_one_with_a_client_does_not(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:slow", "--workers", "1", "--idle-exit", "0.3")
+    silent = load.raw(running.path)
+    running.call(b"600")  # longer than idle_exit, at a request
+    load.wait_until(lambda: running.status()["parked"], "one is silent")
+    silent.sendall(load.message(b"1"))
+    assert silent.recv(100) == load.message(b"1")
+    silent.close()
+    began = time.monotonic()
+    assert running.wait() == 0
+    assert 0.2 < time.monotonic() - began < 1.5
+
+
+# -- the socket taken away --------------------------------------------------------------------------------------------
+
+
+def test_a_server_whose_socket_is_removed_drains_and_says_so(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:slow", "--workers", "1")
+    with ipcsrv.connect(running.path) as connection:
+        os.unlink(running.path)
+        began = time.monotonic()
+        assert connection.call(b"10") == b"10"
+        assert running.wait(7.0) == 8
+    assert time.monotonic() - began < 5.5
+    running.output.wait_for("removed or replaced")
+
+
+def test_a_server_that_is_displaced_leaves_the_other_ones_files_alone(server: ServerFactory, sock_dir: str) -> None:
+    first = server("handlers_for_tests:echo", "--workers", "1")
+    for name in os.listdir(sock_dir):
+        os.unlink(os.path.join(sock_dir, name))  # as a cleaner of temporary files does
+    second = server("handlers_for_tests:upper", "--workers", "1")
+    files = {name: os.stat(os.path.join(sock_dir, name)).st_ino for name in os.listdir(sock_dir)}
+    assert first.wait(7.0) == 8
+    assert {name: os.stat(os.path.join(sock_dir, name)).st_ino for name in os.listdir(sock_dir)} == files
+    assert second.call(b"still here") == b"STILL HERE"
+    assert second.stop() == 0
+    assert os.listdir(sock_dir) == []

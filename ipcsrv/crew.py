@@ -311,8 +311,9 @@ class Crew:
             self._office.roster_changed()
 
     def pids(self) -> list[int]:
-        """The processes of all workers."""
-        found = [self.scoreboard.words(hand.slot)[board.PID] for hand in self.hands.values()]
+        """The processes of all workers: as they say themselves, or, before they can, as their spawner says."""
+        found = [self.scoreboard.words(hand.slot)[board.PID] or (hand.process.pid if hand.process is not None else 0)
+                 for hand in self.hands.values()]
         return sorted(pid for pid in found if pid)
 
     def spawn_failed(self, number: int, reason: str) -> None:

@@ -102,13 +102,6 @@ def test_wait_returns_when_the_server_has_quit(sock_path: str) -> None:
     assert not os.path.lexists(sock_path)
 
 
-def test_wait_raises_what_ended_the_server(sock_path: str) -> None:
-    with ipcsrv.Server(sock_path, ECHO, workers=1) as server:
-        os.unlink(sock_path)
-        with pytest.raises(ipcsrv.SocketStolen):
-            server.wait(support.TIMEOUT)
-
-
 def test_a_server_does_not_outlive_a_program_that_was_killed(sock_path: str) -> None:
     import subprocess
 

@@ -1,0 +1,246 @@
+"""One server a path: starts, stops, stale sockets, other servers, and Git's (PROTOCOL.md section 3)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import git_peer
+import pytest
+import support
+from conftest import ServerFactory
+
+import ipcsrv
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
+
+LOCK = ".ipcsrv.lock"
+
+
+def make_stale_socket(path: str) -> None:
+    """A socket on which nobody listens any more."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+
+
+# -- starting ---------------------------------------------------------------------------------------------------------
+
+RACE = """
+import os, sys
+from ipcsrv import IpcError, errors
+from ipcsrv.server import serve
+import ipcsrv.master, multiprocessing, filelock
+
+path, count = sys.argv[1], int(sys.argv[2])
+gate, open_gate = os.pipe()
+pids = []
+for _ in range(count):
+    pid = os.fork()
+    if not pid:
+        os.close(open_gate)
+        os.read(gate, 1)  # ends for all of them at once
+        try:
+            serve(path, "handlers_for_tests:pid", workers=1, log_level="error")
+        except IpcError as error:
+            os._exit(error.exit_code)
+        os._exit(0)
+    pids.append(pid)
+os.close(open_gate)
+losers = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(count - 1)]
+print(*losers, flush=True)
+sys.stdin.read()
+import ipcsrv
+print(ipcsrv.call(path, b"", timeout=20, wait_if_not_found=True).decode(), ipcsrv.server.status(path)["pid"] in pids, flush=True)
+ipcsrv.server.stop(path)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not support.have_proc, reason="forks its starters")
+@pytest.mark.parametrize("stale", [False, True], ids=["free", "stale"])
+def test_of_50_starts_at_the_same_moment_exactly_one_serves_and_49_exit_6(sock_path: str, stale: bool) -> None:
+    for _ in range(3):
+        if stale:
+            make_stale_socket(sock_path)
+        said = support.run_python(RACE, sock_path, "50", timeout=50).splitlines()
+        assert said[0].split() == ["6"] * 49
+        assert said[1].endswith(" True")
+        assert said[2] == "0"
+        assert os.listdir(os.path.dirname(sock_path)) == []
+
+
+def test_starts_of_the_command_race_as_well(sock_path: str) -> None:
+    import subprocess
+
+    make_stale_socket(sock_path)
+    command = [sys.executable, "-m", "ipcsrv", "start", sock_path, "zlib:compress", "--workers=1", "--log-file=/dev/null"]
+    starts = [subprocess.Popen(command, stdout=-3, stderr=-3, env=support.environment()) for _ in range(6)]
+    try:
+        assert sorted(start.wait(support.TIMEOUT) for start in starts) == [0, 6, 6, 6, 6, 6]
+        assert ipcsrv.active_state(sock_path) is ipcsrv.State.LISTENING
+    finally:
+        assert support.run_command("stop", sock_path).returncode == 0
+    assert os.listdir(os.path.dirname(sock_path)) == []
+
+
+def test_a_stale_socket_is_replaced(server: ServerFactory, sock_path: str) -> None:
+    make_stale_socket(sock_path)
+    make_stale_socket(sock_path + ".control")
+    assert server().call(b"x") == b"x"
+
+
+def test_a_lock_file_that_nobody_holds_hinders_nobody(server: ServerFactory, sock_path: str) -> None:
+    Path(sock_path + LOCK).write_text("not even JSON")
+    assert server().call(b"x") == b"x"
+
+
+def test_a_living_server_of_any_kind_keeps_its_socket(sock_path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(sock_path)
+        other.listen(1)
+        inode = os.stat(sock_path).st_ino
+        with pytest.raises(ipcsrv.AddressInUse) as caught, ipcsrv.Server(sock_path, "zlib:compress"):
+            pass
+        assert caught.value.pid == os.getpid()
+        assert os.stat(sock_path).st_ino == inode
+        assert os.listdir(os.path.dirname(sock_path)) == ["s"]
+
+
+def test_a_server_whose_queue_is_full_is_alive(sock_path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as first, socket.socket(
+        socket.AF_UNIX
+    ) as second:
+        other.bind(sock_path)
+        other.listen(0)
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(sock_path)
+        with pytest.raises(ipcsrv.AddressInUse), ipcsrv.Server(sock_path, "zlib:compress"):
+            pass
+        assert stat.S_ISSOCK(os.stat(sock_path).st_mode)
+
+
+@pytest.mark.parametrize("mode", ["0600", "0660", "0666"])
+def test_the_mode_is_right_from_the_first_moment(sock_path: str, mode: str) -> None:
+    with ipcsrv.Server(sock_path, "zlib:compress", workers=1, mode=mode):
+        assert stat.S_IMODE(os.stat(sock_path).st_mode) == int(mode, 8)
+        assert stat.S_IMODE(os.stat(sock_path + LOCK).st_mode) == 0o600
+
+
+# -- Git's server at the same path ------------------------------------------------------------------------------------
+
+
+def test_a_git_server_cannot_start_at_a_running_server_s_path_and_the_attempt_is_survived(
+    echo_server: support.RunningServer,
+) -> None:
+    inode = os.stat(echo_server.path).st_ino
+    for _ in range(3):
+        with pytest.raises(git_peer.AddressInUse), git_peer.server(echo_server.path):
+            pass
+    assert os.stat(echo_server.path).st_ino == inode
+    assert echo_server.call(b"x") == b"x"
+
+
+def test_a_git_server_can_start_where_a_server_has_stopped(server: ServerFactory, sock_path: str) -> None:
+    assert server().stop() == 0
+    assert os.listdir(os.path.dirname(sock_path)) == []
+    with git_peer.server(sock_path):
+        assert ipcsrv.active_state(sock_path) is ipcsrv.State.LISTENING
+
+
+@pytest.mark.skipif(not support.have_pidfd, reason="asks the kernel whether processes have ended")
+def test_a_git_server_can_start_where_a_server_was_killed(server: ServerFactory, sock_path: str) -> None:
+    killed = server()
+    workers = killed.workers()
+    killed.kill()
+    assert not support.wait_gone(workers)
+    with git_peer.server(sock_path):
+        pass
+
+
+def test_a_server_cannot_start_at_a_git_server_s_path(sock_path: str) -> None:
+    with git_peer.server(sock_path) as git:
+        with pytest.raises(ipcsrv.AddressInUse), ipcsrv.Server(sock_path, "zlib:compress"):
+            pass
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(sock_path)
+        git.accept()[0].close()  # the probe of the start
+    assert os.listdir(os.path.dirname(sock_path)) == []
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_lock_that_a_dead_git_server_left_is_reported_by_name_and_not_waited_on(sock_path: str, method: str) -> None:
+    Path(sock_path + ".lock").write_bytes(b"")
+    done = support.run_command("run", sock_path, "zlib:compress", "--workers=1", f"--start-method={method}")
+    assert done.returncode == 6
+    assert f"{sock_path}.lock".encode() in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(b"ipcsrv: ")
+    assert os.listdir(os.path.dirname(sock_path)) == ["s.lock"]
+
+
+def test_a_lock_that_a_killed_ipcsrv_left_is_cleared(server: ServerFactory, sock_path: str) -> None:
+    Path(sock_path + ".lock").write_bytes(b"ipcsrv\n")
+    assert server().call(b"x") == b"x"
+
+
+def test_a_start_waits_for_a_git_server_that_is_just_looking(server: ServerFactory, sock_path: str) -> None:
+    Path(sock_path + ".lock").write_bytes(b"")
+    running = server(listening=False)
+    support.wait_until(lambda: os.path.exists(sock_path + LOCK))
+    os.unlink(sock_path + ".lock")
+    assert running.wait_until_listening().call(b"x") == b"x"
+
+
+# -- the end of a server ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not support.have_pidfd, reason="asks the kernel whether processes have ended")
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_killed_master_s_path_refuses_at_once_and_a_new_start_works_at_once(server: ServerFactory, method: str) -> None:
+    killed = server("handlers_for_tests:slow", "--workers", "2", "--start-method", method)
+    workers = killed.workers()
+    with git_peer.Client(killed.path) as busy:
+        busy.send(git_peer.packets(b"1500"))
+        support.wait_until(lambda: any(worker["busy_seconds"] for worker in killed.status()["workers"]))  # type: ignore
+        killed.kill()
+        with socket.socket(socket.AF_UNIX) as client:
+            support.wait_until(lambda: client.connect_ex(killed.path) != 0, "the path refuses", timeout=1.0)
+        assert server("handlers_for_tests:slow", "--workers", "1").call(b"1") == b"1"  # while the old worker is busy
+        assert busy.response() == b"1500"
+    assert not support.wait_gone(workers, timeout=5)
+
+
+def test_a_server_never_removes_what_took_its_place(server: ServerFactory, sock_path: str) -> None:
+    replaced = server()
+    os.unlink(sock_path)
+    make_stale_socket(sock_path)
+    inode = os.stat(sock_path).st_ino
+    replaced.signal(signal.SIGTERM)
+    assert replaced.wait() in (0, 8)
+    assert os.stat(sock_path).st_ino == inode
+
+
+def test_a_server_whose_socket_was_taken_away_drains_and_exits_8(server: ServerFactory, sock_path: str) -> None:
+    stolen = server()
+    with ipcsrv.connect(sock_path, timeout=support.TIMEOUT) as connection:
+        assert connection.call(b"x") == b"x"
+        os.unlink(sock_path)
+        assert stolen.wait() == 8
+    assert os.listdir(os.path.dirname(sock_path)) == []
+
+
+# -- what is written down ---------------------------------------------------------------------------------------------
+
+
+def test_the_lock_file_says_who_holds_the_path(echo_server: support.RunningServer) -> None:
+    record = json.loads(Path(echo_server.path + LOCK).read_bytes())
+    assert record["pid"] == echo_server.pid
+    assert record["handler"] == "handlers_for_tests:echo"
+    assert record["path"] == echo_server.path
+    support.wait_until(lambda: set(json.loads(Path(echo_server.path + LOCK).read_bytes() or b"{}")["workers"])
+                       == {worker["pid"] for worker in echo_server.status()["workers"]})  # type: ignore[attr-defined]

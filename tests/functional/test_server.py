@@ -1,0 +1,182 @@
+"""A server as its user and its system see it: signals, processes, descriptors, and what is left when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import support
+from conftest import ServerFactory
+from git_peer import Client, packets
+
+import ipcsrv
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
+
+METHODS = ["fork", "forkserver", "spawn"]
+
+
+def worker_pids(running: support.RunningServer) -> set[int]:
+    """The pids of a server's workers, as it says itself."""
+    return {worker["pid"] for worker in running.status()["workers"]}  # type: ignore[attr-defined]
+
+
+# -- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_sigterm_and_sigint_drain(server: ServerFactory, name: str) -> None:
+    draining = server("handlers_for_tests:slow", "--workers", "2")
+    with Client(draining.path) as busy, Client(draining.path) as queued, Client(draining.path) as third:
+        for client in (busy, queued, third):
+            client.send(packets(b"300"))
+        support.wait_until(lambda: any(worker["busy_seconds"] for worker in draining.status()["workers"]))  # type: ignore
+        draining.signal(getattr(signal, name))
+        assert [client.response() for client in (busy, queued, third)] == [b"300"] * 3
+    assert draining.wait() == 0
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.parametrize("numbers", [(signal.SIGQUIT,), (signal.SIGINT, signal.SIGINT)], ids=["SIGQUIT", "SIGINT twice"])
+def test_sigquit_and_a_second_sigint_stop_now(server: ServerFactory, numbers: tuple[int, ...]) -> None:
+    stopping = server("handlers_for_tests:hang", "--workers", "1")
+    with Client(stopping.path) as hanging:
+        hanging.send(packets(b""))
+        support.wait_until(lambda: stopping.status()["workers"][0]["busy_seconds"])  # type: ignore[index]
+        stopping.signal(numbers[0])
+        if len(numbers) > 1:
+            stopping.output.wait_for("draining")  # or the kernel would make one signal of two
+            stopping.signal(numbers[1])
+        assert stopping.wait() == 0
+        assert b"0000" not in hanging.rest()
+
+
+def test_a_terminal_s_ctrl_c_reaches_the_group_and_drains_all_the_same(server: ServerFactory) -> None:
+    draining = server("handlers_for_tests:slow", "--workers", "1")
+    with Client(draining.path) as busy:
+        busy.send(packets(b"300"))
+        support.wait_until(lambda: draining.status()["workers"][0]["busy_seconds"])  # type: ignore[index]
+        os.killpg(draining.pid, signal.SIGINT)
+        assert busy.response() == b"300"
+    assert draining.wait() == 0
+
+
+def test_sighup_reloads_without_failing_a_request(server: ServerFactory) -> None:
+    reloading = server("handlers_for_tests:pid", "--workers", "2")
+    before = worker_pids(reloading)
+    stop, answers = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(int(reloading.call(b"")))
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        reloading.signal(signal.SIGHUP)
+        support.wait_until(lambda: set(answers) - before, "a new worker answers")
+        stop.set()
+        for asked in asking:
+            asked.result()
+    support.wait_until(lambda: worker_pids(reloading).isdisjoint(before), "the old workers have left")
+    assert reloading.process.poll() is None
+
+
+def test_sigttin_and_sigttou_add_and_take_away_a_worker(server: ServerFactory) -> None:
+    scaled = server("handlers_for_tests:pid", "--workers", "1")
+    scaled.signal(signal.SIGTTIN)
+    support.wait_until(lambda: len(worker_pids(scaled)) == 2)
+    scaled.signal(signal.SIGTTOU)
+    support.wait_until(lambda: len(worker_pids(scaled)) == 1)
+    assert int(scaled.call(b"")) in worker_pids(scaled)
+
+
+def test_sigterm_before_it_listens_ends_it_cleanly(server: ServerFactory, sock_path: str) -> None:
+    starting = server("handlers_that_import_slowly:handle", listening=False)
+    support.wait_until(lambda: os.path.exists(sock_path + ".ipcsrv.lock"))
+    starting.signal(signal.SIGTERM)
+    starting.wait()
+    assert "Traceback" not in starting.output.rest()
+    assert os.listdir(os.path.dirname(sock_path)) == []
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_clean_stop_leaves_no_process_and_no_file(server: ServerFactory, method: str) -> None:
+    stopping = server("handlers_for_tests:echo", "--workers", "2", "--start-method", method)
+    assert stopping.call(b"x") == b"x"
+    everybody = stopping.processes()
+    assert stopping.stop() == 0
+    assert not support.wait_gone(everybody, timeout=2)  # multiprocessing's resource tracker sees the end of its parent
+    assert "Warning" not in stopping.output.rest() and "Traceback" not in str(stopping.output)
+
+
+def test_what_is_connected_and_silent_does_not_keep_a_server_from_stopping(server: ServerFactory) -> None:
+    stopping = server()
+    with Client(stopping.path) as silent, Client(stopping.path) as kept:
+        kept.send(packets(b"x"))
+        assert kept.response() == b"x"
+        assert stopping.stop() == 0
+        for client in (silent, kept):
+            told = client.rest()  # that nothing was done, so that it may ask elsewhere
+            assert told == b"" or told[4:].startswith(b"ERR stopping ")
+
+
+# -- workers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_however_workers_start_they_answer_crash_and_are_replaced(server: ServerFactory, method: str) -> None:
+    crashing = server("handlers_for_tests:crash_if_asked", "--workers", "2", "--start-method", method)
+    assert crashing.call(b"x") == b"x"
+    before = worker_pids(crashing)
+    with pytest.raises(ipcsrv.ConnectionLost):
+        crashing.call(b"crash")
+    assert crashing.call(b"y") == b"y"
+    support.wait_until(lambda: len(worker_pids(crashing)) == 2 and len(worker_pids(crashing) - before) == 1)
+
+
+@pytest.mark.skipif(not support.have_proc, reason="reads descriptors from /proc")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_has_no_descriptors_but_its_own(server: ServerFactory, method: str) -> None:
+    serving = server("handlers_by_name:dispatch", "--workers", "3", "--start-method", method)
+    serving.call(b"nothing ")
+    found = json.loads(serving.call(b"open_files "))
+    files = [where for where in found.values() if where.startswith("/") and "memfd" not in where]
+    assert all(where == "/dev/null" or "/dev/pts" in where for where in files), found  # no lock, no code, no folder
+    assert len(found) <= 16, found  # standard streams, queue, channel, poller, scoreboard, listener, client, pipes
+
+
+@pytest.mark.skipif(not support.have_proc, reason="reads descriptors from /proc")
+def test_no_child_holds_the_lock(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2")
+    lock = running.path + ".ipcsrv.lock"
+    assert lock in support.descriptors(running.pid).values()
+    for child in running.workers():
+        assert lock not in support.descriptors(child).values()
+
+
+def test_a_descriptor_of_the_caller_s_does_not_reach_the_workers(sock_path: str) -> None:
+    ours, theirs = os.pipe()
+    os.set_inheritable(theirs, True)
+    try:
+        with ipcsrv.Server(sock_path, "handlers_by_name:dispatch", workers=1):
+            os.close(theirs)
+            os.set_blocking(ours, False)
+            assert os.read(ours, 1) == b""  # the end: nobody else holds the other one
+    finally:
+        os.close(ours)
+
+
+def test_the_working_folder_and_the_environment_are_the_starter_s(server: ServerFactory) -> None:
+    facts = json.loads(server("handlers_for_tests:environment", env={"MY_VARIABLE": "1"}).call())
+    assert facts["cwd"] == os.getcwd() and "MY_VARIABLE" in facts["variables"]
+    assert facts["threads"] == 1

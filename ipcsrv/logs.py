@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
@@ -148,6 +149,22 @@ def log_file() -> LogFile | None:
     """The log file that this process has, if it has one."""
     handlers = logging.getLogger("ipcsrv").handlers
     return next((handler for handler in handlers if isinstance(handler, LogFile)), None)
+
+
+def sink() -> Callable[[str], None] | None:
+    """What writes whole lines into our own log; None where somebody else's logging set-up is in force."""
+    handlers = [handler for handler in logging.getLogger("ipcsrv").handlers if getattr(handler, "of_ipcsrv", False)]
+    if not handlers:
+        return None
+    handler = handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+
+    def write(text: str) -> None:
+        if isinstance(handler, LogFile):
+            handler.reopenIfNeeded()
+        handler.stream.write(text)
+
+    return write
 
 
 def reopen() -> int:

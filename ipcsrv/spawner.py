@@ -30,10 +30,10 @@ from . import logs
 from . import scoreboard as board
 from ._platform import serving
 from ._platform.serving import Channel, Listener, QueueReader, SharedMemory, SignalInbox
+from .access import worker_for
 from .errors import HandlerImportError, IpcError
 from .handlers import Handler, HandlerSource, load_hook
 from .settings import Settings
-from .worker import Worker
 
 log = logging.getLogger("ipcsrv.template")
 
@@ -401,7 +401,7 @@ def work(job: Job, number: int, slot: int, channel: Channel, handler: Handler | 
     try:
         handler = handler or _load(job)
         start, stop = load_hook(settings.on_worker_start), load_hook(settings.on_worker_stop)
-        worker = Worker(settings, _traced(handler, settings), job.queue, job.listener, channel, words,
+        worker = worker_for(settings)(settings, _traced(handler, settings), job.queue, job.listener, channel, words,
                         random.Random())
         if start is not None:
             start()

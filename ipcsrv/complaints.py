@@ -11,7 +11,7 @@ import time
 import traceback
 
 from . import scoreboard as board
-from ._platform.serving import Connection
+from ._platform.serving import DONTWAIT, Connection
 from .keeping import Keeping
 from .peer import Peer
 from .pktline import QUOTE
@@ -19,6 +19,10 @@ from .pktline import QUOTE
 log = logging.getLogger("ipcsrv.worker")
 
 INTERVAL = 1.0  # seconds between two of what is said only now and then
+VERDICTS = {
+    "timeout": "the handler did not answer within request_timeout",
+    "stopping": "the server stopped before the handler had answered",
+}
 
 
 class Failure(Exception):
@@ -77,3 +81,11 @@ class Complaints:
             return False
         self._said[what] = now
         return True
+
+
+def send_quietly(connection: Connection, data: bytes) -> None:
+    """Send what goes out at once; whoever does not read cannot be told."""
+    try:
+        connection.send(data, DONTWAIT)
+    except OSError:
+        pass

@@ -32,16 +32,15 @@ from time import monotonic_ns
 from typing import Any
 
 from . import scoreboard as board
-from ._platform.serving import (
-    DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader, descriptor_limit, keep_freed_memory, poller,
-    resident_bytes,
-)
-from .complaints import Complaints, Failure
+from ._platform import serving
+from ._platform.serving import DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader
+from .complaints import VERDICTS, Complaints, Failure, send_quietly
 from .conversation import Conversation, Stalled
 from .exchange import failure_packet
 from .handlers import Handler
 from .intake import PACED, Intake
 from .keeping import CHATTY_NS, LIMBO, LIMBO_AGE_NS, LIMBO_TIME, PATIENCE, Held, Keeping
+from .limits import Limits
 from .pktline import FLUSH, MAX_DATA, decode_exact
 from .request import Request
 from .scoreboard import CURRENT, SINCE_NS
@@ -57,13 +56,7 @@ FIRST_WORDS_PATIENCE = 0.001  # seconds; a client's first write follows its conn
 SILENT_CLIENTS = 32  # clients that are not waited for after one that stayed silent
 CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request alone
 SWEEP_INTERVAL_NS = 5_000_000  # between looks at who has been silent for too long, while events keep coming
-RSS_INTERVAL = 64  # requests between two looks at max_rss
 TIMED_OUT = 75  # exit status after ERR timeout
-_NEVER = 1 << 62  # requests
-_VERDICTS = {
-    "timeout": "the handler did not answer within request_timeout",
-    "stopping": "the server stopped before the handler had answered",
-}
 
 log = logging.getLogger("ipcsrv.worker")
 
@@ -86,7 +79,7 @@ class Worker:
         self._handler = handler
         self._words = words
         self._admission = Admission(settings.allow)
-        self._poller = poller()
+        self._poller = serving.poller()
         self._keeping = Keeping(channel, self._poller, words)
         self._silent, self._limbo = self._keeping.silent, self._keeping.limbo
         self._talks: dict[int, Conversation] = {}
@@ -99,12 +92,10 @@ class Worker:
         self._small_response = min(MAX_DATA, settings.max_response_size or MAX_DATA)
         self._small_request = min(MAX_DATA, settings.max_request_size or MAX_DATA)
         self._timeout = settings.request_timeout
-        self._most_talks = descriptor_limit() // 2
-        self._leave_soon = False
+        self._most_talks = serving.descriptor_limit() // 2
         self._expects_large = False
-        jitter = rng.randint(0, settings.max_requests_jitter)
-        self._last_request = settings.max_requests + jitter if settings.max_requests is not None else _NEVER
-        self._next_check = min(self._last_request, RSS_INTERVAL if settings.max_rss is not None else _NEVER)
+        self._limits = Limits(settings, rng)
+        self._next_check = self._limits.next_check
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -240,7 +231,7 @@ class Worker:
 
     def _deny(self, connection: Connection) -> None:
         peer = self.complaints.denied(connection)
-        _send_quietly(connection, failure_packet("denied", f"user {peer.uid} may not use this server"))
+        send_quietly(connection, failure_packet("denied", f"user {peer.uid} may not use this server"))
         connection.close()
 
     # -- held connections ---------------------------------------------------------------------------------------------
@@ -338,7 +329,7 @@ class Worker:
         except BlockingIOError:
             sent = 0
         except OSError:
-            return self._gone(connection, len(payload), held)
+            return self._end_badly(connection, len(payload), board.CANCELLED, held)
         if sent != len(reply):
             return self._converse(connection, data, held, response, handled=len(payload), unsent=reply[sent:])
         tally.answered(len(payload), len(response), waited)
@@ -348,23 +339,17 @@ class Worker:
 
     def _failed(self, connection: Connection, size: int, error: BaseException, held: Held | None) -> bool:
         failure = self.complaints.handler_failed(error)
-        self._handled(size)
-        self.count(failure.counter)
-        _send_quietly(connection, failure_packet(failure.code, failure.message))
-        self._close(connection, held)
-        return False
+        send_quietly(connection, failure_packet(failure.code, failure.message))
+        return self._end_badly(connection, size, failure.counter, held)
 
-    def _gone(self, connection: Connection, size: int, held: Held | None) -> bool:
+    def _end_badly(self, connection: Connection, size: int, counter: int, held: Held | None) -> bool:
         self._handled(size)
-        self.count(board.CANCELLED)
-        self._close(connection, held)
-        return False
-
-    def _close(self, connection: Connection, held: Held | None) -> None:
+        self.count(counter)
         if held is not None:
             self._keeping.drop(held)
         else:
             connection.close()
+        return False
 
     def _handled(self, size: int) -> None:
         """Count the request in hand as handled, and see whether we have served enough."""
@@ -431,7 +416,7 @@ class Worker:
         """There are large requests: prepare for them, the first time."""
         if not self._expects_large:
             self._expects_large = True
-            keep_freed_memory()
+            serving.keep_freed_memory()
 
     def handle(self, connection: Connection, request: Request) -> Any:
         """Run the handler on one request of a conversation; raises `Failure` where it raised."""
@@ -448,7 +433,7 @@ class Worker:
             self._handled(len(request))
 
     def count(self, counter: int) -> None:
-        """Add one to a counter of the scoreboard."""
+        """Add one to the counter of how the exchange in hand has ended."""
         self._words[counter] += 1
 
     # -- leaving ------------------------------------------------------------------------------------------------------
@@ -487,15 +472,10 @@ class Worker:
 
     def _check_limits(self) -> None:
         """max_requests or max_rss may be reached: then leave, between two requests."""
-        served = self.tally.requests
-        if self._leave_soon or served >= self._last_request:
-            log.info("leaving after %d requests", served)
-            self.leave()
-            return
-        self._next_check = min(self._last_request, served + RSS_INTERVAL)
-        resident, limit = resident_bytes(), self.settings.max_rss
-        if limit is not None and resident > limit:
-            log.info("leaving with %d MiB resident (max_rss)", resident >> 20)
+        reached = self._limits.reached(self.tally.requests)
+        self._next_check = self._limits.next_check
+        if reached is not None:
+            log.info("leaving %s", reached)
             self.leave()
 
     def say_last_words(self) -> None:
@@ -505,9 +485,10 @@ class Worker:
         """
         code = self.verdict()
         if code is not None and self._current is not None:
-            _send_quietly(self._current, failure_packet(code, _VERDICTS[code]))
+            send_quietly(self._current, failure_packet(code, VERDICTS[code]))
             os._exit(TIMED_OUT)
-        self._leave_soon, self._next_check = True, 0
+        self._limits.set_reached()
+        self._next_check = 0
 
     def verdict(self) -> str | None:
         """With which failure the request in hand is to end, if it has not."""
@@ -515,10 +496,3 @@ class Worker:
         since = self._words[board.SINCE_NS]
         in_time = code == "timeout" and monotonic_ns() - since < (self._timeout or 0) * 1e9
         return code if since and not in_time else None
-
-
-def _send_quietly(connection: Connection, data: bytes) -> None:
-    try:
-        connection.send(data, DONTWAIT)
-    except OSError:
-        pass  # whoever does not read cannot be told

@@ -12,6 +12,7 @@ into it when the time is over.  It returns True if the connection is whole and s
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from . import scoreboard
@@ -32,6 +33,7 @@ LARGE = 1 << 20  # bytes of a request from which on it pays to keep freed memory
 BULK_PATIENCE = 0.001  # seconds, for as long as it keeps that up
 BUFFERS_A_CALL = 16  # half a MiB of packets: more than a send buffer takes
 FIRST_REQUEST_PATIENCE = 1.0  # seconds that a worker on its way out gives a client that has just connected
+READS_A_TURN = 8  # of a request that comes faster than it is read; after that the others of this worker have theirs
 TURN = 16  # pipelined requests that are served before the others of this worker have theirs
 
 
@@ -45,14 +47,14 @@ class Conversation:
     `steps` is the generator; `mask` and `due` (monotonic seconds) are what it waits for and until when.
     """
 
-    __slots__ = ("_complete_by", "_exchange", "_reading", "_served", "_worker", "connection", "due", "mask", "steps")
+    __slots__ = ("_complete_by", "_exchange", "_reading", "_reads", "_served", "_worker", "connection", "due", "mask", "steps")
 
     def __init__(self, worker: Worker, connection: Connection, data: bytes) -> None:
         self._worker = worker
         self._exchange = ServerExchange(worker.settings.max_request_size)
         if data:
             self._exchange.receive_data(data)
-        self._served = 0
+        self._served = self._reads = 0
         self._reading = DONTWAIT  # flags of the next read: 0 in the middle of a bulk that comes quickly
         self._complete_by = 0.0  # monotonic seconds until which the request in progress must be complete; 0: none is
         self.connection = connection
@@ -76,13 +78,13 @@ class Conversation:
         try:
             if response is not None:
                 whole = yield from self._complete(response)
-                if not whole or not self._exchange.buffered:
+                if not whole or self._exchange.idle:
                     return whole
             while True:
                 request = yield from self._read()
                 if request is None or not (yield from self._answer(request)):
                     return False
-                if not self._exchange.buffered:
+                if self._exchange.idle:
                     return True
         except (Gone, ConnectionError):
             self._worker.count(scoreboard.CANCELLED)
@@ -101,6 +103,7 @@ class Conversation:
 
     def _read(self) -> Generator[tuple[int, float], None, Request | None]:
         """The next request, or None when there is none to be had."""
+        self._complete_by = 0.0
         while True:
             event = self._exchange.next_event()
             if event is not None:
@@ -128,13 +131,16 @@ class Conversation:
         return None
 
     def _give_up_reading(self) -> Generator[tuple[int, float], None, None]:
-        if self._exchange.buffered:
+        if not self._exchange.idle:
             yield from self._refuse("timeout", "the request was not complete within read_timeout")
         else:
             yield from self._say("stopping", "the server has stopped")
 
     def _receive(self) -> Generator[tuple[int, float], None, bytes]:
         """What the client sends next; `read_timeout` is for the whole request, from when it began to arrive."""
+        self._reads += 1
+        if self._reads % READS_A_TURN == 0:
+            yield READ, self._limit()
         while True:
             try:
                 data = self.connection.recv(RECEIVE_SIZE, self._reading)
@@ -145,12 +151,17 @@ class Conversation:
                 return data
             except BlockingIOError:
                 self._reading = DONTWAIT
-            now = self._worker.clock()
-            if not self._exchange.buffered:
-                yield READ, now + FIRST_REQUEST_PATIENCE
-            else:
-                self._complete_by = self._complete_by or now + self._worker.settings.read_timeout
-                yield READ, self._complete_by
+            yield READ, self._limit()
+
+    def _limit(self) -> float:
+        """Until when we wait for more; raises `Stalled` if that is over, though more may be there."""
+        now = self._worker.clock()
+        if self._exchange.idle:
+            return now + FIRST_REQUEST_PATIENCE
+        self._complete_by = self._complete_by or now + self._worker.settings.read_timeout
+        if now >= self._complete_by:
+            raise Stalled
+        return self._complete_by
 
     def _answer(self, request: Request) -> Wait:
         worker = self._worker
@@ -198,6 +209,8 @@ class Conversation:
 
     def _gather(self, iterator: Iterator[Any], stream: Coalescer) -> Generator[tuple[int, float], None, None]:
         """Run the handler's iterator to its end, handing its chunks to the stream."""
+        worker = self._worker
+        worker.resume_handler(worker.tally.began)
         try:
             for chunk in iterator:
                 if type(chunk) is not bytes:
@@ -206,12 +219,16 @@ class Conversation:
                     stream.flush()
                     self._check_size(stream.total)
                     while stream.full:
+                        used = worker.pause_handler()
                         yield from self._wait_writable()
+                        worker.resume_handler(monotonic_ns() - used)
                         stream.flush()
         except (Gone, Stalled, Failure, GeneratorExit):
             raise
         except BaseException as error:
-            raise self._worker.complaints.handler_failed(error) from None
+            raise worker.complaints.handler_failed(error) from None
+        finally:
+            worker.pause_handler()
         self._check_size(stream.total)
 
     def _finish(self, stream: Coalescer) -> Generator[tuple[int, float], None, None]:

@@ -264,8 +264,9 @@ class Crew:
         age = (monotonic_ns() - since) / 1e9
         if age < limit:
             return now + limit - age
-        log.warning("worker %d has been at one request for %.1f s (request_timeout)", hand.number, age)
-        self.obey(self.pool.overdue(hand.number, now))
+        if decided := self.pool.overdue(hand.number, now):
+            log.warning("worker %d has been at one request for %.1f s (request_timeout)", hand.number, age)
+            self.obey(decided)
         return now + limit
 
     def anyone_busy(self) -> bool:

@@ -231,6 +231,11 @@ class ServerExchange(_Machine):
         return self.state == READING and self._decoder.mid_message
 
     @property
+    def idle(self) -> bool:
+        """True when nothing of a next request has come."""
+        return not self._decoder.mid_message and not self._decoder.buffered
+
+    @property
     def buffered(self) -> int:
         """Bytes held: of the request in progress, and of what was sent ahead."""
         return self._decoder.buffered

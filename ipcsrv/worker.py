@@ -432,6 +432,18 @@ class Worker:
         finally:
             self._handled(len(request))
 
+    def resume_handler(self, since: int) -> None:
+        """The handler's code runs (again) in a stream; `since` is when it began, less what was not its own time."""
+        self._words[SINCE_NS] = since
+        if self._timeout is not None and not self._words[board.WATCHED]:
+            self._keeping.tell("busy")
+
+    def pause_handler(self) -> int:
+        """It does not: its client is waited for.  How long it has run, in nanoseconds."""
+        used = monotonic_ns() - self._words[SINCE_NS]
+        self._words[SINCE_NS] = 0
+        return used
+
     def count(self, counter: int) -> None:
         """Add one to the counter of how the exchange in hand has ended."""
         self._words[counter] += 1

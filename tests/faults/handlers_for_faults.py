@@ -59,6 +59,11 @@ def long_or_short(request: bytes) -> bytes:
     return request
 
 
+def computes_in_c(request: bytes) -> bytes:
+    """Never returns from one call into C, during which no Python runs."""
+    return b"%d" % sum(range(10**15))
+
+
 def dies_at_start() -> None:
     """For on_worker_start: the worker is gone without a word."""
     os._exit(3)

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from .windows_pipe import Buffer
 
 
+class _OfLoop(Pipe):
+    """A pipe that a proactor can remember without keeping it alive."""
+
+    __slots__ = ("__weakref__",)
+
+
 class AsyncStream:
     """A connection of the running loop's (see the contract in `_platform`)."""
 
     def __init__(self, stream: Pipe) -> None:
-        self._pipe = Pipe(stream.detach())
+        self._pipe = _OfLoop(stream.detach())
         loop = asyncio.get_running_loop()
         if not isinstance(loop, asyncio.ProactorEventLoop):
             self._pipe.close()

@@ -294,7 +294,7 @@ class Rendezvous:
         folder = os.path.dirname(self.path)
         if not os.path.isdir(folder):
             raise InvalidPath(self.path, f"the folder {folder} does not exist; make it first")
-        if os.path.exists(self.path):
+        if os.path.lexists(self.path):
             what = "a folder; name a file in it" if os.path.isdir(self.path) else "a file; choose another path"
             raise InvalidPath(self.path, f"it is {what}")
         try:

@@ -1,0 +1,89 @@
+"""Which tests a system without Unix's ways cannot run: skipped by what they reach for and do not find.
+
+A pytest plugin (`-p wine.capabilities`), for Windows.  Nothing is skipped by name: a test, or a test module, that asks
+the standard library for something that is not there (`socket.AF_UNIX`, `os.killpg`, the module `fcntl`), or imports
+the Unix half of the platform floor, is skipped and says what was missing.  What such tests are about is asserted for
+Windows in `tests/contract` and `tests/wine`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import support
+
+OTHER_HALF = "posix"  # its modules assert that they are imported where they belong
+
+if os.name == "nt":
+    support.have_proc = False  # Wine shows Linux's /proc, whose processes are not those of the tests
+
+
+def missing(error: BaseException | None) -> str | None:
+    """What this system lacks, if that is why `error` was raised."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names:
+            return error.name
+        if isinstance(error, AttributeError) and _is_standard(error.obj):
+            return f"{error.obj.__name__}.{error.name}"
+        if isinstance(error, AssertionError) and _is_raised_in(error, OTHER_HALF):
+            return "the Unix half of the platform floor"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_standard(owner: object) -> bool:
+    return isinstance(owner, ModuleType) and owner.__name__.lstrip("_") in sys.stdlib_module_names
+
+
+def _is_raised_in(error: BaseException, prefix: str) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else trace.tb_frame.f_code.co_filename
+    return Path(where).name.startswith(prefix) and Path(where).parent.name == "_platform"
+
+
+class ProbedModule(pytest.Module):
+    """A test module that is skipped where it cannot be imported for want of something."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        """Its tests."""
+        try:
+            return super().collect()
+        except (self.CollectError, AttributeError, AssertionError, ImportError) as error:
+            lacking = missing(error)
+            if lacking is None:
+                raise
+            pytest.skip(f"needs {lacking}", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Probe each module of tests."""
+    return ProbedModule.from_parent(parent, path=module_path) if os.name == "nt" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    """Skip for what a fixture lacks."""
+    return (yield from _probed())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Skip for what a test lacks."""
+    return (yield from _probed())
+
+
+def _probed() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except (AttributeError, ModuleNotFoundError) as error:
+        lacking = missing(error)
+        if lacking is None or os.name != "nt":
+            raise
+        pytest.skip(f"needs {lacking}")

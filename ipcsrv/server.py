@@ -7,10 +7,10 @@ says that it may be.  They return only when clients can connect; what went wrong
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -70,12 +70,12 @@ def run_foreground(path: str, target: str, settings: Settings,
 
 def _run_master(path: str, handler: str | Handler, settings: Settings,
                 banner: Callable[[dict[str, Any]], None] | None = None, own_process: bool = True) -> None:
-    from . import systemd
+    from . import inline, systemd
     from ._platform import serving
     from .master import Master
 
     method = settings.resolved(serving.default_start_method()).start_method
-    source = source_of(handler, inherit=method == "fork")
+    source = source_of(handler, inherit=method == "fork" or settings.workers == 0)
 
     def listening(master: Master) -> None:
         if banner is not None:
@@ -83,8 +83,9 @@ def _run_master(path: str, handler: str | Handler, settings: Settings,
 
     adopted = systemd.take_listener(path, os.environ, strict=own_process)
     inherited = frozenset(serving.open_descriptors() - ({adopted.fileno()} if adopted is not None else set()))
-    Master(path, source, settings, inherited=inherited, on_listening=listening, adopted=adopted,
-           own_process=own_process, notifier=systemd.take_notifier(os.environ)).run()
+    make = functools.partial(Master, path, source, inherited=inherited, on_listening=listening, adopted=adopted,
+                             own_process=own_process, notifier=systemd.take_notifier(os.environ))
+    inline.run(settings, make)
 
 
 def _chosen(settings: dict[str, Any]) -> Settings:
@@ -234,7 +235,7 @@ def _launch_forked(path: str, source: HandlerSource, settings: Settings, timeout
     deadline = _start_deadline(settings, timeout)
     pid, descriptor = lifecycle.fork_detached(run, settings.log_file)
     with os.fdopen(descriptor, "rb") as reports:
-        report = _report_within(deadline, reports, lambda: os.kill(pid, signal.SIGKILL))
+        report = _report_within(deadline, reports, lambda: lifecycle.kill(pid))
     if not isinstance(report, dict):
         os.waitpid(pid, 0)
     return _good_report(report, deadline, settings)

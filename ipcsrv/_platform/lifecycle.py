@@ -11,15 +11,26 @@ from collections.abc import Callable
 fork_detached: Callable[[Callable[[int], int], str | None], tuple[int, int]] | None
 
 if sys.platform == "win32":
-    from .windows_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill_all, open_log, record, wait_gone
+    from .windows_lifecycle import (
+        ask_to_stop,
+        clean_up,
+        detached,
+        is_locked,
+        kill,
+        kill_all,
+        open_log,
+        record,
+        wait_gone,
+    )
 
     fork_detached = None
 else:
     from . import posix_lifecycle
-    from .posix_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill_all, open_log, record, wait_gone
+    from .posix_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill, kill_all, open_log, record, wait_gone
 
     fork_detached = posix_lifecycle.fork_detached
 
 __all__ = [
-    "ask_to_stop", "clean_up", "detached", "fork_detached", "is_locked", "kill_all", "open_log", "record", "wait_gone",
+    "ask_to_stop", "clean_up", "detached", "fork_detached", "is_locked", "kill", "kill_all", "open_log", "record",
+    "wait_gone",
 ]  # fmt: skip

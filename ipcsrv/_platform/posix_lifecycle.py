@@ -106,6 +106,11 @@ def kill_all(path: str, record: dict[str, Any]) -> None:
         _signal(pid, signal.SIGKILL)
 
 
+def kill(pid: int) -> None:
+    """End a process at once."""
+    _signal(pid, signal.SIGKILL)
+
+
 def _signal(pid: Any, number: int) -> None:
     if isinstance(pid, int) and pid > 1:
         with contextlib.suppress(OSError):

@@ -72,7 +72,7 @@ def ask_to_stop(record: dict[str, Any], now: bool) -> None:
     pid = record.get("pid")
     if isinstance(pid, int):
         if now:
-            _kill(pid)
+            kill(pid)
         else:
             ask_to_stop_by_event(pid)
 
@@ -83,10 +83,11 @@ def kill_all(path: str, record: dict[str, Any]) -> None:
         latest = read_record(path + LOCK_SUFFIX) or record
         for pid in (latest.get("pid"), *latest.get("workers", ())):
             if isinstance(pid, int):
-                _kill(pid)
+                kill(pid)
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int) -> None:
+    """End a process at once."""
     process = Process(pid)
     process.kill()
     process.close()

@@ -165,7 +165,8 @@ class Load:
             kinds[name] = kinds.get(name, 0) + 1
         return (f"answered {self.answered}, wrong {self.wrong}, failed {len(self.failures)}, "
                 f"refused {len(self.refusals)} {kinds or ''}, "
-                f"slowest answer {self.slowest_answer * 1e3:.0f} ms, slowest failure {self.slowest_failure * 1e3:.0f} ms")
+                f"slowest answer {self.slowest_answer * 1e3:.0f} ms, "
+                f"slowest failure {self.slowest_failure * 1e3:.0f} ms")
 
 
 def was_never_taken(error: Exception) -> bool:

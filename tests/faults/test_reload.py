@@ -101,7 +101,9 @@ def test_a_version_that_hangs_while_importing_is_given_up(server: ServerFactory,
     load.wait_until(lambda: running.processes() == processes, "the failed generation is gone")
 
 
-def test_a_request_under_way_is_finished_by_the_old_version(server: ServerFactory, slow_two: support.RunningServer) -> None:
+def test_a_request_under_way_is_finished_by_the_old_version(
+    server: ServerFactory, slow_two: support.RunningServer
+) -> None:
     clients = [load.raw(slow_two.path, load.message(b"400")) for _ in range(2)]
     load.wait_until(lambda: all(worker["state"] == "busy" for worker in load.workers_of(slow_two)), "both are busy")
     old = load.worker_pids(slow_two)

@@ -46,7 +46,8 @@ def test_under_load_no_request_that_was_taken_is_lost_by_a_stop(server: ServerFa
             assert running.wait() == 0
             clients.stop_asking()
         assert not clients.failures and not clients.wrong, clients.report()
-        assert not [error for error, _ in clients.refusals if isinstance(error, ipcsrv.ServerStopping)], clients.report()
+        stopped = [error for error, _ in clients.refusals if isinstance(error, ipcsrv.ServerStopping)]
+        assert not stopped, clients.report()
 
 
 def test_a_client_that_connected_just_before_a_stop_may_still_ask(server: ServerFactory) -> None:

@@ -1,4 +1,4 @@
-"""Servers and clients as a program uses them: `serve`, `Server`, `ensure_running`, from any thread, and nothing left."""
+"""Servers and clients as a program uses them: `serve`, `Server`, `ensure_running`, from any thread; nothing is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +55,7 @@ def test_a_function_of_this_program_is_a_handler(sock_path: str) -> None:
 
 
 def test_a_lambda_is_refused_with_the_reason(sock_path: str) -> None:
-    with pytest.raises(HandlerImportError, match="another process cannot find it by name.*top level of a module"):
+    with pytest.raises(HandlerImportError, match=r"another process cannot find it by name.*top level of a module"):
         ipcsrv.Server(sock_path, lambda request: request)
     with pytest.raises(HandlerImportError, match="neither callable nor the text MODULE:NAME"):
         ipcsrv.Server(sock_path, 42)  # type: ignore[arg-type]
@@ -269,7 +268,8 @@ def test_of_many_that_ensure_a_server_at_once_one_starts_it_and_all_are_served(s
 
 def test_ensure_running_from_many_threads_starts_one(sock_path: str) -> None:
     with ThreadPoolExecutor(8) as pool:
-        started = list(pool.map(lambda _: ipcsrv.ensure_running(sock_path, ECHO, workers=1, log_file=os.devnull), range(8)))
+        settings = {"workers": 1, "log_file": os.devnull}
+        started = list(pool.map(lambda _: ipcsrv.ensure_running(sock_path, ECHO, **settings), range(8)))
     try:
         assert sorted(started) == [False] * 7 + [True]
         assert ipcsrv.call(sock_path, b"x") == b"x"

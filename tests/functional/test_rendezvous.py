@@ -55,7 +55,8 @@ losers = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(count - 1)]
 print(*losers, flush=True)
 sys.stdin.read()
 import ipcsrv
-print(ipcsrv.call(path, b"", timeout=20, wait_if_not_found=True).decode(), ipcsrv.server.status(path)["pid"] in pids, flush=True)
+answer = ipcsrv.call(path, b"", timeout=20, wait_if_not_found=True).decode()
+print(answer, ipcsrv.server.status(path)["pid"] in pids, flush=True)
 ipcsrv.server.stop(path)
 print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
@@ -78,7 +79,8 @@ def test_starts_of_the_command_race_as_well(sock_path: str) -> None:
     import subprocess
 
     make_stale_socket(sock_path)
-    command = [sys.executable, "-m", "ipcsrv", "start", sock_path, "zlib:compress", "--workers=1", "--log-file=/dev/null"]
+    options = ["--workers=1", "--log-file=/dev/null"]
+    command = [sys.executable, "-m", "ipcsrv", "start", sock_path, "zlib:compress", *options]
     starts = [subprocess.Popen(command, stdout=-3, stderr=-3, env=support.environment()) for _ in range(6)]
     try:
         assert sorted(start.wait(support.TIMEOUT) for start in starts) == [0, 6, 6, 6, 6, 6]
@@ -201,7 +203,9 @@ def test_a_start_waits_for_a_git_server_that_is_just_looking(server: ServerFacto
 
 @pytest.mark.skipif(not support.have_pidfd, reason="asks the kernel whether processes have ended")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_a_killed_master_s_path_refuses_at_once_and_a_new_start_works_at_once(server: ServerFactory, method: str) -> None:
+def test_a_killed_master_s_path_refuses_at_once_and_a_new_start_works_at_once(
+    server: ServerFactory, method: str
+) -> None:
     killed = server("handlers_for_tests:slow", "--workers", "2", "--start-method", method)
     workers = killed.workers()
     with git_peer.Client(killed.path) as busy:

@@ -43,7 +43,9 @@ def test_sigterm_and_sigint_drain(server: ServerFactory, name: str) -> None:
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-@pytest.mark.parametrize("numbers", [(signal.SIGQUIT,), (signal.SIGINT, signal.SIGINT)], ids=["SIGQUIT", "SIGINT twice"])
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGQUIT,), (signal.SIGINT, signal.SIGINT)], ids=["SIGQUIT", "SIGINT twice"]
+)
 def test_sigquit_and_a_second_sigint_stop_now(server: ServerFactory, numbers: tuple[int, ...]) -> None:
     stopping = server("handlers_for_tests:hang", "--workers", "1")
     with Client(stopping.path) as hanging:

@@ -1,8 +1,8 @@
 """Does exactly one of many simultaneous starts serve, every time?  `python tests/soak/starts.py [ROUNDS] [STARTS]`
 
 Each round runs that many real `ipcsrv start` commands of one path at once (20 rounds of 50, unless told otherwise),
-every second one over a stale socket that a dead server left.  Exactly one must exit 0 and all others 6, the path must be
-served by the process that the lock file names, and after `ipcsrv stop` nothing may be left.
+every second one over a stale socket that a dead server left.  Exactly one must exit 0 and all others 6, the path must
+be served by the process that the lock file names, and after `ipcsrv stop` nothing may be left.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def main(rounds: int = 20, starts: int = 50) -> int:
             wrong = one_round(folder, starts, stale=number % 2 == 1)
         bad += wrong is not None
         where = "stale socket" if number % 2 else "free path"
-        print(f"round {number + 1:2d}  {starts} starts  {where:12s}  {time.monotonic() - began:5.1f} s  {wrong or 'ok'}",
+        print(f"round {number + 1:2d}  {starts} starts  {where:12s}  {time.monotonic() - began:5.1f} s"
+              f"  {wrong or 'ok'}",
               flush=True)
     return bad
 

@@ -17,6 +17,7 @@ assert sys.platform != "win32"
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import select
@@ -135,7 +136,7 @@ class Rendezvous:
         while True:
             descriptor = self._open_lock_file()
             try:
-                if not _locked_soon(lambda: lock_descriptor(descriptor, blocking=False)):
+                if not _locked_soon(functools.partial(lock_descriptor, descriptor, blocking=False)):
                     raise in_use(self.path, read_record(self.lock_path))
                 if os.fstat(descriptor).st_nlink:
                     return descriptor

@@ -124,7 +124,7 @@ def test_requests_may_be_cut_anywhere(server: ServerFactory) -> None:
     whole = load.message(b"first") + b"0004" + load.message(b"second")
     for cut in range(1, len(whole)):
         client = load.raw(running.path, whole[:cut])
-        load.wait_until(lambda: not load.workers_of(running)[0]["state"] == "busy", "what came is taken")
+        load.wait_until(lambda: load.workers_of(running)[0]["state"] != "busy", "what came is taken")
         client.sendall(whole[cut:])
         received = b""
         while len(received) < 2 * 8 + 11:
@@ -210,7 +210,8 @@ def test_stalled_clients_in_any_number_cost_the_others_nothing_and_are_gone_in_t
 
 def test_a_client_that_goes_away_before_its_turn_is_not_served(server: ServerFactory, tmp_path: Path) -> None:
     served = tmp_path / "served"
-    running = server("handlers_for_faults:counts_what_it_serves", "--workers", "1", env={"SERVED_FILE": os.fspath(served)})
+    environment = {"SERVED_FILE": os.fspath(served)}
+    running = server("handlers_for_faults:counts_what_it_serves", "--workers", "1", env=environment)
     stays = [load.raw(running.path, load.message(b"stays")) for _ in range(2)]
     goes = [load.raw(running.path, load.message(b"goes")) for _ in range(5)]
     last = load.raw(running.path, load.message(b"last"))

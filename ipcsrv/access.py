@@ -161,10 +161,6 @@ class LoggingWorker(Worker):
         self.lines.append((monotonic_ns(), peer, exchange.bytes_in, exchange.bytes_out, exchange.queue_wait,
                            exchange.handler, outcome))
 
-    def count(self, counter: int) -> None:
-        """As `Worker.count`, by way of the tally, which knows what has a line."""
-        self.tally.count(counter)
-
     def begin(self, connection: Connection, stamp: int, waited: int) -> None:
         """As `Worker.begin`."""
         self._waited, self._current = waited, connection

@@ -16,7 +16,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from . import scoreboard
-from ._platform.serving import DONTWAIT, READ, WRITE, Connection
+from ._platform.serving import DONTWAIT, READ, WRITE, Connection, keep_freed_memory
 from .complaints import Failure
 from .exchange import PeerClosed, RequestReceived, ServerExchange, Truncated, failure_packet
 from .request import QUIT, Request
@@ -47,7 +47,9 @@ class Conversation:
     `steps` is the generator; `mask` and `due` (monotonic seconds) are what it waits for and until when.
     """
 
-    __slots__ = ("_complete_by", "_exchange", "_reading", "_reads", "_served", "_worker", "connection", "due", "mask", "steps")
+    __slots__ = (
+        "_complete_by", "_exchange", "_reading", "_reads", "_served", "_worker", "connection", "due", "mask", "steps",
+    )  # fmt: skip
 
     def __init__(self, worker: Worker, connection: Connection, data: bytes) -> None:
         self._worker = worker
@@ -87,7 +89,7 @@ class Conversation:
                 if self._exchange.idle:
                     return True
         except (Gone, ConnectionError):
-            self._worker.count(scoreboard.CANCELLED)
+            self._worker.tally.count(scoreboard.CANCELLED)
             return False
 
     def _complete(self, response: Generator[tuple[int, float], None, None]) -> Wait:
@@ -116,7 +118,7 @@ class Conversation:
             if data:
                 self._exchange.receive_data(data)
                 if self._exchange.buffered > LARGE:
-                    self._worker.expect_large()
+                    keep_freed_memory()
                 del data  # the decoder's now, to let go when it has used it up
             else:
                 self._exchange.receive_eof()
@@ -262,7 +264,7 @@ class Conversation:
         yield WRITE, self._worker.clock() + self._worker.settings.write_timeout
 
     def _fail(self, failure: Failure) -> Wait:
-        self._worker.count(failure.counter)
+        self._worker.tally.count(failure.counter)
         yield from self._say(failure.code, failure.message)
         return False
 

@@ -129,15 +129,6 @@ class Keeping:
                 self.forget(held.connection)
                 self.give_back(held)
 
-    def end_limbo(self) -> None:
-        """Watch what is in limbo from now on, if it still lives."""
-        while self.limbo:
-            connection = self.limbo.popleft()
-            if connection.gone():
-                connection.close()
-            else:
-                self.hold(connection, "kept")
-
     def give_back_all(self, but: Held | None = None) -> None:
         """Give back everything that is silent, or may be."""
         while self.limbo:

@@ -11,8 +11,8 @@ from time import monotonic_ns
 from . import scoreboard as board
 from .scoreboard import CURRENT, HANDLER, HOT, HOT_OFFSET, QUEUE_WAIT, SINCE_NS, WHOLE, bucket
 
-SLOW_NS = 1_000_000  # a handler of more than 1 ms makes other connections wait noticeably
-SLOW_MEMORY = 32  # requests for which a worker remembers that it had a slow one
+SLOW_NS = 5_000_000  # a handler of more than 5 ms makes others wait noticeably; 1 ms may be a lost time slice
+SLOW_MEMORY = 8  # requests for which a worker remembers that it had a slow one
 
 
 class Tally:

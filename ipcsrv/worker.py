@@ -16,9 +16,8 @@ master, and no request ever waits behind a slow one in a worker while another wo
 master is given a copy under a number, and while one is read or answered its number stands in the scoreboard
 (`CURRENT`).  If we die, the master closes that one and takes the others back.
 
-**When it leaves**: the queue has ended (the master closed it, or died), it was told to retire, or it has served its
-number of requests.  It gives back what is silent, finishes what is not, and goes.  At the end of the server's life
-the backlog is served to its end first.
+**When it leaves**, because the queue has ended, it was told to, or it has served its number of requests, it gives back
+what is silent, finishes what is not, and goes; at the end of the server's life it serves the backlog first.
 """
 
 from __future__ import annotations
@@ -93,7 +92,6 @@ class Worker:
         self._small_request = min(MAX_DATA, settings.max_request_size or MAX_DATA)
         self._timeout = settings.request_timeout
         self._most_talks = serving.descriptor_limit() // 2
-        self._expects_large = False
         self._limits = Limits(settings, rng)
         self._next_check = self._limits.next_check
 
@@ -120,7 +118,7 @@ class Worker:
         clients = returns = False
         events = self._poller.poll(self._patience())
         if self._limbo and monotonic_ns() - self._words[board.LAST_NS] > LIMBO_AGE_NS:
-            self._keeping.end_limbo()
+            self._end_limbo()
         for key, mask in events:
             if key == listener_key:
                 clients = True
@@ -150,7 +148,7 @@ class Worker:
     def _sweep(self, *, idle: bool) -> None:
         """Look after what has been silent or has stalled for too long; `idle`: nothing has come for a while."""
         if idle:
-            self._keeping.end_limbo()
+            self._end_limbo()
         self._swept = now = monotonic_ns()
         self._keeping.give_back_silent(older_than=now - int(PATIENCE * 1e9))
         seconds = self.clock()
@@ -215,8 +213,13 @@ class Worker:
                 return b""
         return None
 
+    def _end_limbo(self) -> None:
+        """Look at all that are in limbo now."""
+        for _ in range(len(self._limbo)):
+            self._leave_limbo(self._limbo.popleft())
+
     def _leave_limbo(self, connection: Connection) -> None:
-        """Limbo is full: see what its oldest has said since; most have closed."""
+        """See what a client has said since it was answered; most have closed."""
         try:
             data = connection.recv(RECEIVE_SIZE, DONTWAIT)
         except BlockingIOError:
@@ -319,7 +322,9 @@ class Worker:
         try:
             response = self._handler(request)
         except BaseException as error:
-            return self._failed(connection, len(payload), error, held)
+            failure = self.complaints.handler_failed(error)
+            send_quietly(connection, failure_packet(failure.code, failure.message))
+            return self._end_badly(connection, len(payload), failure.counter, held)
         kind = type(response)
         if (kind is not bytes and kind is not Request) or len(response) > self._small_response:
             return self._converse(connection, data, held, response, handled=len(payload))
@@ -337,14 +342,9 @@ class Worker:
             self._check_limits()
         return True
 
-    def _failed(self, connection: Connection, size: int, error: BaseException, held: Held | None) -> bool:
-        failure = self.complaints.handler_failed(error)
-        send_quietly(connection, failure_packet(failure.code, failure.message))
-        return self._end_badly(connection, size, failure.counter, held)
-
     def _end_badly(self, connection: Connection, size: int, counter: int, held: Held | None) -> bool:
         self._handled(size)
-        self.count(counter)
+        self.tally.count(counter)
         if held is not None:
             self._keeping.drop(held)
         else:
@@ -412,12 +412,6 @@ class Worker:
         else:
             self._keeping.give_back(Held(talk.connection, "kept"))
 
-    def expect_large(self) -> None:
-        """There are large requests: prepare for them, the first time."""
-        if not self._expects_large:
-            self._expects_large = True
-            serving.keep_freed_memory()
-
     def handle(self, connection: Connection, request: Request) -> Any:
         """Run the handler on one request of a conversation; raises `Failure` where it raised."""
         self._current = connection
@@ -443,10 +437,6 @@ class Worker:
         used = monotonic_ns() - self._words[SINCE_NS]
         self._words[SINCE_NS] = 0
         return used
-
-    def count(self, counter: int) -> None:
-        """Add one to the counter of how the exchange in hand has ended."""
-        self._words[counter] += 1
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 

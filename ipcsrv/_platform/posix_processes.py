@@ -11,6 +11,7 @@ assert sys.platform != "win32"
 
 import contextlib
 import faulthandler
+import functools
 import mmap
 import os
 import resource
@@ -180,11 +181,12 @@ def descriptor_limit() -> int:
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
+@functools.cache
 def keep_freed_memory() -> None:
     """Have the C library keep up to 64 MiB of freed memory and take blocks of up to 32 MiB from it (mallopt(3), glibc).
 
     Otherwise each large block is given back to the kernel and taken anew, and the page faults of a 10 MB request take
-    four times as long as its copying.
+    four times as long as its copying.  Once is enough: call it as often as you like.
     """
     import ctypes
 

@@ -18,6 +18,7 @@ import traceback
 from dataclasses import dataclass
 from typing import IO, Any
 
+from . import inline
 from ._platform import serving
 from .errors import IpcError, StartError
 from .handlers import HandlerSource
@@ -87,11 +88,15 @@ def _prepare(preparation: dict[str, Any] | None) -> None:
 
 def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None:
     settings = Settings.from_json(order.settings)
-    master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}),
-                    on_listening=lambda master: _report(reports, master.record()))
-    if lifeline is not None:
-        master.watch_lifeline(serving.lifeline(lifeline.fileno()))
-    master.run()
+
+    def make(settings: Settings, **more: Any) -> Master:
+        master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}),
+                        on_listening=lambda master: _report(reports, master.record()), **more)
+        if lifeline is not None:
+            master.watch_lifeline(serving.lifeline(lifeline.fileno()))
+        return master
+
+    inline.run(settings, make)
 
 
 def _report(reports: IO[bytes], content: object) -> None:

@@ -189,10 +189,16 @@ class Controller:
     def _reload(self, talk: Conversation, _: dict[str, Any]) -> None:
         if self._master.draining:
             raise Refusal("the server is stopping")
+        self._refuse_without_workers()
         talk.reload_from = self._master.crew.pool.generation
         self._master.reload()
 
+    def _refuse_without_workers(self) -> None:
+        if self._master.settings.workers == 0:
+            raise Refusal("workers is 0, so the handler is in the server's own process; restart it")
+
     def _scale(self, _: Conversation, question: dict[str, Any]) -> dict[str, Any]:
+        self._refuse_without_workers()
         workers, largest = question.get("workers"), self._master.crew.pool.largest_size
         if not isinstance(workers, int) or not 1 <= workers <= largest:
             raise Refusal(f"workers must be a number from 1 to {largest}")

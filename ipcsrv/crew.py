@@ -24,9 +24,10 @@ from ._platform.serving import Channel, Listener, Process, QueueReader, QueueWri
 from .commands import Command
 from .errors import HandlerImportError, IpcError, StartError
 from .handlers import HandlerSource, fingerprint
+from .life import START_FAILED
 from .pool import Pool
 from .settings import Settings
-from .spawner import START_FAILED, Job, Spawner, spawner_for
+from .spawner import Facts, Job, Spawner, spawner_for
 from .worker import TIMED_OUT
 
 log = logging.getLogger("ipcsrv.master")
@@ -84,13 +85,15 @@ class Crew:
     inherited: descriptors that were open before the server began, which its children keep.
     """
 
-    def __init__(self, office: Office, settings: Settings, source: HandlerSource, inherited: frozenset[int]) -> None:
+    def __init__(self, office: Office, settings: Settings, source: HandlerSource, inherited: frozenset[int],
+                 spawner_for: Callable[[Job, Facts], Spawner] = spawner_for) -> None:
         assert settings.workers is not None
+        self._spawner_for = spawner_for
         self._office, self._settings, self._source, self._inherited = office, settings, source, inherited
         self._slots = max(_FEWEST_SLOTS, 4 * settings.workers)
         self._memory = SharedMemory(board.size(self._slots))
         self.scoreboard = board.Scoreboard(self._memory.buffer, self._slots)
-        self.pool = Pool(settings.workers, startup_timeout=settings.startup_timeout,
+        self.pool = Pool(settings.workers or 1, startup_timeout=settings.startup_timeout,
                          drain_timeout=settings.drain_timeout, max_slots=self._slots, rng=random.Random())
         self.listener: Listener | None = None  # the one from which workers accept themselves; before the first start
         self.hands: dict[int, Hand] = {}
@@ -144,7 +147,7 @@ class Crew:
         writer, reader = serving.queue()
         job = Job(command.generation, self._settings, self._source, reader, self.listener, self._memory, self._slots,
                   self._inherited)
-        spawner = spawner_for(job, self)
+        spawner = self._spawner_for(job, self)
         self.fingerprint = fingerprint(self._source.target)
         self._generations[command.generation] = Generation(command.generation, writer, reader, spawner)
         spawner.begin()

@@ -32,10 +32,13 @@ from .errors import SocketStolen
 from .handlers import HandlerSource
 from .pool import State
 from .settings import Settings
+from .spawner import Facts, Job, Spawner, spawner_for
 from .systemd import Notifier
 
 log = logging.getLogger("ipcsrv.master")
 
+NOT_WITHOUT_WORKERS = "workers is 0, so the handler is in the server's own process; restart it"
+LONGEST_WAIT = 86400.0  # seconds; a poller takes milliseconds in 31 bits, which is 24 days
 IDENTITY_INTERVAL = 4.0  # seconds between looks at whether the path is still ours: it is noticed within 5
 
 
@@ -44,7 +47,8 @@ class Master:
 
     source: where its processes find the handler; inherited: descriptors that were open before, which children keep;
     on_listening: called once, when clients can connect; adopted: a listening socket from a supervisor;
-    own_process: this process ends with the server; notifier: the supervisor that wants to hear of us.
+    own_process: this process ends with the server; notifier: the supervisor that wants to hear of us; spawner_for: what
+    starts workers, if not the settings' own (`inline`).
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Master:
         adopted: Any = None,
         own_process: bool = True,
         notifier: Notifier | None = None,
+        spawner_for: Callable[[Job, Facts], Spawner] = spawner_for,
     ) -> None:
         self.settings = resolved = settings.resolved(serving.default_start_method())
         serving.Admission(resolved.allow)  # a user that there is not is told before anything is started
@@ -66,7 +71,7 @@ class Master:
         self.rendezvous = Rendezvous(path, mode=resolved.mode, backlog=resolved.backlog,
                                      insecure_dir=resolved.insecure_dir, control=resolved.control,
                                      allow=resolved.allow)
-        self.crew = Crew(self, resolved, source, inherited)
+        self.crew = Crew(self, resolved, source, inherited, spawner_for)
         self.recent = board.Recent()
         self._adopted = adopted
         self._own_process = own_process
@@ -97,7 +102,8 @@ class Master:
         """
         logs.configure(self.settings)
         self.rendezvous.claim(self.record(), self._adopted)
-        if self.settings.start_method != "spawn":  # without a template, nobody would refuse clients when we are killed
+        # Without a template, nobody would refuse clients when we are killed.
+        if self.settings.start_method != "spawn" and self.settings.workers:
             self.crew.listener = self.rendezvous.shared_listener
         signals = SignalInbox(_SIGNALS) if threading.current_thread() is threading.main_thread() else None
         try:
@@ -175,7 +181,7 @@ class Master:
 
     def _patience(self) -> float | None:
         """Seconds until there is something to do without an event; None if there never will be."""
-        return None if self._wake_at == math.inf else max(0.0, self._wake_at - monotonic())
+        return None if self._wake_at == math.inf else min(LONGEST_WAIT, max(0.0, self._wake_at - monotonic()))
 
     def set_timer(self, name: str, when: float) -> None:
         """Call `_on_<name>` at `when` (monotonic seconds), instead of when it was to be called before."""
@@ -380,14 +386,16 @@ class Master:
 
     def reload(self) -> None:
         """Replace the workers by new ones with freshly imported code; the old ones finish what they have."""
-        if self._draining_until is None:
+        if self.settings.workers == 0:
+            log.warning("not reloading: %s", NOT_WITHOUT_WORKERS)
+        elif self._draining_until is None:
             log.info("reloading")
             self._notifier.reloading()
             self.crew.obey(self.crew.pool.reload(monotonic()))
 
     def scale(self, size: int) -> None:
         """Have `size` workers."""
-        if self._draining_until is None:
+        if self._draining_until is None and self.settings.workers:
             self.settings = replace(self.settings, workers=size)
             self.crew.obey(self.crew.pool.scale(size, monotonic()))
 

@@ -16,29 +16,21 @@ import gc
 import json
 import logging
 import multiprocessing
-import os
-import random
-import sys
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from . import logs
-from . import scoreboard as board
+from . import life, logs
 from ._platform import serving
 from ._platform.serving import Channel, Listener, QueueReader, SharedMemory, SignalInbox
-from .access import worker_for
-from .errors import HandlerImportError, IpcError
-from .handlers import Handler, HandlerSource, load_hook
+from .errors import IpcError
+from .handlers import Handler, HandlerSource
 from .settings import Settings
 
 log = logging.getLogger("ipcsrv.template")
 
 TEMPLATE_PATIENCE = 2.0  # seconds for a template that has nothing left to do; longer, and somebody has stopped it
-START_FAILED = 76  # exit status of a worker that could not start; the master has been told why
 _FORK_FAILED = "nope"
 
 
@@ -279,14 +271,14 @@ def _template(job: Job, channel: Channel) -> None:
     handler = None
     if job.settings.preload:
         try:
-            handler = _load(job)
+            handler = life.load_handler(job)
         except IpcError as error:
-            _tell(channel, "fail", reason=str(error), traceback=getattr(error, "traceback_text", None))
-            _exit(0)
+            life.tell(channel, "fail", reason=str(error), traceback=getattr(error, "traceback_text", None))
+            life.leave(0)
     gc.collect()
     gc.freeze()  # or the collector's marks would copy every page that workers share
     Template(job, channel, handler).run()
-    _exit(0)
+    life.leave(0)
 
 
 class Template:
@@ -304,7 +296,7 @@ class Template:
         poller = serving.poller()
         poller.register(self._channel.fileno(), serving.READ)
         poller.register(self._signals.fileno(), serving.READ)
-        _tell(self._channel, "load")
+        life.tell(self._channel, "load")
         open_for_orders = True
         while open_for_orders or self._children:
             for key, _ in poller.poll():
@@ -340,15 +332,15 @@ class Template:
             with _quiet_about_threads():  # a module that the handler imports may have started one
                 process.start()
         except OSError as error:
-            _tell(self._channel, _FORK_FAILED, number=number, reason=str(error))
+            life.tell(self._channel, _FORK_FAILED, number=number, reason=str(error))
             return
         self._children[number] = process
-        _tell(self._channel, "born", number=number, pid=process.pid)
+        life.tell(self._channel, "born", number=number, pid=process.pid)
 
     def _worker(self, number: int, slot: int, end: Channel) -> None:
         """Runs in the new worker."""
         serving.child_hygiene(self._baseline | {end.fileno(), *_parent_sentinel()})
-        work(self._job, number, slot, end, self._handler)
+        life.work(self._job, slot, end, self._handler)
 
     def _reap(self) -> None:
         for number, process in list(self._children.items()):
@@ -356,29 +348,13 @@ class Template:
             if status is not None:
                 del self._children[number]
                 process.close()
-                _tell(self._channel, "dead", number=number, status=status)
-
-
-def _tell(channel: Channel, kind: str, **content: Any) -> None:
-    text = content.get("traceback")
-    if text and len(text) > 8000:  # a message has its limit; the end of a traceback says most
-        content["traceback"] = "...\n" + text[-8000:]
-    with contextlib.suppress(OSError):  # a dead master is noticed by reading
-        channel.tell(kind, json.dumps(content).encode())
+                life.tell(self._channel, "dead", number=number, status=status)
 
 
 def _parent_sentinel() -> list[int]:
     """The descriptor by which multiprocessing lets a child watch its parent; the handler may use it."""
     parent = multiprocessing.parent_process()
     return [] if parent is None else [int(parent.sentinel)]
-
-
-def _exit(status: int) -> None:
-    """End a forked process without running what its parent had registered to run at its own exit."""
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
 
 
 # -- in a worker ------------------------------------------------------------------------------------------------------
@@ -389,71 +365,4 @@ def _fresh_worker(job: Job, number: int, slot: int, end: Channel) -> None:
     serving.child_hygiene()
     logs.configure(job.settings)
     with contextlib.closing(job.queue), contextlib.closing(end):  # this interpreter ends as others do, not by _exit
-        work(job, number, slot, end, None)
-
-
-def work(job: Job, number: int, slot: int, channel: Channel, handler: Handler | None) -> None:
-    """The whole life of a worker: load what is not loaded, say that it is ready, serve, leave."""
-    words = board.Scoreboard(job.memory.buffer, job.slots).words(slot)
-    words[board.PID] = os.getpid()
-    words[board.STARTED_NS] = time.monotonic_ns()
-    settings = job.settings
-    try:
-        handler = handler or _load(job)
-        start, stop = load_hook(settings.on_worker_start), load_hook(settings.on_worker_stop)
-        worker = worker_for(settings)(settings, _traced(handler, settings), job.queue, job.listener, channel, words,
-                        random.Random())
-        if start is not None:
-            start()
-    except BaseException as error:
-        text = getattr(error, "traceback_text", None) or "".join(traceback.format_exception(error))
-        _tell(channel, "fail", reason=_reason(error), traceback=text, importing=isinstance(error, HandlerImportError))
-        _exit(START_FAILED)
-        raise
-    serving.answer_timeouts_with(worker.say_last_words, logs.dump_stream())
-    logs.reopen_on_hangup()
-    channel.tell("rdy")
-    if job.listener is not None:
-        channel.hear()  # the doors open when the whole generation is ready, or the master is gone
-    worker.run()
-    if stop is not None:
-        _run_stop_hook(stop)
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, IpcError) else f"{type(error).__name__}: {error}"
-
-
-def _run_stop_hook(stop: Callable[..., object]) -> None:
-    try:
-        stop()
-    except Exception:
-        logging.getLogger("ipcsrv.worker").exception("on_worker_stop failed")
-
-
-def _load(job: Job) -> Handler:
-    if job.settings.chdir is not None:
-        os.chdir(job.settings.chdir)
-    return job.source.load()
-
-
-def _traced(handler: Handler, settings: Settings) -> Handler:
-    """The handler between its two request hooks, if there are any."""
-    start, end = load_hook(settings.on_request_start), load_hook(settings.on_request_end)
-    if start is None and end is None:
-        return handler
-
-    def traced(request: Any) -> Any:
-        if start is not None:
-            start(request)
-        outcome: BaseException | None = None
-        try:
-            return handler(request)
-        except BaseException as error:
-            outcome = error
-            raise
-        finally:
-            if end is not None:
-                end(request, outcome)
-
-    return traced
+        life.work(job, slot, end, None)

@@ -483,6 +483,26 @@ def test_a_request_that_takes_too_long_is_answered_so(server: Any) -> None:
     assert running.call(b"10") == b"10"
 
 
+def test_a_server_that_does_not_react_is_ended_by_force_with_its_workers(server: Any, sock_path: str) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "1")
+    record = lifecycle.record(sock_path)
+    assert record is not None
+    assert not lifecycle.wait_gone(sock_path, record, Deadline(0.1), None)
+    lifecycle.kill_all(sock_path, record)
+    assert lifecycle.wait_gone(sock_path, record, Deadline(PATIENCE), None)
+    running.process.wait(PATIENCE)
+    lifecycle.kill_all(sock_path, record)  # nobody is there any more
+    lifecycle.clean_up(sock_path)
+    lifecycle.clean_up(sock_path)
+    assert os.listdir(os.path.dirname(sock_path)) == []
+
+
+def test_a_server_without_a_control_pipe_stops_by_its_event(server: Any, sock_path: str) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "1", "--no-control")
+    assert support.run_command("stop", sock_path).returncode == 0
+    assert running.process.wait(PATIENCE) == 0
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_start_method_that_windows_lacks_is_refused(sock_path: str, method: str) -> None:
     refused = support.run_command("run", sock_path, "handlers_for_tests:echo", "--start-method", method)

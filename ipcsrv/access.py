@@ -24,7 +24,7 @@ from typing import Any
 from . import logs
 from . import scoreboard as board
 from ._platform.serving import Channel, Connection, Listener, QueueReader
-from .complaints import Complaints
+from .complaints import Complaints, verdict
 from .conversation import Conversation
 from .handlers import Handler
 from .peer import Peer
@@ -204,7 +204,7 @@ class LoggingWorker(Worker):
 
     def say_last_words(self) -> None:
         """As `Worker.say_last_words`, with a last line."""
-        code = self.verdict()
+        code = verdict(self._words, self._timeout)
         if code is not None:
             self.exchange().handler = monotonic_ns() - self.tally.began
             self.ended(code)

@@ -89,3 +89,12 @@ def send_quietly(connection: Connection, data: bytes) -> None:
         connection.send(data, DONTWAIT)
     except OSError:
         pass
+
+
+def verdict(words: memoryview[int], request_timeout: float | None) -> str | None:
+    """With which failure the request in hand is to end, as the master has it in our slot; None if it has ended,
+    or is a later one that is still in time."""
+    code = board.VERDICTS[words[board.VERDICT]]
+    since = words[board.SINCE_NS]
+    in_time = code == "timeout" and time.monotonic_ns() - since < (request_timeout or 0) * 1e9
+    return code if since and not in_time else None

@@ -7,6 +7,7 @@ cannot accept for themselves), the word to leave, and, as its end, the end of th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -85,6 +86,14 @@ class Intake:
             self._modest -= 1
         elif served < 2:
             self._modest = NOT_EAGER
+
+    def pass_on(self) -> None:
+        """Give who waits in the backlog to the master, for another worker: we were woken for it, and cannot serve."""
+        assert self._listener is not None
+        with contextlib.suppress(OSError):  # there is none left
+            for _ in range(ACCEPTS_A_TURN):
+                self._keeping.tell("new", b"", self._listener.accept_raw())
+                self._tally.count(CONNECTIONS)
 
     def _backlog_empty(self) -> None:
         """Somebody else was quicker; or the listener refuses new clients, and would wake us for ever."""

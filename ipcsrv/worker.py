@@ -33,7 +33,7 @@ from typing import Any
 from . import scoreboard as board
 from ._platform import serving
 from ._platform.serving import DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader
-from .complaints import VERDICTS, Complaints, Failure, send_quietly
+from .complaints import VERDICTS, Complaints, Failure, send_quietly, verdict
 from .conversation import Conversation, Stalled
 from .exchange import failure_packet
 from .handlers import Handler
@@ -55,6 +55,7 @@ FIRST_WORDS_PATIENCE = 0.001  # seconds; a client's first write follows its conn
 SILENT_CLIENTS = 32  # clients that are not waited for after one that stayed silent
 CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request alone
 SWEEP_INTERVAL_NS = 5_000_000  # between looks at who has been silent for too long, while events keep coming
+LONGEST_WAIT = 86400.0  # seconds; a poller takes milliseconds in 31 bits, which is 24 days
 TIMED_OUT = 75  # exit status after ERR timeout
 
 log = logging.getLogger("ipcsrv.worker")
@@ -119,6 +120,8 @@ class Worker:
         events = self._poller.poll(self._patience())
         if self._limbo and monotonic_ns() - self._words[board.LAST_NS] > LIMBO_AGE_NS:
             self._end_limbo()
+        if self.tally.slow and len(events) > 1 and any(key == listener_key for key, _ in events):
+            intake.pass_on()  # rather than have them wait for those who are first, while others may be idle
         for key, mask in events:
             if key == listener_key:
                 clients = True
@@ -130,8 +133,10 @@ class Worker:
                 self._resume(self._talks[key])
         if returns:
             intake.take()
-        if clients:
+        if clients and self._taking:
             intake.accept()
+        elif clients:
+            intake.pass_on()
         if not events or self.tally.began - self._swept > SWEEP_INTERVAL_NS:
             self._sweep(idle=not events)
 
@@ -143,7 +148,7 @@ class Worker:
         dues = [talk.due for talk in self._talks.values()]
         if self._intake.again_at:
             dues.append(self._intake.again_at)
-        return max(0.0, min(dues) - self.clock()) if dues else None
+        return max(0.0, min(*dues, self.clock() + LONGEST_WAIT) - self.clock()) if dues else None
 
     def _sweep(self, *, idle: bool) -> None:
         """Look after what has been silent or has stalled for too long; `idle`: nothing has come for a while."""
@@ -485,16 +490,9 @@ class Worker:
 
         If the request has ended in the meantime, the next one need not suffer: leave in good order.
         """
-        code = self.verdict()
+        code = verdict(self._words, self._timeout)
         if code is not None and self._current is not None:
             send_quietly(self._current, failure_packet(code, VERDICTS[code]))
             os._exit(TIMED_OUT)
         self._limits.set_reached()
         self._next_check = 0
-
-    def verdict(self) -> str | None:
-        """With which failure the request in hand is to end, if it has not."""
-        code = board.VERDICTS[self._words[board.VERDICT]]
-        since = self._words[board.SINCE_NS]
-        in_time = code == "timeout" and monotonic_ns() - since < (self._timeout or 0) * 1e9
-        return code if since and not in_time else None

@@ -292,6 +292,12 @@ def worker_pids(running: support.RunningServer) -> set[int]:
     return {worker["pid"] for worker in workers_of(running) if worker["state"] in ("idle", "busy")}
 
 
+def process_state(pid: int) -> str:
+    """The letter that the kernel has for what a process is doing: T is stopped (proc(5))."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
 def is_whole(running: support.RunningServer) -> bool:
     """Whether as many workers serve as are wanted, and no others are left."""
     found = running.status()

@@ -124,6 +124,7 @@ def test_a_worker_that_is_stopped_costs_the_others_nothing_and_goes_on_when_cont
     running = server("handlers_for_tests:pid", "--workers", "2")
     stopped = min(load.worker_pids(running))
     os.kill(stopped, signal.SIGSTOP)
+    load.wait_until(lambda: load.process_state(stopped) == "T", "it is stopped, and no longer waits for clients")
     try:
         assert {int(running.call(timeout=2.0)) for _ in range(50)} == load.worker_pids(running) - {stopped}
     finally:

@@ -12,7 +12,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-WIDTH, LABELS, VALUES = 760, 190, 120  # pixels: the drawing, the names on the left, the figures on the right
+WIDTH, LABELS, VALUES = 760, 210, 100  # pixels: the drawing, the names on the left, the figures on the right
 ROW, BAR, HEAD = 24, 16, 54
 
 STYLE = """

@@ -25,9 +25,9 @@ from ipcsrv._platform.serving import (
     RETIRE,
     WRITE,
     Channel,
-    Connection,
     QueueReader,
     SharedMemory,
+    adopt,
 )
 
 PATIENCE = 30.0
@@ -90,7 +90,7 @@ def test_a_silent_connection_is_reported_when_it_speaks_and_as_long_as_it_is_unr
     stream.send(b"hello")
     for _ in range(3):
         assert [key for key, _ in poller.poll(PATIENCE)] == [raw]
-    with closing(Connection(raw)) as connection:
+    with closing(adopt(raw)) as connection:
         assert connection.recv(100, DONTWAIT) == b"hello"
         with pytest.raises(BlockingIOError):
             connection.recv(100, DONTWAIT)
@@ -107,7 +107,7 @@ def test_a_connection_is_reported_when_its_client_goes(connect: Connect) -> None
     stream.close()
     assert [key for key, _ in poller.poll(PATIENCE)] == [raw]
     poller.unregister(raw)
-    connection = Connection(raw)
+    connection = adopt(raw)
     assert connection.recv(10, DONTWAIT) == b""
     assert connection.gone()
     connection.close()
@@ -130,7 +130,7 @@ def test_what_was_unregistered_is_not_reported(connect: Connect) -> None:
 
 def test_a_connection_is_writable_until_its_client_stops_reading_and_again_when_it_reads(connect: Connect) -> None:
     stream, raw = connect()
-    connection, poller = Connection(raw), serving.poller()
+    connection, poller = adopt(raw), serving.poller()
     poller.register(raw, WRITE)
     assert poller.poll(PATIENCE)
     data, sent = b"x" * 4_000_000, 0
@@ -200,7 +200,7 @@ def test_a_connection_goes_through_the_queue_with_its_stamp(connect: Connect) ->
     writer.put(raw, 12345)
     taken, stamp = reader.get()
     assert stamp == 12345
-    with closing(Connection(taken)) as connection:
+    with closing(adopt(taken)) as connection:
         stream.send(b"hello")
         assert connection.recv(100) == b"hello"
     wait_for_errands()
@@ -278,7 +278,7 @@ def test_workers_in_other_processes_serve_from_the_queue_and_leave_at_its_end(co
 
 def _echo_once_each(reader: QueueReader) -> None:
     while (item := reader.get()) != END:
-        with closing(Connection(item[0])) as connection:  # type: ignore[arg-type]
+        with closing(adopt(item[0])) as connection:  # type: ignore[arg-type]
             connection.send(connection.recv(100) + b"!")
 
 
@@ -291,7 +291,7 @@ def test_what_a_dead_worker_left_in_the_queue_the_next_one_takes(connect: Connec
     ended(doomed)
     taken, stamp = reader.get()
     assert stamp == 7
-    with closing(Connection(taken)) as connection:
+    with closing(adopt(taken)) as connection:
         connection.send(b"served")
     assert stream.recv(100) == b"served"
     writer.close()
@@ -367,7 +367,7 @@ def test_a_child_gives_a_connection_back_and_may_keep_its_own(connect: Connect) 
     assert ended(worker) == 0
     for raw_again, text in ((copy, b"copy"), (back, b"back")):
         assert raw_again is not None
-        with closing(Connection(raw_again)) as connection:
+        with closing(adopt(raw_again)) as connection:
             connection.send(text)
             assert stream.recv(100) == text
     assert stream.recv(1) == b""
@@ -388,7 +388,7 @@ def heard(poller: Any, channel: Channel) -> tuple[str, bytes, int | None]:
 
 def _give_back(reader: QueueReader, channel: Channel) -> None:
     item = reader.get()
-    connection = Connection(item[0])  # type: ignore[arg-type]
+    connection = adopt(item[0])  # type: ignore[arg-type]
     channel.tell("keep", b"1", connection.fileno(), keep=True)
     channel.tell("kept", b"", connection.detach())
     assert reader.get() == END

@@ -39,7 +39,7 @@ def accepted(place: serving.Rendezvous) -> serving.Connection:
     with_poller.register(place.listener.fileno(), serving.READ)
     try:
         assert with_poller.poll(PATIENCE), "nobody connected"
-        return serving.Connection(place.accept())
+        return serving.adopt(place.accept())
     finally:
         with_poller.close()
 

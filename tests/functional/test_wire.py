@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import socket
-import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import git_peer
@@ -269,18 +266,15 @@ def lateness(path: str, pause: str) -> list[float]:
 
 
 @pytest.mark.parametrize("pause", ["sleep", "work"])
-def test_a_chunk_is_on_the_wire_within_5_ms_of_being_yielded(path: str, pause: str) -> None:
-    # The machine may be busy with other things, which makes chunks late in a round, but not in round after round.
-    rounds = list(_until_in_time(lateness(path, pause) for _ in range(20)))
-    assert max(rounds[-1]) <= 5.0, f"late by {[f'{max(late):.1f}' for late in rounds]} ms"
-    assert statistics.median(itertools.chain.from_iterable(rounds)) <= 5.0
-
-
-def _until_in_time(rounds: Iterator[list[float]]) -> Iterator[list[float]]:
-    for late in rounds:
-        yield late
-        if max(late) <= 5.0:
+def test_each_chunk_is_on_the_wire_within_5_ms_of_being_yielded(path: str, pause: str) -> None:
+    # A machine that is busy with other things makes chunks late now and then; a server that holds one back makes the
+    # same one late in every round, and by as much as the handler's pause.
+    best = [float("inf")] * 10
+    for _ in range(50):
+        best = list(map(min, best, lateness(path, pause)))
+        if max(best) <= 5.0:
             return
+    pytest.fail(f"in 50 rounds the chunks were late by at least {[f'{late:.1f}' for late in best]} ms")
 
 
 def peak_memory(running: support.RunningServer) -> int:

@@ -24,6 +24,7 @@ log = logging.getLogger("ipcsrv.control")
 
 MAX_QUESTION = 64 * 1024  # bytes
 REFUSAL_INTERVAL = 1.0  # seconds between two lines in the log about who was refused
+PAUSE = 0.2  # seconds without accepting when there was no descriptor
 MAX_CONNECTIONS = 64  # of peers who ask; more are closed
 SUFFIX_OF_ANSWER = 1 << 20  # bytes that one write takes, with the send buffer that we ask for
 
@@ -59,6 +60,12 @@ class Controller:
         if listener is not None:
             self._master.watch(listener.fileno(), self._accept)
 
+    def accept_again(self) -> None:
+        """There may be a descriptor now."""
+        if self._listener is not None:
+            self._master.unwatch(self._listener.fileno())
+            self._master.watch(self._listener.fileno(), self._accept)
+
     def close(self) -> None:
         """Stop listening; connections stay until `hang_up`, so that their peers see the end when it is the end."""
         if self._listener is not None:
@@ -87,8 +94,12 @@ class Controller:
         assert self._listener is not None
         try:
             raw = accept_raw(self._listener)
-        except OSError:
-            return  # nobody, or no descriptor for it: the peer's deadline is its own
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor for it: it would wake us for ever
+            self._master.unwatch(self._listener.fileno())
+            self._master.set_timer("control", monotonic() + PAUSE)
+            return
         connection = adopt(raw)
         if len(self._talks) >= MAX_CONNECTIONS or not self._admission.admits(connection):
             self._refuse(connection)

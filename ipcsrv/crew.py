@@ -8,6 +8,7 @@ back, all but the one that it was reading or answering.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import random
@@ -50,6 +51,7 @@ class Office(Protocol):
     def error_told(self, text: str) -> None: ...
     def expect_overdue(self) -> None: ...
     def exhausted(self, reason: str) -> None: ...
+    def take_stock(self) -> None: ...
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Hand:
     process: Process | None = None
     kept: dict[bytes, int] = field(default_factory=dict)
     ready: bool = False
+    heard: bool = True
     open: bool = False
     reason: str | None = None
     traceback_text: str | None = None
@@ -246,6 +249,19 @@ class Crew:
             self.failure = StartError(command.reason, self._settings.log_file, command.traceback)
         log.error("giving up: %s%s", command.reason, f"\n{command.traceback}" if command.traceback else "")
 
+    def set_short(self, short: bool) -> None:
+        """Have the workers accept no more connections for now, or again."""
+        for hand in self.hands.values():
+            self.scoreboard.words(hand.slot)[board.SHORT] = short
+
+    def listen_to_workers(self, listen: bool) -> None:
+        """Take what workers give back, or leave it where it is: with no descriptor left it would be lost (unix(7))."""
+        for hand in self.hands.values():
+            if hand.channel is not None and hand.ready and listen != hand.heard:
+                hand.heard = listen
+                key = hand.channel.fileno()
+                self._office.watch(key, functools.partial(self._hear, hand)) if listen else self._office.unwatch(key)
+
     # -- overdue requests ---------------------------------------------------------------------------------------------
 
     def watch_requests(self) -> None:
@@ -393,6 +409,7 @@ class Crew:
     def _heard(self, hand: Hand, kind: str, body: bytes, raw: int | None) -> None:
         if kind == "keep" and raw is not None:
             hand.kept[body] = raw
+            self._office.take_stock()
         elif kind == "drop" and body in hand.kept:
             serving.close_raw(hand.kept.pop(body))
         elif kind == "back" and body in hand.kept:

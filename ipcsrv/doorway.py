@@ -29,6 +29,7 @@ from ._platform import serving
 from ._platform.serving import HANGUP, READ, WRITE, QueueWriter, Rendezvous
 from .crew import Crew
 from .exchange import failure_packet
+from .headroom import Headroom
 from .intake import PACED
 
 log = logging.getLogger("ipcsrv.master")
@@ -36,7 +37,7 @@ log = logging.getLogger("ipcsrv.master")
 PACED_NS = 2_000_000  # a client that was silent for 2 ms takes its time
 NEW_CLIENT_GRACE = 1.0  # seconds after accept in which a stop waits for a client's first request
 BACK_OFF = (0.1, 2.0)  # seconds, first and longest, without accepting when a descriptor or the memory ran out
-SPARE_DESCRIPTORS = 16  # kept free for what must not fail: connections coming back, new workers
+CALM = 2.0  # seconds without want after which it is over
 STAMPS = 1024  # connections; a queue of the kernel's holds fewer
 ACCEPTS_A_TURN = 64  # connections accepted before the other events have theirs
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
@@ -70,7 +71,8 @@ class Doorway:
         self._room_watched = False
         self._accepting = False
         self._draining = False
-        self._room = serving.descriptor_limit() - SPARE_DESCRIPTORS
+        self._short = False  # of descriptors
+        self._headroom = Headroom(crew)
         self._exhausted_for = 0.0  # seconds of the present back-off, 0 if there is none
         self._stamps = [0] * STAMPS  # when the last so many connections were put into the queue, as a ring
         self._handed = 0  # connections put into queues
@@ -104,8 +106,6 @@ class Doorway:
             self.accepted += 1
             if not self._hand_over(raw, monotonic_ns()):
                 break
-        else:
-            self._recover()
         self.last_client = monotonic()
         if self._draining:
             self.go_on_draining()
@@ -149,8 +149,7 @@ class Doorway:
                 self._waiting.rotate(1)  # it was put at the end, and is the first
                 return
         self._watch_room(False)
-        self._watch_listener(True)
-        self._recover()
+        self._watch_listener(not self._short)
         if self._draining:
             self.go_on_draining()
 
@@ -179,23 +178,69 @@ class Doorway:
         """Out of descriptors or memory is a state: say so once, pause, try again."""
         self._say_exhausted(os.strerror(error.errno or 0))
         self._exhausted_for = min(BACK_OFF[1], self._exhausted_for * 2 or BACK_OFF[0])
+        self._reception.set_timer("calm", monotonic() + self._exhausted_for + CALM)
         self._watch_listener(False)
         self._reception.set_timer("resume", monotonic() + self._exhausted_for)
 
     def exhausted(self, reason: str) -> None:
-        """A worker has no descriptor left for new clients: say so once for all of them, until it is over."""
+        """There is no descriptor for new clients: say so once, until there has been one for a while."""
         self._say_exhausted(reason)
-        self._exhausted_for = BACK_OFF[1]
-        self._reception.set_timer("resume", monotonic() + self._exhausted_for)
+        self._exhausted_for = self._exhausted_for or BACK_OFF[0]
+        self._reception.set_timer("calm", monotonic() + CALM)
 
     def _say_exhausted(self, reason: str) -> None:
         if not self._exhausted_for:
             log.warning("cannot take connections for now: %s; clients wait", reason)
 
-    def _recover(self) -> None:
-        if self._exhausted_for:
+    def recover(self) -> None:
+        """Nothing has run out for a while."""
+        if self._short:
+            self._reception.set_timer("calm", monotonic() + CALM)
+        elif self._exhausted_for:
             self._exhausted_for = 0.0
             log.info("taking connections again")
+
+    def take_stock(self) -> None:
+        """See whether there are descriptors for more connections; if not, none is accepted until there are.
+
+        Who was served and has been silent for longest makes room, between two requests; for others may wait to be
+        served for the first time.
+        """
+        held, room = self._held(), self._headroom.room()
+        if held >= room:
+            self.exhausted(os.strerror(errno.EMFILE))
+            self._set_short(True)
+            if held >= self._headroom.limit():
+                self._crew.listen_to_workers(False)
+        if self._short:
+            self._reception.set_timer("resume", monotonic() + BACK_OFF[0])
+
+    def _held(self) -> int:
+        return len(self.parked) + len(self._waiting) + self._headroom.entrusted()
+
+    def _set_short(self, short: bool) -> None:
+        self._short = short
+        self._crew.set_short(short)
+        self._watch_listener(not short)
+
+    def resume(self) -> None:
+        """Try whether things are better."""
+        if self._short:
+            self._make_room()
+            if self._held() < self._headroom.limit():
+                self._crew.listen_to_workers(True)
+            if self._held() * 4 >= self._headroom.room() * 3:
+                self._reception.set_timer("resume", monotonic() + BACK_OFF[0])
+                return
+            self._set_short(False)
+        self.refill()
+
+    def _make_room(self) -> None:
+        excess = self._held() - self._headroom.room() // 2
+        served = [raw for raw, parked in self.parked.items() if parked.served]
+        for raw in served[: max(0, excess)]:
+            self._leave_park(raw)
+            self._see_off(raw)
 
     # -- parking ------------------------------------------------------------------------------------------------------
 
@@ -206,8 +251,7 @@ class Doorway:
             return
         self.parked[raw] = Parked(monotonic_ns(), served)
         self._poller.register(raw, READ)
-        if len(self.parked) >= self._room and self._accepting:
-            self._back_off(OSError(errno.EMFILE, ""))
+        self.take_stock()
         if self._draining:
             self.go_on_draining()
 
@@ -280,8 +324,10 @@ class Doorway:
         while self._accepting:
             try:
                 raw = self._rendezvous.accept()
-            except OSError:
+            except OSError as error:
                 self._watch_listener(False)
+                if error.errno in _EXHAUSTED:
+                    self._back_off(error)  # there may be more
                 return
             self.accepted += 1
             self._hand_over(raw, monotonic_ns())  # where it cannot, it stops the accepting

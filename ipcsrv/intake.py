@@ -71,6 +71,9 @@ class Intake:
         """Serve who waits in the backlog: one, or one after the other while that pays."""
         assert self._listener is not None
         accept, begin, words = self._listener.accept_next, self._host.begin, self._tally.words
+        if words[board.SHORT]:
+            self._pause()
+            return
         served = 0
         try:
             for served in range(1 if self._modest else ACCEPTS_A_TURN):  # noqa: B007 - how far it got counts below
@@ -105,9 +108,13 @@ class Intake:
             self._unwatch(self.listener_key)  # it refuses new clients, and has none left
         elif error.errno in _EXHAUSTED:
             self._keeping.give_back_all()
-            self._unwatch(self.listener_key)
-            self.again_at = time.monotonic() + EXHAUSTED_PAUSE
+            self._pause()
             self._keeping.tell("full", os.strerror(error.errno or 0).encode())
+
+    def _pause(self) -> None:
+        """Clients wait in the backlog for a while."""
+        self._unwatch(self.listener_key)
+        self.again_at = time.monotonic() + EXHAUSTED_PAUSE
 
     def take(self) -> None:
         """Bring what the queue has, if another worker was not quicker."""

@@ -13,6 +13,7 @@ lives (`worker`, "If it dies").  Limbo is therefore short: it ends when the next
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections import deque
 from time import monotonic_ns
 from typing import Any
@@ -27,6 +28,9 @@ LIMBO_TIME = 0.001  # seconds without a new client after which those in limbo ar
 LIMBO_AGE_NS = 40_000  # since the last response: we had to wait for what came then, and those in limbo had their time
 MAX_SILENT = 64  # connections held silent at a time
 CHATTY_NS = 1_000_000  # a client whose next request comes within 1 ms is in a loop
+
+
+_EXHAUSTED = {getattr(errno, "ETOOMANYREFS", -1), errno.ENOBUFS, errno.ENOMEM}
 
 
 class Held:
@@ -53,15 +57,20 @@ class Keeping:
         self.limbo: deque[Connection] = deque()
         self.last: list[Held] = []  # to be served though the server stops: they had asked before they could be told
         self._numbers = 0
-        self._most = min(MAX_SILENT, descriptor_limit() // 4)
+        self._most = min(MAX_SILENT, descriptor_limit() // 8)
 
-    def tell(self, kind: str, body: bytes = b"", raw: int | None = None, *, keep: bool = False) -> None:
-        """Send the master a message; with a dead master there is nobody to give anything to."""
+    def tell(self, kind: str, body: bytes = b"", raw: int | None = None, *, keep: bool = False) -> bool:
+        """Send the master a message; with a dead master there is nobody to give anything to.
+
+        False if it could not be sent now: the kernel holds too many descriptors on their way (unix(7), ETOOMANYREFS).
+        """
         try:
             self._channel.tell(kind, body, raw, keep=keep)
-        except OSError:
+        except OSError as error:
             if raw is not None and not keep:
                 close_raw(raw)
+            return error.errno not in _EXHAUSTED
+        return True
 
     def hold(self, connection: Connection, kind: str) -> None:
         """Watch a silent connection; if we hold too many already, it goes back at once."""
@@ -70,7 +79,10 @@ class Keeping:
             self.give_back(held)
             return
         self.entrust(held)
-        key = connection.fileno()
+        self._watch(held)
+
+    def _watch(self, held: Held) -> None:
+        key = held.connection.fileno()
         self.silent[key] = held
         self._words[board.HELD] += 1
         self._poller.register(key, READ)
@@ -85,8 +97,8 @@ class Keeping:
     def entrust(self, held: Held) -> None:
         """Give the master a copy of a connection, against our death."""
         self._numbers += 1
-        held.number = self._numbers
-        self.tell("keep", b"%d" % held.number, held.connection.fileno(), keep=True)
+        if self.tell("keep", b"%d" % self._numbers, held.connection.fileno(), keep=True):
+            held.number = self._numbers
 
     def release(self, held: Held) -> None:
         """Have the master drop its copy: the connection is in our hands alone."""
@@ -109,8 +121,11 @@ class Keeping:
         elif held.number:
             self.tell("back", b"%d" % held.number)
             held.connection.close()
+        elif self.tell(held.kind, b"", held.connection.fileno(), keep=True):
+            held.connection.close()
         else:
-            self.tell(held.kind, b"", held.connection.detach())
+            held.since = monotonic_ns()
+            self._watch(held)  # until the next attempt
 
     def _see_off(self, held: Held) -> None:
         asked = held.kind == "new" or held.connection.hear_out()
@@ -131,6 +146,6 @@ class Keeping:
 
     def give_back_all(self, but: Held | None = None) -> None:
         """Give back everything that is silent, or may be."""
+        self.give_back_silent(but)
         while self.limbo:
             self.give_back(Held(self.limbo.popleft(), "kept"))
-        self.give_back_silent(but)

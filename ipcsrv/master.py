@@ -9,6 +9,7 @@ Signal handlers only enqueue (`SignalInbox`); what the signals mean is the table
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -90,6 +91,7 @@ class Master:
         self._finished = False
         self._interrupts = self._log_reopened = 0
         self.pid = os.getpid()
+        self._folder = os.getcwd()  # as it was: it may go
         self.last_error: dict[str, Any] | None = None
 
     # -- its life -----------------------------------------------------------------------------------------------------
@@ -129,8 +131,8 @@ class Master:
             "command": " ".join(sys.orig_argv),
             "handler": self.source.target,
             "settings": self.settings.to_dict(),
-            "log_file": self.settings.log_file and os.path.abspath(self.settings.log_file),
-            "cwd": os.getcwd(),
+            "log_file": self.settings.log_file and os.path.join(self._folder, self.settings.log_file),
+            "cwd": self._folder,
             "path": self.rendezvous.path,
             "lock_file": self.rendezvous.lock_path,
             "workers": self.crew.pids(),
@@ -148,7 +150,8 @@ class Master:
 
     def roster_changed(self) -> None:
         """Workers came or went: keep what the lock file says of them true, for whoever has to clean up after us."""
-        self.rendezvous.write_record(self.record())
+        with contextlib.suppress(OSError):  # a full disk is no reason to end
+            self.rendezvous.write_record(self.record())
 
     def _loop(self) -> None:
         poll, callbacks, parked, unpark = self._poller.poll, self._callbacks, self.doorway.parked, self.doorway.unpark
@@ -286,6 +289,10 @@ class Master:
         """A connection that was left in a queue."""
         self.doorway.requeue(raw)
 
+    def take_stock(self) -> None:
+        """We have been given a connection: are there descriptors for more?"""
+        self.doorway.take_stock()
+
     def exhausted(self, reason: str) -> None:
         """A worker has no descriptor left."""
         self.doorway.exhausted(reason)
@@ -376,7 +383,13 @@ class Master:
         self.doorway.end_grace()
 
     def _resume(self, _: float) -> None:
-        self.doorway.refill()
+        self.doorway.resume()
+
+    def _accept_control(self, _: float) -> None:
+        self._controller.accept_again()
+
+    def _check_calm(self, _: float) -> None:
+        self.doorway.recover()
 
     def stop_now(self) -> None:
         """Stop without waiting for requests in progress."""
@@ -423,4 +436,6 @@ _TIMERS: dict[str, Callable[[Master, float], None]] = {
     "grace": Master._end_grace,
     "drained": Master._drain_timed_out,
     "watchdog": Master._show_life,
+    "calm": Master._check_calm,
+    "control": Master._accept_control,
 }

@@ -33,15 +33,16 @@ if TYPE_CHECKING:
 # -- the layout of one slot, in words of 8 bytes ----------------------------------------------------------------
 
 #: Gauges. PID is 0 in a free slot. VERDICT and WATCHED are the master's: why the worker is told to answer its client
-#: with a failure (an index into VERDICTS), and whether the master looks out for overdue requests.
+#: with a failure (an index into VERDICTS), and whether the master looks out for overdue requests; so is SHORT:
+#: whether it is short of descriptors for what workers give back.
 #: LAST_NS is when the last request ended, SINCE_NS when the present one began (0: there is none), in monotonic time.
 #: CURRENT is the number of the kept connection that is being read or answered, 0 where it is not a kept one.
-PID, STARTED_NS, HELD, VERDICT, WATCHED, LAST_NS, SINCE_NS, CURRENT = range(8)
+PID, STARTED_NS, HELD, VERDICT, WATCHED, SHORT, LAST_NS, SINCE_NS, CURRENT = range(9)
 VERDICTS = ("", "timeout", "stopping")
 STOPPING = VERDICTS.index("stopping")
 #: Counters: what was taken, how it ended, how much of it there was. QUEUED counts what came by the master's queue.
-REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(8, 15)
-HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(15, 23)
+REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(9, 16)
+HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(16, 24)
 
 FIRST_COUNTER = REQUESTS
 FIRST_HISTOGRAM = LOST + 1
@@ -140,6 +141,7 @@ class SlotFacts(NamedTuple):
     held: int
     verdict: int
     watched: int
+    short: int
     last_ns: int
     since_ns: int
     current: int

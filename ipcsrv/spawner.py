@@ -16,6 +16,7 @@ import gc
 import json
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -328,10 +329,13 @@ class Template:
 
     def _fork(self, number: int, slot: int, end: Channel) -> None:
         process = self._context.Process(target=self._worker, args=(number, slot, end), name=f"ipcsrv-worker-{number}")
+        before = serving.open_descriptors()
         try:
             with _quiet_about_threads():  # a module that the handler imports may have started one
                 process.start()
         except OSError as error:
+            for leaked in serving.open_descriptors() - before:  # multiprocessing makes its pipes before it forks
+                os.close(leaked)
             life.tell(self._channel, _FORK_FAILED, number=number, reason=str(error))
             return
         self._children[number] = process

@@ -92,7 +92,7 @@ class Worker:
         self._small_response = min(MAX_DATA, settings.max_response_size or MAX_DATA)
         self._small_request = min(MAX_DATA, settings.max_request_size or MAX_DATA)
         self._timeout = settings.request_timeout
-        self._most_talks = serving.descriptor_limit() // 2
+        self._most_talks = serving.descriptor_limit() // 3
         self._limits = Limits(settings, rng)
         self._next_check = self._limits.next_check
 
@@ -101,7 +101,7 @@ class Worker:
     def run(self) -> None:
         """Serve until the queue has ended or we leave, and what is in hand is done."""
         self._intake.watch(True)
-        while self._taking or self._talks:
+        while self._taking or self._talks or self._silent:
             self._attend()
             if not self._taking:
                 self._keeping.give_back_all()

@@ -46,13 +46,15 @@ class Load:
     """So many clients, each in its thread, from `with` to the end of the block.
 
     keeping: clients with one kept connection each; connecting: clients with a connection for each request.
-    size: makes the nth request of a client of so many bytes. `failures` are those of requests that were sent or would
-    have been; `refusals` those of clients that could not connect or whose kept connection was closed between two
-    requests.
+    size: makes the nth request of a client of so many bytes; request: the same each time; pause: seconds after each.
+    `failures` are those of requests that were sent or would have been; `refusals` those of clients that could not
+    connect, or whose kept connection was closed between two requests.
     """
 
     def __init__(self, path: str, *, keeping: int = 8, connecting: int = 8, size: Callable[[int], int] = lambda n: 20,
-                 answer: Callable[[bytes], bytes] = lambda request: request, timeout: float = 20.0) -> None:
+                 answer: Callable[[bytes], bytes] = lambda request: request, timeout: float = 20.0,
+                 request: bytes | None = None, pause: float = 0.0) -> None:
+        self._request_text, self._pause = request, pause
         self._path, self._size, self._answer, self._timeout = path, size, answer, timeout
         self._over = threading.Event()
         self.books = [Book() for _ in range(keeping + connecting)]
@@ -82,6 +84,8 @@ class Load:
     # -- the clients --------------------------------------------------------------------------------------------------
 
     def _request(self, number: int, count: int) -> bytes:
+        if self._request_text is not None:
+            return self._request_text
         mark = b"client %d request %d " % (number, count)
         return (mark * (self._size(count) // len(mark) + 1))[: max(self._size(count), len(mark))]
 
@@ -122,6 +126,8 @@ class Load:
         book.answered += 1
         book.wrong += response != self._answer(request)
         book.seconds.append(time.monotonic() - began)
+        if self._pause:
+            self._over.wait(self._pause)
         return True
 
     # -- the books ----------------------------------------------------------------------------------------------------
@@ -314,10 +320,10 @@ def template_pid(running: support.RunningServer) -> int:
 
 def kill_workers(running: support.RunningServer, seconds: float, every: float = 0.05) -> int:
     """SIGKILL a random worker at this interval for so long; how many were killed."""
-    rng, killed, until = random.Random(), 0, time.monotonic() + seconds
+    rng, killed, until, template = random.Random(), 0, time.monotonic() + seconds, template_pid(running)
     while time.monotonic() < until:
         next_at = time.monotonic() + every
-        found = list(worker_pids(running))
+        found = list(support.children(template))
         if found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(found), signal.SIGKILL)

@@ -228,9 +228,9 @@ def test_a_handler_learns_that_its_client_has_gone(server: ServerFactory, tmp_pa
     running = server("handlers_for_tests:wait_for_cancel", "--workers", "1")
     name = tmp_path / "r"
     client = load.raw(running.path, load.message(os.fspath(name).encode()))
-    load.wait_until(lambda: (tmp_path / "r.begun").exists(), "the request begins")
+    load.wait_until((tmp_path / "r.begun").exists, "the request begins")
     client.close()
-    load.wait_until(lambda: (tmp_path / "r.cancelled").exists(), "it is cancelled")
+    load.wait_until((tmp_path / "r.cancelled").exists, "it is cancelled")
     assert load.is_whole(running)
 
 

@@ -1,0 +1,219 @@
+"""Out of descriptors or processes is a state, not a death; and whatever a client sends is its own problem."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+from faults import load
+
+import ipcsrv
+from ipcsrv import pktline
+
+SEED = 20_240_901
+
+
+# -- descriptors ------------------------------------------------------------------------------------------------------
+
+
+FEW_DESCRIPTORS = 'ulimit -n 64; exec "$@"'
+
+
+def short_of_descriptors(running: support.RunningServer) -> int:
+    """How often the server has said that it is."""
+    return sum("cannot take connections for now" in line for line in str(running.output).splitlines())
+
+
+def test_with_64_descriptors_500_clients_are_served_in_turn(server: ServerFactory) -> None:
+    with load.started_by(FEW_DESCRIPTORS):
+        running = server("handlers_for_tests:slow", "--workers", "2")
+    clients = []
+    for _ in range(500):
+        clients.append(load.raw(running.path))
+    for client in clients:
+        client.sendall(load.message(b"1"))
+    assert [client.recv(9) for client in clients] == [load.message(b"1")] * 500  # and all of them stay
+    for client in clients:
+        client.close()
+    assert running.call(b"1") == b"1"
+    assert load.is_whole(running)
+    assert running.stop() == 0
+    running.output.rest()
+    assert short_of_descriptors(running) <= 2
+
+
+@pytest.mark.parametrize("silent", [20, 30])
+def test_with_64_descriptors_silent_clients_lose_nothing(server: ServerFactory, silent: int) -> None:
+    with load.started_by(FEW_DESCRIPTORS):
+        running = server("handlers_for_tests:echo", "--workers", "2")
+    waiting = [load.raw(running.path) for _ in range(silent)]
+    load.wait_until(lambda: running.status()["parked"] >= 10, "they are parked")  # type: ignore[operator]
+    for number, client in enumerate(waiting):
+        client.sendall(load.message(b"%d" % number))
+        assert client.recv(100) == load.message(b"%d" % number)
+        client.close()
+    assert running.call(b"next") == b"next"
+    assert load.is_whole(running)
+
+
+def test_without_a_descriptor_the_server_waits_and_does_not_spin(server: ServerFactory) -> None:
+    with load.started_by(FEW_DESCRIPTORS):
+        running = server("handlers_for_tests:echo", "--workers", "1")
+    silent = []
+    for _ in range(150):
+        silent.append(load.raw(running.path))
+    control = [load.raw(running.path + ".control") for _ in range(40)]
+    time.sleep(0.5)  # for what is going on to settle
+    before = cpu_seconds(running)
+    seconds = 1.0
+    time.sleep(seconds)
+    assert cpu_seconds(running) - before < 0.2 * seconds
+    for client in silent + control:
+        client.close()
+    assert running.call(b"next", timeout=5.0) == b"next"
+
+
+def cpu_seconds(running: support.RunningServer) -> float:
+    """Processor time that all of a server's processes have used."""
+    ticks = 0
+    for pid in running.processes():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+AS_NOBODY = (
+    "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all,+dac_override "
+    "--ambient-caps=-all,+dac_override --bounding-set=-all,+dac_override prlimit --nproc=60"
+)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv") or not shutil.which("prlimit"),
+    reason="needs root, to start a server as another user with a limit of its own",
+)
+def test_without_a_process_the_server_serves_on_and_fills_up_when_it_can(server: ServerFactory, sock_dir: str) -> None:
+    os.chown(sock_dir, 65534, 65534)
+    with load.started_by(f'{AS_NOBODY} "$@"'):
+        running = server("handlers_for_tests:pid", "--workers", "2", "--allow", "uid:0")
+    template = next(iter(support.children(running.pid)))
+    before = len(support.descriptors(template))
+    others, command = [], [*AS_NOBODY.split()[1:], "sleep", "60"]
+    while (other := subprocess.Popen(command, stderr=subprocess.DEVNULL)).poll() is None:
+        others.append(other)  # one more process of the same user, until there can be none
+        if len(others) >= 70 or not _has_come_up(other):
+            break
+    running.signal(signal.SIGTTIN)
+    running.output.wait_for("workers cannot be started")
+    for _ in range(20):
+        assert int(ipcsrv.call(running.path, trust=65534, timeout=5.0)) in running.workers()
+    for other in others:
+        other.kill()
+        other.wait()
+    running.output.wait_for("workers can be started again")
+    load.wait_until(lambda: len(support.children(template)) == 3, "three workers")
+    assert len(support.descriptors(template)) <= before + 2  # of multiprocessing's, for the new child
+    assert str(running.output).count("workers cannot be started") == 1
+
+
+def _has_come_up(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has become `sleep`; False if there was no process for it."""
+    load.wait_until(lambda: process.poll() is not None or _name(process.pid) == "sleep", "it begins")
+    return process.poll() is None
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+# -- floods -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_burst_of_connections_is_answered_to_the_last(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:slow", "--workers", "2", "--backlog", "2000")
+    clients = [load.raw(running.path, load.message(b"2")) for _ in range(1000)]
+    assert [client.recv(9) for client in clients] == [load.message(b"2")] * 1000
+    for client in clients:
+        client.close()
+
+
+def test_a_request_that_is_too_large_is_cut_off_when_little_more_than_the_limit_is_held(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "1", "--max-request-size", "1MB")
+    pid = load.worker_pids(running).pop()
+    running.call(b"x" * 900_000)
+    before = load.peak_rss(pid)
+    for _ in range(3):
+        client = load.raw(running.path)
+        sent, piece = 0, load.packet(b"x" * pktline.MAX_DATA)
+        with contextlib.suppress(ConnectionError):
+            while sent < 10**10:
+                sent += client.send(piece)
+        assert b"ERR too-large" in load.rest_of(client)
+        assert sent < 4_000_000
+        client.close()
+    assert load.peak_rss(pid) - before < 3_000_000
+    assert load.worker_pids(running) == {pid}
+
+
+def test_random_bytes_and_mutated_messages_harm_nobody(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "2", "--max-request-size", "1MB", "--read-timeout", "1",
+                     "--log-level", "error")
+    workers, rng = load.worker_pids(running), random.Random(SEED)
+    for number in range(1500):
+        client = load.raw(running.path)
+        with contextlib.suppress(OSError):
+            client.sendall(nonsense(rng))
+            if number % 2:
+                client.shutdown(socket.SHUT_WR)
+                load.rest_of(client)
+        client.close()
+    assert running.call(b"well") == b"well"
+    assert load.worker_pids(running) == workers
+
+
+def nonsense(rng: random.Random) -> bytes:
+    """Bytes of no sense, or messages that have been damaged."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        return rng.randbytes(rng.randrange(1, 300))
+    whole = b"".join(load.message(rng.randbytes(rng.randrange(1, 100))) for _ in range(rng.randrange(1, 5)))
+    if kind == 1:
+        return whole[: rng.randrange(len(whole))]
+    if kind == 2:
+        damaged = bytearray(whole)
+        for _ in range(rng.randrange(1, 6)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        return bytes(damaged)
+    return b"".join(rng.choice([b"0000", b"0001", b"0004", b"fff0", b"FFFF", b"0005", b"00"]) for _ in range(20))
+
+
+# -- surroundings that go away ----------------------------------------------------------------------------------------
+
+
+def test_the_folder_that_a_server_was_started_in_may_go(
+    server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    running = server("handlers_for_tests:echo", "--workers", "1")
+    monkeypatch.undo()
+    folder.rmdir()
+    os.kill(load.worker_pids(running).pop(), signal.SIGKILL)
+    load.wait_until(lambda: load.is_whole(running), "a new worker serves")
+    assert running.call(b"x") == b"x"

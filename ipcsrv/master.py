@@ -88,7 +88,7 @@ class Master:
         self._draining_until: float | None = None
         self._listening = False
         self._stolen = False
-        self._finished = False
+        self._claimed = self._finished = False
         self._interrupts = self._log_reopened = 0
         self.pid = os.getpid()
         self._folder = os.getcwd()  # as it was: it may go
@@ -103,14 +103,12 @@ class Master:
         `StartError` where its workers died too often, and `SocketStolen` where its path was taken away.
         """
         logs.configure(self.settings)
-        self.rendezvous.claim(self.record(), self._adopted)
-        # Without a template, nobody would refuse clients when we are killed.
-        if self.settings.start_method != "spawn" and self.settings.workers:
-            self.crew.listener = self.rendezvous.shared_listener
+        # From before there is a file that a signal could make us leave behind.
         signals = SignalInbox(_SIGNALS) if threading.current_thread() is threading.main_thread() else None
         try:
             if signals is not None:
                 self.watch(signals.fileno(), lambda: self._on_signals(signals))
+            self._claim()
             self.crew.obey(self.crew.pool.start(monotonic()))
             self._tick()  # what has to happen by when
             self._loop()
@@ -122,6 +120,13 @@ class Master:
             raise self.crew.failure
         if self._stolen:
             raise SocketStolen(self.rendezvous.path)
+
+    def _claim(self) -> None:
+        self.rendezvous.claim(self.record(), self._adopted)
+        self._claimed = True
+        # Without a template, nobody would refuse clients when we are killed.
+        if self.settings.start_method != "spawn" and self.settings.workers:
+            self.crew.listener = self.rendezvous.shared_listener
 
     def record(self) -> dict[str, Any]:
         """What the lock file and `status` say of this server."""
@@ -177,7 +182,8 @@ class Master:
         self._controller.hang_up()
         self._poller.close()
         self._notifier.close()
-        log.info("stopped")
+        if self._claimed:
+            log.info("stopped")
         logs.unconfigure()
 
     # -- time ---------------------------------------------------------------------------------------------------------

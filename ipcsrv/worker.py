@@ -32,7 +32,7 @@ from typing import Any
 
 from . import scoreboard as board
 from ._platform import serving
-from ._platform.serving import DONTWAIT, HANGUP, Admission, Channel, Connection, Listener, QueueReader
+from ._platform.serving import DONTWAIT, Admission, Channel, Connection, Listener, QueueReader
 from .complaints import VERDICTS, Complaints, Failure, send_quietly, verdict
 from .conversation import Conversation, Stalled
 from .exchange import failure_packet
@@ -111,32 +111,23 @@ class Worker:
     def _attend(self) -> None:
         """Wait for everything together; serve what is ready.
 
-        New connections come last: one of them may get the descriptor of one that has just been closed, for which there
-        may be an event in hand.
+        What comes from outside is taken first: we alone may have been woken for it.  An event is a hint, no more: its
+        descriptor may be another connection's by the time it is looked at.
         """
-        intake = self._intake
-        listener_key, queue_key = intake.listener_key, intake.queue_key
-        clients = returns = False
+        intake, silent, talks = self._intake, self._silent, self._talks
         events = self._poller.poll(self._patience())
         if self._limbo and monotonic_ns() - self._words[board.LAST_NS] > LIMBO_AGE_NS:
             self._end_limbo()
-        if self.tally.slow and len(events) > 1 and any(key == listener_key for key, _ in events):
-            intake.pass_on()  # rather than have them wait for those who are first, while others may be idle
-        for key, mask in events:
-            if key == listener_key:
-                clients = True
-            elif key == queue_key:
-                returns = True
-            elif (held := self._silent.get(key)) is not None:
-                self._hear(held, mask)
-            elif key in self._talks:
-                self._resume(self._talks[key])
-        if returns:
+        keys = [key for key, _ in events]
+        if intake.queue_key in keys:
             intake.take()
-        if clients and self._taking:
-            intake.accept()
-        elif clients:
-            intake.pass_on()
+        if intake.listener_key in keys:
+            intake.accept() if self._taking else intake.pass_on()
+        for key in keys:
+            if (held := silent.get(key)) is not None:
+                self._hear(held)
+            elif key in talks:
+                self._resume(talks[key])
         if not events or self.tally.began - self._swept > SWEEP_INTERVAL_NS:
             self._sweep(idle=not events)
 
@@ -244,11 +235,8 @@ class Worker:
 
     # -- held connections ---------------------------------------------------------------------------------------------
 
-    def _hear(self, held: Held, mask: int) -> None:
-        """A held connection has something: its next request, or its end."""
-        if mask & HANGUP:
-            self._keeping.drop(held)
-            return
+    def _hear(self, held: Held) -> None:
+        """A held connection may have something: its next request, or its end."""
         if held.chatty and len(self._silent) == 1 and not self._talks and not self._limbo:
             self._chat(held)
             return
@@ -350,6 +338,9 @@ class Worker:
     def _end_badly(self, connection: Connection, size: int, counter: int, held: Held | None) -> bool:
         self._handled(size)
         self.tally.count(counter)
+        return self._close(connection, held)
+
+    def _close(self, connection: Connection, held: Held | None) -> bool:
         if held is not None:
             self._keeping.drop(held)
         else:
@@ -370,9 +361,6 @@ class Worker:
 
         response: what the handler has returned, if it has, to a request of `handled` bytes; unsent: what is left of it.
         """
-        if held is not None:
-            self._keeping.forget(connection)
-            self._keeping.release(held)
         talk = Conversation(self, connection, data)
         if unsent is not None:
             self._handled(handled)
@@ -381,31 +369,36 @@ class Worker:
         elif response is not Failure:
             self._handled(handled)
             talk.answer_first(response)
+        self._current = connection
+        try:
+            talk.mask, talk.due = next(talk.steps)
+        except StopIteration as stop:  # it did not have to wait
+            return bool(stop.value) or self._close(connection, held)
+        if held is not None:
+            self._keeping.forget(connection)
+            self._keeping.release(held)
         self._talks[connection.fileno()] = talk
         if len(self._talks) >= self._most_talks:
             self._intake.watch(False)
         self._words[board.HELD] += 1
-        self._resume(talk, started=False)
+        self._poller.register(connection.fileno(), talk.mask)
         return False
 
-    def _resume(self, talk: Conversation, stalled: Stalled | None = None, started: bool = True) -> None:
+    def _resume(self, talk: Conversation, stalled: Stalled | None = None) -> None:
         """Run a conversation until it waits or ends."""
         key = talk.connection.fileno()
         self._current = talk.connection
         try:
             mask, talk.due = talk.steps.throw(stalled) if stalled is not None else next(talk.steps)
         except StopIteration as stop:
-            self._end_talk(talk, key, started, whole=stop.value)
+            self._end_talk(talk, key, whole=stop.value)
             return
-        if not started:
-            self._poller.register(key, mask)
-        elif mask != talk.mask:
+        if mask != talk.mask:
             self._poller.modify(key, mask)
-        talk.mask = mask
+            talk.mask = mask
 
-    def _end_talk(self, talk: Conversation, key: int, started: bool, *, whole: bool) -> None:
-        if started:
-            self._poller.unregister(key)
+    def _end_talk(self, talk: Conversation, key: int, *, whole: bool) -> None:
+        self._poller.unregister(key)
         del self._talks[key]
         self._words[board.HELD] -= 1
         if self._taking and not self._intake.again_at:
@@ -460,8 +453,9 @@ class Worker:
         while self._keeping.last:
             held = self._keeping.last.pop()
             if held.kind == "new":
-                self._converse(held.connection, b"", held)
-                if (talk := self._talks.get(held.connection.fileno())) is not None:
+                if self._converse(held.connection, b"", held):
+                    self._keeping.give_back(held)
+                elif (talk := self._talks.get(held.connection.fileno())) is not None:
                     talk.due = min(talk.due, self.clock() + NEW_CLIENT_GRACE)
                 continue
             self._words[CURRENT] = held.number

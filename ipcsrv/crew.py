@@ -313,6 +313,7 @@ class Crew:
 
     def generation_failed(self, generation: int, reason: str, traceback_text: str | None) -> None:
         """The template could not import the handler, or be started."""
+        self._office.error_told(reason)
         plain = _without_target(reason, self._source)
         self._import_error = HandlerImportError(self._source.target, traceback_text, plain)
         self.obey(self.pool.generation_failed(generation, reason, traceback_text, monotonic()))
@@ -363,14 +364,18 @@ class Crew:
         self._office.roster_changed()
 
     def _note_death(self, hand: Hand, status: int | None, reason: str) -> None:
-        if status not in (0, START_FAILED):
+        if status == START_FAILED:
+            self._office.error_told(reason)
+        elif status != 0:
             log.warning("worker %d (slot %d) %s", hand.number, hand.slot, reason)
+            self._office.error_told(f"worker {hand.number} (slot {hand.slot}) {reason}")
 
     def _settle_estate(self, hand: Hand) -> bool:
         """Close the connection that a dead worker had in hand, take the others back; whether it had served anyone."""
         words = self.scoreboard.words(hand.slot)
         if words[board.SINCE_NS]:
-            words[board.LOST] += 1
+            words[board.REQUESTS] += 1
+            words[board.TIMEOUTS if board.VERDICTS[words[board.VERDICT]] == "timeout" else board.LOST] += 1
         in_hand = b"%d" % words[board.CURRENT]
         for number, raw in hand.kept.items():
             if number == in_hand:

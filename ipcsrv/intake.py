@@ -91,8 +91,13 @@ class Intake:
             self._modest = NOT_EAGER
 
     def pass_on(self) -> None:
-        """Give who waits in the backlog to the master, for another worker: we were woken for it, and cannot serve."""
+        """Give who waits in the backlog to the master, for another worker: we were woken for it, and cannot serve.
+
+        Not where the server stops: there the master has no queue any more, and who has come is served by us all.
+        """
         assert self._listener is not None
+        if self._tally.words[board.VERDICT] == board.STOPPING:
+            return
         with contextlib.suppress(OSError):  # there is none left
             for _ in range(ACCEPTS_A_TURN):
                 self._keeping.tell("new", b"", self._listener.accept_raw())

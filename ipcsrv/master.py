@@ -29,7 +29,7 @@ from ._version import __version__
 from .controller import Controller
 from .crew import Crew
 from .doorway import Doorway
-from .errors import SocketStolen
+from .errors import SettingsError, SocketStolen
 from .handlers import HandlerSource
 from .pool import State
 from .settings import Settings
@@ -66,6 +66,9 @@ class Master:
         spawner_for: Callable[[Job, Facts], Spawner] = spawner_for,
     ) -> None:
         self.settings = resolved = settings.resolved(serving.default_start_method())
+        if resolved.start_method not in serving.start_methods():
+            raise SettingsError(f"{resolved.start_method} does not exist on this system: use one of "
+                                f"{', '.join(serving.start_methods())}", name="start_method")
         serving.Admission(resolved.allow)  # a user that there is not is told before anything is started
         self.source = source
         self.started = monotonic()

@@ -10,6 +10,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import support
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On Windows, skip by capability what a test reaches for in vain."""
+    if os.name == "nt" and not config.pluginmanager.has_plugin("wine.capabilities"):
+        config.pluginmanager.import_plugin("wine.capabilities")
+
+
 ServerFactory = Callable[..., support.RunningServer]
 
 

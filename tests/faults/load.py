@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import resource
+try:
+    import resource
+except ModuleNotFoundError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
 import select
 import signal
 import socket

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from .. import settings
@@ -25,6 +26,9 @@ _VALUES = (
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes."""
     _serving_arguments(parser)
+    parser.add_argument(
+        "--reload", action="store_true", help="reload whenever a file of the handler's is saved (for development)"
+    )
     parser.add_argument(
         "--print-settings", action="store_true", help="show every setting and where it comes from, and serve nothing"
     )
@@ -74,9 +78,23 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(settings_table(chosen, sources))
         return OK
     _require_operands(arguments)
-    from .. import server
+    with _reloading(arguments, chosen):
+        from .. import server
 
-    return server.run_foreground(arguments.path, arguments.target, chosen, banner=_print_banner)
+        return server.run_foreground(arguments.path, arguments.target, chosen, banner=_print_banner)
+
+
+def _reloading(arguments: argparse.Namespace, chosen: settings.Settings) -> AbstractContextManager[object]:
+    """What `--reload` asks for, if it was given."""
+    if not arguments.reload:
+        return nullcontext()
+    if not chosen.control:
+        raise UsageError("--reload needs the control socket: leave out --no-control")
+    if chosen.workers == 0:
+        raise UsageError("--reload needs workers: with --workers 0 the handler is in the server's own process")
+    from .reloading import Watch
+
+    return Watch(arguments.path, arguments.target)
 
 
 def start(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,108 @@
+"""`ipcsrv run --reload`: a saved file is served by new workers, a broken one breaks nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import support
+
+from ipcsrv.cli import reloading
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a handler and a module that it imports."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.py").write_text("import prices\n\ndef handle(request):\n    return prices.ANSWER\n")
+    (tmp_path / "prices.py").write_text("ANSWER = b'one'\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("watchfiles", [False, True])
+def test_a_saved_file_is_served_and_a_broken_one_breaks_nothing(
+    project: Path, sock_path: str, watchfiles: bool
+) -> None:
+    if watchfiles:
+        pytest.importorskip("watchfiles")
+    running = support.RunningServer(sock_path, "shop:handle", "--workers", "1", "--reload")
+    try:
+        running.wait_until_listening()
+        running.output.wait_for("watching ")
+        assert running.call() == b"one"
+        (project / "prices.py").write_text("ANSWER = b'two'\n")  # of the same size, and within the same second
+        running.output.wait_for("prices.py changed: reloading")
+        running.output.wait_for("generation 2 serves")
+        assert running.call() == b"two"
+        (project / "prices.py").write_text("ANSWER = broken\n")
+        running.output.wait_for("not reloaded")
+        assert running.call() == b"two"
+        assert "NameError" in str(running.output)
+        (project / "prices.py").write_text("ANSWER = b'three'\n")
+        running.output.wait_for("generation 4 serves")
+        assert running.call() == b"three"
+        assert not list(project.rglob("*.pyc"))
+        processes = running.processes()
+        assert running.stop() == 0
+        assert support.wait_gone(processes) == set()
+    finally:
+        running.clean_up()
+
+
+def test_the_watching_process_goes_with_a_server_that_is_killed(project: Path, sock_path: str) -> None:
+    running = support.RunningServer(sock_path, "shop:handle", "--workers", "1", "--reload")
+    try:
+        running.wait_until_listening()
+        processes = running.processes()
+        running.kill()
+        assert support.wait_gone(processes) == set()
+    finally:
+        running.clean_up()
+
+
+def test_what_it_cannot_be_together_with_is_said(sock_path: str) -> None:
+    for option, word in (("--no-control", b"control socket"), ("--workers=0", b"workers")):
+        done = support.run_command("run", sock_path, "zlib:compress", "--reload", option)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert word in done.stderr
+        assert done.stderr.count(b"\n") == 1
+
+
+def test_a_handler_in_the_current_folder_has_all_of_it_watched_and_an_installed_one_its_package(project: Path) -> None:
+    assert reloading.places("shop:handle") == [os.getcwd()]
+    (json_folder,) = reloading.places("json.decoder:JSONDecoder")
+    assert os.path.samefile(json_folder, os.path.dirname(sys.modules["json"].__file__ or ""))
+    (zip_file,) = reloading.places("zipfile:main")
+    assert os.path.basename(zip_file).startswith("zipfile")
+    assert reloading.places("no_such_module:handle") == [os.getcwd()]
+
+
+def test_changes_are_found_by_looking_and_installed_packages_are_passed_over(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloading, "INTERVAL", 0.001)
+    over = threading.Event()
+    (project / "venv" / "site-packages").mkdir(parents=True)
+    found = reloading.changes_by_looking([str(project)], over, lambda: None)
+    wait = iter(found)
+    before = reloading.stamps([str(project)])
+    assert sorted(map(os.path.basename, before)) == ["prices.py", "shop.py"]
+
+    def save() -> None:
+        (project / "venv" / "site-packages" / "theirs.py").write_text("")
+        (project / ".hidden.txt").write_text("")
+        (project / "new.py").write_text("")
+
+    timer = threading.Timer(0.05, save)
+    timer.start()
+    assert [os.path.basename(file) for file in next(wait)] == ["new.py"]
+    (project / "new.py").unlink()
+    assert [os.path.basename(file) for file in next(wait)] == ["new.py"]
+    over.set()
+    assert next(wait, None) is None
+    timer.join()
+
+

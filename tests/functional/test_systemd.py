@@ -280,7 +280,7 @@ def test_the_unit_files_fit_each_other_and_the_command_line() -> None:
 
     listen, serve = unit("words.socket")["Socket"], unit("words.service")["Service"]
     command = serve["ExecStart"].split()
-    assert command[1:] == ["run", listen["ListenStream"], "words:handle"]
+    assert command[1:] == ["run", listen["ListenStream"], "words:count"]
     assert listen["FileDescriptorName"] == NAME
     assert serve["Type"].startswith("notify")
     assert float(serve["TimeoutStopSec"]) > make().drain_timeout

@@ -117,7 +117,7 @@ REG
 run_suite() {
     local status=0
     cd "$root"
-    [ $# -gt 0 ] || set -- tests tests/wine  # the last is left out elsewhere: it is about Windows alone
+    [ $# -gt 0 ] || set -- tests/contract tests/wine tests/unit  # tests/wine has what the other suites ask by Unix's means
     env -u PYTHONHOME -u VIRTUAL_ENV -u TMPDIR PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 PYTHONPATH='tests;.' \
         "$dir/winpython" -m pytest -p no:cacheprovider -p wine.capabilities "$@" || status=$?
     "$dir/winpython" --stop || true

@@ -12,7 +12,6 @@ import functools
 import logging
 import math
 import random
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, monotonic_ns
@@ -28,8 +27,7 @@ from .handlers import HandlerSource, fingerprint
 from .life import START_FAILED
 from .pool import Pool
 from .settings import Settings
-from .spawner import Facts, Job, Spawner, spawner_for
-from .worker import TIMED_OUT
+from .spawner import Facts, Job, Spawner, describe, spawner_for
 
 log = logging.getLogger("ipcsrv.master")
 
@@ -484,20 +482,6 @@ def leftovers(reader: QueueReader) -> list[int]:
             return found
         if isinstance(item, tuple):
             found.append(item[0])
-
-
-def describe(status: int | None) -> str:
-    """How a process ended, in words."""
-    if status is None:
-        return "ended (its exit status is not known)"
-    if status == TIMED_OUT:
-        return "ended after request_timeout"
-    if status < 0:
-        try:
-            return f"was killed by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"was killed by signal {-status}"
-    return f"exited with status {status}"
 
 
 def _without_target(reason: str, source: HandlerSource) -> str:

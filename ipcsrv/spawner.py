@@ -17,6 +17,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -28,6 +29,7 @@ from ._platform.serving import Channel, Listener, QueueReader, SharedMemory, Sig
 from .errors import IpcError
 from .handlers import Handler, HandlerSource
 from .settings import Settings
+from .worker import TIMED_OUT
 
 log = logging.getLogger("ipcsrv.template")
 
@@ -370,3 +372,17 @@ def _fresh_worker(job: Job, number: int, slot: int, end: Channel) -> None:
     logs.configure(job.settings)
     with contextlib.closing(job.queue), contextlib.closing(end):  # this interpreter ends as others do, not by _exit
         life.work(job, slot, end, None)
+
+
+def describe(status: int | None) -> str:
+    """How a process ended, in words."""
+    if status is None:
+        return "ended (its exit status is not known)"
+    if status == TIMED_OUT:
+        return "ended after request_timeout"
+    if status < 0:
+        try:
+            return f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was killed by signal {-status}"
+    return f"exited with status {status}"

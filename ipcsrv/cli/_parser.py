@@ -25,8 +25,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         advice = self._nearest_option(message)
-        for theirs, ours in (("unrecognized arguments:", "unknown"), ("argument ", "")):
-            message = message.replace(theirs, ours, 1)
+        if message.startswith(_UNRECOGNIZED):  # with its value or without, as the version of argparse has it
+            message = f"unknown {message.removeprefix(_UNRECOGNIZED).split()[0]}"
+        message = message.replace("argument ", "", 1)
         raise UsageError(f"{message}: {advice}see `{self.prog} --help`")
 
     def _nearest_option(self, message: str) -> str:
@@ -43,6 +44,9 @@ class Parser(argparse.ArgumentParser):
         if any(action.nargs == argparse.REMAINDER for action in self._actions):
             return self.parse_args(arguments)
         return self.parse_intermixed_args(arguments)
+
+
+_UNRECOGNIZED = "unrecognized arguments: "
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -89,7 +89,7 @@ def test_the_quick_parser_takes_operands_and_options_in_any_order() -> None:
         ("call ./s a b", "unknown b: see `ipcsrv call --help`"),
         ("call ./s --timeout soon", "--timeout: 'soon' is not a time such as 30, 30s, 250ms, 5m or 1h: see"),
         ("call ./s --timeout 0", "--timeout: '0' is not above 0: see `ipcsrv call --help`"),
-        ("call ./s --timeuot 3", "unknown --timeuot 3: did you mean `--timeout`? or see `ipcsrv call --help`"),
+        ("call ./s --timeuot 3", "unknown --timeuot: did you mean `--timeout`? or see `ipcsrv call --help`"),
         ("is-active", "the following arguments are required: PATH: see `ipcsrv is-active --help`"),
         ("run", "PATH and MODULE:HANDLER are missing: see `ipcsrv run --help`"),
         ("start ./s", "MODULE:HANDLER is missing: see `ipcsrv start --help`"),

@@ -223,13 +223,13 @@ class Master:
         if self.rendezvous.still_ours():
             self.set_timer("identity", now + IDENTITY_INTERVAL)
             self.recent.push(now, self.crew.scoreboard.totals())
-            self._check_log()
+            self.look_after_log()
         elif self._draining_until is None:
             self._stolen = True
             log.error("the socket %s was removed or replaced: draining, then stopping", self.rendezvous.path)
             self.stop()
 
-    def _check_log(self) -> None:
+    def look_after_log(self) -> None:
         """Look whether the log was rotated; who is idle would keep the old file, and its room on the disk."""
         times = logs.reopen()
         if times != self._log_reopened:
@@ -434,6 +434,7 @@ _SIGNALS: dict[str, Callable[[Master], None]] = {
     "SIGHUP": Master.reload,
     "SIGTTIN": lambda master: master.scale(master.crew.pool.size + 1),
     "SIGTTOU": lambda master: master.scale(master.crew.pool.size - 1),
+    "SIGUSR1": Master.look_after_log,
     "SIGUSR2": Master.dump_all_stacks,
 }
 

@@ -111,7 +111,7 @@ def child_hygiene(keep: Iterable[int] | None = None) -> None:
             elif number not in keep:
                 os.close(number)
     signal.set_wakeup_fd(-1)
-    for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU"):
+    for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), _ignore)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 

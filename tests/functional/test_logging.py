@@ -23,15 +23,18 @@ def files_open_in(pid: int) -> set[str]:
 
 
 @posix_only
+@pytest.mark.parametrize("told", [False, True])
 def test_after_a_rotation_everybody_writes_to_the_new_file_also_who_is_idle_or_stuck(
-    server: ServerFactory, tmp_path: Path
+    server: ServerFactory, tmp_path: Path, told: bool
 ) -> None:
     log = tmp_path / "log"
     running = server("handlers_for_tests:slow", "--workers", "2", "--log-file", str(log))
     stuck = threading.Thread(target=lambda: running.call(b"7000"))
     stuck.start()
     log.rename(tmp_path / "log.1")
-    # Nobody logs anything: the master finds out by itself, and tells the others.
+    # Nobody logs anything: the master finds out by itself, or is told, and tells the others.
+    if told:
+        running.signal(signal.SIGUSR1)
     processes = running.processes()
     assert len(processes) == 4  # the template too
     for pid in processes:

@@ -65,7 +65,7 @@ def test_a_stream_that_its_client_reads_slowly_is_not_the_handlers_fault(server:
 
 def test_a_hung_request_is_noticed_whenever_it_comes(server: ServerFactory) -> None:
     running = server("handlers_for_tests:hang_if_asked", "--workers", "1", "--request-timeout", "0.3")
-    for pause in (0.0, 0.1, 0.2, 0.299, 0.3, 0.301):
+    for pause in (0.0, 0.1, 0.299, 0.301):
         running.call(b"quick")
         time.sleep(pause)  # the point: at every phase of a timer that may run
         with pytest.raises(ipcsrv.HandlerTimeout):
@@ -76,9 +76,9 @@ def test_a_hung_request_is_noticed_whenever_it_comes(server: ServerFactory) -> N
 def test_a_hung_request_of_a_kept_connection_costs_the_others_nothing(
     server: ServerFactory, in_background: Background
 ) -> None:
-    running = server("handlers_for_tests:hang_if_asked", "--workers", "2", "--request-timeout", "1")
+    running = server("handlers_for_tests:hang_if_asked", "--workers", "2", "--request-timeout", "0.7")
     with load.Load(running.path, keeping=4, connecting=2) as clients:
-        for _ in range(3):
+        for _ in range(2):
             hung = in_background(lambda: running.call(b"hang"))
             assert isinstance(hung.error(), ipcsrv.HandlerTimeout)
     assert not clients.failures and not clients.wrong, clients.report()
@@ -92,10 +92,10 @@ def test_a_kept_client_does_not_wait_for_the_slow_request_of_another(
 ) -> None:
     running = server("handlers_for_faults:long_or_short", "--workers", "2")
     with ipcsrv.connect(running.path) as kept:
-        for _ in range(12):
+        for _ in range(5):
             for _ in range(40):  # until the worker that has it thinks of nothing slow
                 kept.call(b"short")
-            slow = in_background(lambda: running.call(b"long 700"))
+            slow = in_background(lambda: running.call(b"long 500"))
             worst = 0.0
             while not slow.is_over:
                 began = time.monotonic()

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import monotonic, monotonic_ns
+from time import monotonic
 from typing import Any, Protocol
 
 from . import commands
@@ -75,6 +74,7 @@ class Hand:
     kept: dict[bytes, int] = field(default_factory=dict)
     ready: bool = False
     heard: bool = True
+    relieved: int = 0
     open: bool = False
     reason: str | None = None
     traceback_text: str | None = None
@@ -260,31 +260,7 @@ class Crew:
                 key = hand.channel.fileno()
                 self._office.watch(key, functools.partial(self._hear, hand)) if listen else self._office.unwatch(key)
 
-    # -- overdue requests ---------------------------------------------------------------------------------------------
-
-    def watch_requests(self) -> None:
-        """Somebody has begun a request while nobody was looking out: from now on we are."""
-        for hand in self.hands.values():
-            self.scoreboard.words(hand.slot)[board.WATCHED] = 1
-
-    def check_overdue(self, now: float, limit: float) -> float:
-        """Find requests that have run for longer than `limit` seconds; when to look again, or infinity if never."""
-        return min((self._check_request(hand, now, limit) for hand in list(self.hands.values())), default=math.inf)
-
-    def _check_request(self, hand: Hand, now: float, limit: float) -> float:
-        words = self.scoreboard.words(hand.slot)
-        words[board.WATCHED] = 0  # before we look: whoever begins a request from now on tells us
-        since = words[board.SINCE_NS]
-        if not since:
-            return math.inf
-        words[board.WATCHED] = 1
-        age = (monotonic_ns() - since) / 1e9
-        if age < limit:
-            return now + limit - age
-        if decided := self.pool.overdue(hand.number, now):
-            log.warning("worker %d has been at one request for %.1f s (request_timeout)", hand.number, age)
-            self.obey(decided)
-        return now + limit
+    # -- what workers are doing ---------------------------------------------------------------------------------------
 
     def anyone_busy(self) -> bool:
         """Whether a worker has a request or a connection."""

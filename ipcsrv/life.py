@@ -39,7 +39,7 @@ def work(job: Job, slot: int, channel: Channel, handler: Handler | None) -> None
         tell_failure(channel, error)
         leave(START_FAILED)
         raise
-    serving.answer_timeouts_with(worker.say_last_words, logs.dump_stream())
+    serving.answer_timeouts_with(worker.say_last_words, worker.relieve, logs.dump_stream())
     logs.reopen_on_hangup()
     serve(job, worker, channel, stop)
 

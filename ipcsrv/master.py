@@ -35,6 +35,7 @@ from .pool import State
 from .settings import Settings
 from .spawner import Facts, Job, Spawner, spawner_for
 from .systemd import Notifier
+from .vigil import Vigil
 
 log = logging.getLogger("ipcsrv.master")
 
@@ -76,6 +77,7 @@ class Master:
                                      insecure_dir=resolved.insecure_dir, control=resolved.control,
                                      allow=resolved.allow)
         self.crew = Crew(self, resolved, source, inherited, spawner_for)
+        self._vigil = Vigil(self.crew, resolved.request_timeout)
         self.recent = board.Recent()
         self._adopted = adopted
         self._own_process = own_process
@@ -237,18 +239,16 @@ class Master:
             self.crew.reopen_logs()
 
     def _check_overdue(self, now: float) -> None:
-        """request_timeout: find requests that have run for too long, and when the next one could have."""
-        assert self.settings.request_timeout is not None
-        again = self.crew.check_overdue(now, self.settings.request_timeout)
+        """Find requests that have run for long, or for too long (request_timeout), and when the next one could have."""
+        again = self._vigil.look(now)
         if again < math.inf:
             self.set_timer("overdue", again)
 
     def expect_overdue(self) -> None:
         """A worker has begun a request, and nobody is looking out for it: from now on we are."""
-        limit = self.settings.request_timeout
-        self.crew.watch_requests()
-        if limit is not None and "overdue" not in self._timers:
-            self.set_timer("overdue", monotonic() + limit)
+        when = monotonic() + self._vigil.begin()
+        if self._timers.get("overdue", math.inf) > when:
+            self.set_timer("overdue", when)
 
     def _check_idle(self, now: float) -> None:
         """idle_exit: stop if there has been no client for so long."""

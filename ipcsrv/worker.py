@@ -310,7 +310,8 @@ class Worker:
         tally.words[SINCE_NS] = tally.began = began = monotonic_ns()
         request = Request(payload)
         request._context = (connection, began, self._timeout)
-        if self._timeout is not None and not tally.words[board.WATCHED]:
+        others = self._limbo or len(self._silent) > (held is not None)
+        if (others or self._timeout is not None) and not tally.words[board.WATCHED]:
             self._keeping.tell("busy")
         try:
             response = self._handler(request)
@@ -415,7 +416,7 @@ class Worker:
         self._current = connection
         began = self.tally.begin()
         request._context = (connection, began, self._timeout)
-        if self._timeout is not None and not self._words[board.WATCHED]:
+        if (self._timeout is not None or self._silent or self._limbo) and not self._words[board.WATCHED]:
             self._keeping.tell("busy")
         try:
             return self._handler(request)
@@ -427,7 +428,7 @@ class Worker:
     def resume_handler(self, since: int) -> None:
         """The handler's code runs (again) in a stream; `since` is when it began, less what was not its own time."""
         self._words[SINCE_NS] = since
-        if self._timeout is not None and not self._words[board.WATCHED]:
+        if (self._timeout is not None or self._silent or self._limbo) and not self._words[board.WATCHED]:
             self._keeping.tell("busy")
 
     def pause_handler(self) -> int:
@@ -478,6 +479,11 @@ class Worker:
         if reached is not None:
             log.info("leaving %s", reached)
             self.leave()
+
+    def relieve(self) -> None:
+        """On the master's word, in a signal handler: this request takes long, others can serve who else is here."""
+        if self._words[SINCE_NS] and self._current is not None:
+            self._keeping.give_back_all(but=self._silent.get(self._current.fileno()))
 
     def say_last_words(self) -> None:
         """On the master's word, in a signal handler: answer the client in hand with the verdict, and die.

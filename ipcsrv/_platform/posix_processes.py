@@ -121,10 +121,11 @@ def announce_descriptors(*things: Any) -> list[int]:
     return [thing if isinstance(thing, int) else thing.fileno() for thing in things]
 
 
-def answer_timeouts_with(reply: Callable[[], None], log_descriptor: int) -> None:
-    """In a worker: on the master's word, dump all stacks (also from C code), or run `reply`."""
+def answer_timeouts_with(reply: Callable[[], None], relieve: Callable[[], None], log_descriptor: int) -> None:
+    """In a worker: on the master's word, dump all stacks (also from C code), or run `reply` or `relieve`."""
     faulthandler.register(signal.SIGUSR1, file=log_descriptor, all_threads=True, chain=False)
     signal.signal(signal.SIGUSR2, lambda *_: reply())
+    signal.signal(signal.SIGURG, lambda *_: relieve())
 
 
 class Process:
@@ -140,6 +141,10 @@ class Process:
     def ask_for_stacks(self) -> None:
         """Have it write the stacks of all its threads into the log."""
         self._send(signal.SIGUSR1)
+
+    def ask_for_relief(self) -> None:
+        """Have it give back what waits behind the request in its hands, if its interpreter still runs."""
+        self._send(signal.SIGURG)
 
     def ask_for_last_words(self) -> None:
         """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""

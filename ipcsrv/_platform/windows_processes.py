@@ -213,7 +213,7 @@ def _event_name(pid: int, what: str) -> str:
     return rf"Local\ipcsrv-{what}-{pid}"
 
 
-def answer_timeouts_with(reply: Callable[[], None], log_descriptor: int) -> None:
+def answer_timeouts_with(reply: Callable[[], None], _relieve: Callable[[], None], log_descriptor: int) -> None:
     """In a worker: on the master's word, dump all stacks, or run `reply`; in a thread that waits for it.
 
     Unlike a signal handler it needs the interpreter, so it waits for a handler that keeps that to itself (in C).
@@ -271,6 +271,9 @@ class Process:
     def ask_for_stacks(self) -> None:
         """Have it write the stacks of all its threads into the log."""
         _set_event_of(self.pid, "stacks")
+
+    def ask_for_relief(self) -> None:
+        """Nothing: what a worker holds can be given back by its own thread alone, which is in the handler."""
 
     def ask_for_last_words(self) -> None:
         """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""

@@ -469,7 +469,7 @@ def _answer(channel: Channel, log: str) -> None:
         os._exit(3)
 
     with open(log, "w") as file:
-        serving.answer_timeouts_with(reply, file.fileno())
+        serving.answer_timeouts_with(reply, reply, file.fileno())
         channel.tell("rdy")
         while True:
             time.sleep(PATIENCE)

@@ -235,8 +235,8 @@ class Future:
 # -- raw clients ------------------------------------------------------------------------------------------------------
 
 
-def raw(path: str, data: bytes = b"", timeout: float = support.TIMEOUT) -> socket.socket:
-    """A connected plain socket that has sent `data`."""
+def raw(path: str, data: bytes = b"", timeout: float | None = support.TIMEOUT) -> socket.socket:
+    """A connected plain socket that has sent `data`; with a timeout, the queue must not be full."""
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(timeout)
     try:

@@ -1,8 +1,8 @@
 """Requests that take long: others do not wait behind them, and beyond `request_timeout` they are given up.
 
 Nobody is asked: since when a request runs stands in the scoreboard.  Nor does anybody look while nothing depends on it:
-a worker that begins a request with others in its hands, or under a request_timeout, tells us, unless `WATCHED` says that
-we look anyway.  Then a timer looks for as long as there is such a request.  Runs in the master.
+a worker that begins a request with others in its hands, or under a request_timeout, tells us, unless `WATCHED` says
+that we look anyway.  Then a timer looks for as long as there is such a request.  Runs in the master.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Vigil:
         return RELIEF if self._limit is None else min(RELIEF, self._limit)
 
     def look(self, now: float) -> float:
-        """Have others served whom a request keeps waiting, give up what took too long; when to look again, or infinity."""
+        """Have others served whom a request keeps waiting, give up what took too long; when to look again, or never."""
         return now + min((self._look_at(hand, now) for hand in list(self._crew.hands.values())), default=math.inf)
 
     def _look_at(self, hand: Hand, now: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+
 try:
     import resource
 except ModuleNotFoundError:  # Windows has no such limits

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import dataclasses
 import io
 import json
+import re
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any

@@ -88,7 +88,7 @@ def test_a_version_that_does_not_import_leaves_the_old_one_serving(server: Serve
     version.write_text("two")
     assert support.run_command("reload", running.path).returncode == 0
     assert running.call(b"x") == b"two x"
-    assert load.is_whole(running)
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")
 
 
 def test_a_version_that_hangs_while_importing_is_given_up(server: ServerFactory, version: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_handler_learns_that_its_client_has_gone(server: ServerFactory, tmp_pa
     load.wait_until((tmp_path / "r.begun").exists, "the request begins")
     client.close()
     load.wait_until((tmp_path / "r.cancelled").exists, "it is cancelled")
-    assert load.is_whole(running)
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")
 
 
 def test_the_iterator_of_a_stream_is_closed_when_its_client_goes(server: ServerFactory, tmp_path: Path) -> None:
@@ -241,4 +241,4 @@ def test_the_iterator_of_a_stream_is_closed_when_its_client_goes(server: ServerF
     assert client.recv(100)
     client.close()
     load.wait_until(name.exists, "its iterator is closed")
-    assert load.is_whole(running)
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")

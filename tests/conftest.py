@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,11 @@ import support
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """On Windows, skip by capability what a test reaches for in vain."""
+    """Give servers the signals that they expect; on Windows, skip by capability what a test reaches for in vain."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job has it so, and its children too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGQUIT") and signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     if os.name == "nt" and not config.pluginmanager.has_plugin("wine.capabilities"):
         config.pluginmanager.import_plugin("wine.capabilities")
 

@@ -272,6 +272,11 @@ class Doorway:
         self._poller.unregister(key)
         return self.parked.pop(key)
 
+    def take_back(self, raw: int) -> None:
+        """Hand over what was handed over before, to workers who never took it."""
+        self._handed -= 1
+        self.requeue(raw)
+
     def requeue(self, raw: int, stamp: int | None = None) -> None:
         """Hand over a connection that was accepted before."""
         stamp = monotonic_ns() if stamp is None else stamp

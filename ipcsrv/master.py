@@ -296,7 +296,7 @@ class Master:
 
     def requeue(self, raw: int) -> None:
         """A connection that was left in a queue."""
-        self.doorway.requeue(raw)
+        self.doorway.take_back(raw)
 
     def take_stock(self) -> None:
         """We have been given a connection: are there descriptors for more?"""

@@ -28,6 +28,7 @@ from .complaints import Complaints, verdict
 from .conversation import Conversation
 from .handlers import Handler
 from .peer import Peer
+from .scoreboard import LAST_NS
 from .settings import Settings
 from .tally import Tally
 from .worker import Worker
@@ -58,24 +59,27 @@ class Exchange:
 class LoggingTally(Tally):
     """Counts, and tells `host` of what ends."""
 
-    __slots__ = ("host",)
+    __slots__ = ("add", "host", "lines", "peers")
 
-    host: LoggingWorker
+    def serve(self, host: LoggingWorker) -> None:
+        """Tell this worker; what every request needs of it is at hand, for it is never replaced."""
+        self.host, self.lines, self.peers = host, host.lines, host.peers
+        self.add = self.lines.append
 
     def answered(self, bytes_in: int, bytes_out: int, waited: int) -> None:
         """As `Tally.answered`, and a line."""
         Tally.answered(self, bytes_in, bytes_out, waited)
-        host, now = self.host, self.words[board.LAST_NS]
-        peer = host.peers.get(host._current) or host.look_up(host._current)
-        host.lines.append((now, peer, bytes_in, bytes_out, waited, now - self.began, "ok"))
-        if len(host.lines) >= MOST_LINES:
-            host.flush()
+        now, connection = self.words[LAST_NS], self.host._current
+        peer = self.peers.get(connection) or self.host.look_up(connection)
+        self.add((now, peer, bytes_in, bytes_out, waited, now - self.began, "ok"))
+        if len(self.lines) >= MOST_LINES:
+            self.host.flush()
 
     def handled(self, bytes_in: int, *, waited: int = 0) -> None:
         """As `Tally.handled`; the line follows when the exchange ends."""
         Tally.handled(self, bytes_in, waited=waited)
         exchange = self.host.exchange()
-        exchange.bytes_in, exchange.handler = bytes_in, self.words[board.LAST_NS] - self.began
+        exchange.bytes_in, exchange.handler = bytes_in, self.words[LAST_NS] - self.began
 
     def count_out(self, size: int) -> None:
         """As `Tally.count_out`."""
@@ -131,12 +135,13 @@ class LoggingWorker(Worker):
         super().__init__(settings, handler, queue, listener, channel, words, rng)
         complaints = LoggingComplaints(words, self._keeping, settings.write_timeout)
         assert isinstance(self.tally, LoggingTally)
-        self.tally.host = complaints.host = self
         self.complaints = complaints
+        complaints.host = self
         self.lines: list[Line] = []
         self.peers: dict[Connection | None, str] = {}  # of the clients of these lines
         self._exchanges: dict[Connection | None, Exchange] = {}
         self._waited = 0  # of the connection that has just been taken
+        self.tally.serve(self)
         self._describe, self._write = writer(settings.log_format)
 
     # -- what happens -------------------------------------------------------------------------------------------------
@@ -180,7 +185,8 @@ class LoggingWorker(Worker):
 
     def flush(self) -> None:
         """Write the lines that there are."""
-        lines, self.lines = self.lines, []
+        lines = self.lines[:]
+        self.lines.clear()
         self.peers.clear()
         if lines:
             self._write(lines)

@@ -165,7 +165,8 @@ class Settings:
     on_request_start: Hook = _setting(
         None, kinds.HOOK, _HOOKS, "Called in the worker with the request, before the handler.", nothing="nothing")
     on_request_end: Hook = _setting(
-        None, kinds.HOOK, _HOOKS, "Called in the worker with the request and None, or what was raised.", nothing="nothing")
+        None, kinds.HOOK, _HOOKS, "Called in the worker with the request and None, or what was raised.",
+        nothing="nothing")
 
     control: bool = _setting(
         True, kinds.SWITCH, _PROCESS, "Answer status, reload and the like on PATH.control.")

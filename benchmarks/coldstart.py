@@ -27,7 +27,9 @@ def timed(*command: str) -> float:
 
 
 def ours(*words: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "ipcsrv", *words)
+    """The command as it is installed beside this interpreter; else as a module, which takes `runpy` besides."""
+    command = Path(sys.executable).with_name("ipcsrv")
+    return (str(command), *words) if command.exists() else (sys.executable, "-m", "ipcsrv", *words)
 
 
 def measure(rounds: int, folder: Path) -> dict[str, list[float]]:

@@ -155,9 +155,11 @@ def test_an_end_of_file_before_any_byte_is_a_probe():
 def test_an_end_of_file_inside_a_request_truncates_it(begun):
     server = ServerExchange()
     assert not server.mid_request
+    assert server.idle
     server.receive_data(begun)
     assert server.next_event() is None
     assert server.mid_request
+    assert not server.idle
     server.receive_eof()
     assert events_of(server) == [Truncated()]
     assert not server.mid_request

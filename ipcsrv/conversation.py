@@ -20,7 +20,7 @@ from ._platform.serving import DONTWAIT, READ, WRITE, Connection, keep_freed_mem
 from .complaints import Failure
 from .exchange import PeerClosed, RequestReceived, ServerExchange, Truncated, failure_packet
 from .request import QUIT, Request
-from .streaming import Coalescer, Gone
+from .streaming import Coalescer, Gone, drop_sent
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -315,16 +315,3 @@ def close_iterator(iterator: Any) -> None:
     close = getattr(iterator, "close", None)
     if close is not None:
         close()
-
-
-def drop_sent(buffers: list[Any], sent: int) -> None:
-    """Take the first `sent` bytes off a list of buffers."""
-    count = 0
-    for buffer in buffers:
-        if sent < len(buffer):
-            break
-        sent -= len(buffer)
-        count += 1
-    del buffers[:count]
-    if sent:
-        buffers[0] = memoryview(buffers[0])[sent:]

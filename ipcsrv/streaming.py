@@ -104,7 +104,8 @@ class Coalescer:
         try:
             while self._packets:
                 sent = self._connection.sendmsg(self._packets[:BUFFERS_A_CALL], (), DONTWAIT)
-                self._discard(sent)
+                self.unsent -= sent
+                drop_sent(self._packets, sent)
         except BlockingIOError:
             return
         except OSError:
@@ -112,17 +113,18 @@ class Coalescer:
             self._packets.clear()
             self.unsent = 0
 
-    def _discard(self, sent: int) -> None:
-        self.unsent -= sent
-        count = 0
-        for buffer in self._packets:
-            if sent < len(buffer):
-                break
-            sent -= len(buffer)
-            count += 1
-        del self._packets[:count]
-        if sent:
-            self._packets[0] = memoryview(self._packets[0])[sent:]
+
+def drop_sent(buffers: list[Any], sent: int) -> None:
+    """Take the first `sent` bytes off a list of buffers."""
+    count = 0
+    for buffer in buffers:
+        if sent < len(buffer):
+            break
+        sent -= len(buffer)
+        count += 1
+    del buffers[:count]
+    if sent:
+        buffers[0] = memoryview(buffers[0])[sent:]
 
 
 class Flusher:

@@ -1,5 +1,21 @@
-"""Only for tools that still call it: everything that describes the package is in setup.cfg."""
+"""What setup.cfg cannot say: the compiled straight path, where there is a compiler and a Unix."""
 
-from setuptools import setup
+import os
 
-setup()
+from setuptools import Extension, setup
+
+# The Limited API of Python 3.11: one build serves every later version.
+_STRAIGHT = Extension(
+    "ipcsrv._platform._straight",
+    ["ipcsrv/_platform/_straight.c"],
+    define_macros=[("Py_LIMITED_API", "0x030B0000")],
+    extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
+    py_limited_api=True,
+    optional=True,  # without a compiler the path is Python's (ipcsrv/straight.py)
+)
+_WANTED = os.name == "posix" and not os.environ.get("IPCSRV_PURE_PYTHON")
+
+setup(
+    ext_modules=[_STRAIGHT] if _WANTED else [],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if _WANTED else {},
+)

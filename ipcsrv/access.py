@@ -28,7 +28,7 @@ from .complaints import Complaints, verdict
 from .conversation import Conversation
 from .handlers import Handler
 from .peer import Peer
-from .scoreboard import LAST_NS
+from .scoreboard import BEGAN_NS, LAST_NS
 from .settings import Settings
 from .tally import Tally
 from .worker import Worker
@@ -59,21 +59,9 @@ class Exchange:
 class LoggingTally(Tally):
     """Counts, and tells `host` of what ends."""
 
-    __slots__ = ("add", "host", "lines", "peers")
+    __slots__ = ("host",)
 
-    def serve(self, host: LoggingWorker) -> None:
-        """Tell this worker; what every request needs of it is at hand, for it is never replaced."""
-        self.host, self.lines, self.peers = host, host.lines, host.peers
-        self.add = self.lines.append
-
-    def answered(self, bytes_in: int, bytes_out: int, waited: int) -> None:
-        """As `Tally.answered`, and a line."""
-        Tally.answered(self, bytes_in, bytes_out, waited)
-        now, connection = self.words[LAST_NS], self.host._current
-        peer = self.peers.get(connection) or self.host.look_up(connection)
-        self.add((now, peer, bytes_in, bytes_out, waited, now - self.began, "ok"))
-        if len(self.lines) >= MOST_LINES:
-            self.host.flush()
+    host: LoggingWorker
 
     def handled(self, bytes_in: int, *, waited: int = 0) -> None:
         """As `Tally.handled`; the line follows when the exchange ends."""
@@ -141,10 +129,19 @@ class LoggingWorker(Worker):
         self.peers: dict[Connection | None, str] = {}  # of the clients of these lines
         self._exchanges: dict[Connection | None, Exchange] = {}
         self._waited = 0  # of the connection that has just been taken
-        self.tally.serve(self)
+        self.tally.host = self
         self._describe, self._write = writer(settings.log_format)
 
     # -- what happens -------------------------------------------------------------------------------------------------
+
+    def on_answered(self, bytes_in: int, bytes_out: int, waited: int) -> None:
+        """A request was answered on the straight path: add its line."""
+        words, connection = self._words, self._current
+        now = words[LAST_NS]
+        peer = self.peers.get(connection) or self.look_up(connection)
+        self.lines.append((now, peer, bytes_in, bytes_out, waited, now - words[BEGAN_NS], "ok"))
+        if len(self.lines) >= MOST_LINES:
+            self.flush()
 
     def look_up(self, connection: Connection | None) -> str:
         """Who is at the other end, as a line has it."""
@@ -168,12 +165,12 @@ class LoggingWorker(Worker):
 
     def begin(self, connection: Connection, stamp: int, waited: int) -> None:
         """As `Worker.begin`."""
-        self._waited, self._current = waited, connection
+        self._waited, self._hand = waited, connection
         super().begin(connection, stamp, waited)
         self._waited = 0
 
     def _converse(self, connection: Connection, *arguments: Any, **keywords: Any) -> bool:
-        self._current = connection
+        self._hand = connection
         self.exchange()
         return super()._converse(connection, *arguments, **keywords)
 

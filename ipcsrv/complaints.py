@@ -50,8 +50,7 @@ class Complaints:
 
     def handler_failed(self, error: BaseException) -> Failure:
         """What the client is told of an exception of the handler's; the log gets its traceback."""
-        frames = error.__traceback__.tb_next if error.__traceback__ else None
-        text = "".join(traceback.format_exception(type(error), error, frames))
+        text = "".join(traceback.format_exception(error))
         log.error("the handler failed: %s", text.rstrip())
         message = f"{type(error).__name__}: {error}"
         if self._is_time_for("error"):

@@ -30,6 +30,7 @@ from .spawner import Facts, Job, Spawner, describe, spawner_for
 
 log = logging.getLogger("ipcsrv.master")
 
+INSURED = 600.0  # seconds after a worker's death for which the others insure whom they have just answered (`limbo`)
 _FEWEST_SLOTS = 64  # so that a server that begins with one worker can be scaled to 32
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -72,6 +73,7 @@ class Hand:
     channel: Channel | None
     process: Process | None = None
     kept: dict[bytes, int] = field(default_factory=dict)
+    buoy: int | None = None  # the end of its lifebuoy from which we rescue
     ready: bool = False
     heard: bool = True
     relieved: int = 0
@@ -101,6 +103,7 @@ class Crew:
         self._generations: dict[int, Generation] = {}
         self._serving = 0
         self._past: list[Spawner] = []  # of generations that are over; their templates may still be on their way out
+        self._insured_until = 0  # monotonic ns
         self.slot_restarts: dict[int, int] = {}
         self.fingerprint = ""
         self.failure: IpcError | None = None
@@ -158,6 +161,7 @@ class Crew:
         hand = Hand(command.worker, command.slot, command.generation, ours)
         self.hands[command.worker] = hand
         self.scoreboard.clear(command.slot)
+        self.scoreboard.words(command.slot)[board.INSURED_NS] = self._insured_until
         self._office.watch(ours.fileno(), lambda: self._hear(hand))
         self._generations[command.generation].spawner.spawn(command.worker, command.slot, theirs)
 
@@ -260,6 +264,15 @@ class Crew:
                 key = hand.channel.fileno()
                 self._office.watch(key, functools.partial(self._hear, hand)) if listen else self._office.unwatch(key)
 
+    def hear_what_brings_nobody(self) -> None:
+        """Of what `listen_to_workers` leaves unread, hear all up to the next message with a connection in it.
+
+        Among it is that a connection of which we have a copy is ours now, and its client may be speaking.
+        """
+        for hand in list(self.hands.values()):
+            while hand.channel is not None and hand.channel.brings_connection() is False and self._hear(hand):
+                pass
+
     # -- what workers are doing ---------------------------------------------------------------------------------------
 
     def anyone_busy(self) -> bool:
@@ -341,8 +354,15 @@ class Crew:
         if status == START_FAILED:
             self._office.error_told(reason)
         elif status != 0:
+            self._insure()
             log.warning("worker %d (slot %d) %s", hand.number, hand.slot, reason)
             self._office.error_told(f"worker {hand.number} (slot {hand.slot}) {reason}")
+
+    def _insure(self) -> None:
+        """Workers are known to die: for some time the others take more care of whom they have just answered."""
+        self._insured_until = int((monotonic() + INSURED) * 1e9)
+        for hand in self.hands.values():
+            self.scoreboard.words(hand.slot)[board.INSURED_NS] = self._insured_until
 
     def _settle_estate(self, hand: Hand) -> bool:
         """Close the connection that a dead worker had in hand, take the others back; whether it had served anyone."""
@@ -350,12 +370,16 @@ class Crew:
         if words[board.SINCE_NS]:
             words[board.REQUESTS] += 1
             words[board.TIMEOUTS if board.VERDICTS[words[board.VERDICT]] == "timeout" else board.LOST] += 1
+        if hand.buoy is not None:
+            for raw in serving.rescue(hand.buoy, hand.kept.values()):
+                self._office.park(raw, served=True)
+            hand.buoy = None
         in_hand = b"%d" % words[board.CURRENT]
         for number, raw in hand.kept.items():
             if number == in_hand:
                 serving.close_raw(raw)  # the last copy: its client learns of it now
             else:
-                self._office.park(raw, served=True)
+                self._office.park(raw, served=False)  # or nobody knows
         hand.kept.clear()
         served = bool(words[board.CONNECTIONS] or words[board.QUEUED])
         self.scoreboard.fold(hand.slot)
@@ -391,10 +415,12 @@ class Crew:
             self._office.take_stock()
         elif kind == "drop" and body in hand.kept:
             serving.close_raw(hand.kept.pop(body))
-        elif kind == "back" and body in hand.kept:
-            self._office.park(hand.kept.pop(body), served=True)
-        elif kind in ("kept", "new") and raw is not None:
-            self._office.park(raw, served=kind == "kept")
+        elif kind in ("kept", "new"):  # back with the connection, or with the number of our copy
+            raw = raw if raw is not None else hand.kept.pop(body, None)
+            if raw is not None:
+                self._office.park(raw, served=kind == "kept")
+        elif kind == "buoy":
+            hand.buoy = raw
         elif kind == "rdy":
             hand.ready = True
             self.obey(self.pool.ready(hand.number, monotonic()))

@@ -227,8 +227,8 @@ class Doorway:
         """Try whether things are better."""
         if self._short:
             self._make_room()
-            if self._held() < self._headroom.limit():
-                self._crew.listen_to_workers(True)
+            self._crew.listen_to_workers(self._held() < self._headroom.limit())
+            self._crew.hear_what_brings_nobody()
             if self._held() * 4 >= self._headroom.room() * 3:
                 self._reception.set_timer("resume", monotonic() + BACK_OFF[0])
                 return

@@ -11,7 +11,7 @@ from ._platform import serving
 from .crew import Crew
 
 FIXED = 24  # of the master, whatever it serves: streams, lock, listeners, signals, some of who controls it
-OF_A_WORKER = 2  # its channel and its pidfd
+OF_A_WORKER = 3  # its channel, its pidfd, an end of its lifebuoy
 OF_A_GENERATION = 5  # the ends of its queue, the template's channel and what multiprocessing keeps of it
 SPARE, SPARE_OF_A_WORKER = 4, 10  # what may come back though no more is accepted: limbo, and the one in hand
 

@@ -45,6 +45,7 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Host(Protocol):
     """The worker, to which connections are brought."""
 
+    def welcome(self, listener: Listener) -> bool: ...
     def begin(self, connection: Connection, stamp: int, waited: int) -> None: ...
     def leave(self) -> None: ...
     def stop_taking(self) -> None: ...
@@ -70,19 +71,16 @@ class Intake:
     def accept(self) -> None:
         """Serve who waits in the backlog: one, or one after the other while that pays."""
         assert self._listener is not None
-        accept, begin, words = self._listener.accept_next, self._host.begin, self._tally.words
-        if words[board.SHORT]:
+        if self._tally.words[board.SHORT]:
             self._pause()
             return
         served = 0
         try:
-            for served in range(1 if self._modest else ACCEPTS_A_TURN):  # noqa: B007 - how far it got counts below
-                connection = adopt(accept()[0])
-                words[CONNECTIONS] += 1
-                begin(connection, 0, 0)
-        except BlockingIOError:
-            if not served:
-                self._backlog_empty()
+            for served in range(1 if self._modest else ACCEPTS_A_TURN):
+                if not self._host.welcome(self._listener):
+                    if not served:
+                        self._backlog_empty()
+                    break
         except OSError as error:
             self._accept_failed(error)
         if self._modest:

@@ -1,31 +1,26 @@
 """The connections that a worker holds between two requests.  In the worker.
 
-After a response a connection may bring another request, or its end; which of the two takes the client a few
-microseconds.  So an answered connection is first put in *limbo*, unwatched, for as long as new clients keep coming: by
-the time it is looked at, most clients have closed, and one read says so, without a wake-up for each.  What is still
-open after that is *silent*: watched together with the queue, given back to the master when it stays silent, or when the
-next request is likely to take long.
+An answered connection is first in *limbo* (`limbo`), unwatched; what is still open after that is *silent*: watched
+together with the queue, given back to the master when it stays silent, or when the next request is likely to take long.
 
 When we begin to watch a silent connection the master is given a copy of it under a number, in trust: if we die, it
-lives (`worker`, "If it dies").  Limbo is therefore short: it ends when the next event was waited for, however briefly.
+lives (`worker`, "If it dies").
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections import deque
+from collections.abc import Iterable
 from time import monotonic_ns
 from typing import Any
 
 from . import scoreboard as board
 from ._platform.serving import DONTWAIT, READ, Channel, Connection, close_raw, descriptor_limit
 from .exchange import failure_packet
+from .limbo import Limbo
 
 PATIENCE = 0.002  # seconds for which a silent connection is held; clients in a loop come back within microseconds
-LIMBO = 8  # connections; by the time so many others were served, a client that closes has closed
-LIMBO_TIME = 0.001  # seconds without a new client after which those in limbo are watched
-LIMBO_AGE_NS = 40_000  # since the last response: we had to wait for what came then, and those in limbo had their time
 MAX_SILENT = 64  # connections held silent at a time
 CHATTY_NS = 1_000_000  # a client whose next request comes within 1 ms is in a loop
 
@@ -37,24 +32,26 @@ class Held:
     """A silent connection.
 
     `kind` is "new" until its first request, then "kept"; `number` is the one under which the master has a copy, 0 for
-    none; `since` is when it fell silent; `chatty` says that its client is in a loop.
+    none; `since` is when it fell silent; `key` its
+    descriptor; `chatty` says that its client is in a loop.
     """
 
-    __slots__ = ("chatty", "connection", "kind", "number", "since")
+    __slots__ = ("chatty", "connection", "key", "kind", "number", "since")
 
     def __init__(self, connection: Connection, kind: str, since: int = 0) -> None:
         self.connection, self.kind, self.since = connection, kind, since
+        self.key = connection.fileno()
         self.number = 0
         self.chatty = False
 
 
 class Keeping:
-    """Limbo, the silent connections, and the channel by which they go back to the master."""
+    """The silent connections, and the channel by which they, and those in limbo, go back to the master."""
 
-    def __init__(self, channel: Channel, poller: Any, words: memoryview[int]) -> None:
+    def __init__(self, channel: Channel, poller: Any, words: memoryview[int], limbo: Limbo) -> None:
         self._channel, self._poller, self._words = channel, poller, words
         self.silent: dict[int, Held] = {}
-        self.limbo: deque[Connection] = deque()
+        self._limbo = limbo
         self.last: list[Held] = []  # to be served though the server stops: they had asked before they could be told
         self._numbers = 0
         self._most = min(MAX_SILENT, descriptor_limit() // 8)
@@ -82,10 +79,9 @@ class Keeping:
         self._watch(held)
 
     def _watch(self, held: Held) -> None:
-        key = held.connection.fileno()
-        self.silent[key] = held
+        self.silent[held.key] = held
         self._words[board.HELD] += 1
-        self._poller.register(key, READ)
+        self._poller.register(held.key, READ)
 
     def forget(self, connection: Connection) -> None:
         """Watch it no longer, whoever has it now."""
@@ -119,7 +115,7 @@ class Keeping:
         if self._words[board.VERDICT] == board.STOPPING:
             self._see_off(held)
         elif held.number:
-            self.tell("back", b"%d" % held.number)
+            self.tell(held.kind, b"%d" % held.number)
             held.connection.close()
         elif self.tell(held.kind, b"", held.connection.fileno(), keep=True):
             held.connection.close()
@@ -137,6 +133,38 @@ class Keeping:
                 held.connection.send(failure_packet("stopping", "the server has stopped"), DONTWAIT)
         self.drop(held)
 
+    def leave_limbo(self) -> Held | None:
+        """Look at the client that was answered longest ago: if it has spoken, it is returned, as one that we hold."""
+        connection = self._limbo.oldest()
+        said = connection.has_said()
+        if said is False:
+            self._limbo.release()
+            connection.close()
+            return None
+        key = connection.fileno()
+        self.hold(connection, "kept")  # and only then let go of it: at no moment has nobody a copy
+        self._limbo.release()
+        return self.silent.get(key) if said else None
+
+    def secure_limbo(self) -> None:
+        """Before a handler runs: see to those in limbo (`limbo`, "If the worker dies")."""
+        if self._limbo:
+            words = self._words
+            newest = self._limbo.secure(insured=words[board.INSURED_NS] > words[board.BEGAN_NS])
+            if newest is not None:
+                self.hold(newest, "kept")
+
+    def share(self, neighbours: Iterable[memoryview[int]]) -> None:
+        """Of two clients in a loop that came to us, give one away while another worker has nobody.
+
+        Who gets a connection first is chance, and a kept one stays; else one worker would serve both for ever.
+        """
+        if len(self.silent) > 1:
+            chatty = [held for held in self.silent.values() if held.chatty]
+            if len(chatty) > 1 and any(map(board.is_idle, neighbours)):
+                self.forget(chatty[0].connection)
+                self.give_back(chatty[0])
+
     def give_back_silent(self, but: Held | None = None, older_than: int | None = None) -> None:
         """Give back all silent connections; or all that fell silent before `older_than`, or all `but` one."""
         for held in list(self.silent.values()):
@@ -147,5 +175,6 @@ class Keeping:
     def give_back_all(self, but: Held | None = None) -> None:
         """Give back everything that is silent, or may be."""
         self.give_back_silent(but)
-        while self.limbo:
-            self.give_back(Held(self.limbo.popleft(), "kept"))
+        while self._limbo:
+            self.give_back(Held(self._limbo.oldest(), "kept"))
+            self._limbo.release()

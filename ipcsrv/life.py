@@ -46,13 +46,15 @@ def work(job: Job, slot: int, channel: Channel, handler: Handler | None) -> None
 
 def hire(job: Job, slot: int, channel: Channel, handler: Handler | None) -> tuple[Worker, Hook]:
     """A worker ready to serve, and its stop hook; raises whatever the handler's module or the hooks raise."""
-    words = board.Scoreboard(job.memory.buffer, job.slots).words(slot)
+    slots = board.Scoreboard(job.memory.buffer, job.slots)
+    words = slots.words(slot)
     words[board.PID] = os.getpid()
     words[board.STARTED_NS] = time.monotonic_ns()
     settings = job.settings
     handler = between_hooks(handler or load_handler(job), settings)
     start, stop = load_hook(settings.on_worker_start), load_hook(settings.on_worker_stop)
     worker = worker_for(settings)(settings, handler, job.queue, job.listener, channel, words, random.Random())
+    worker.neighbours = [slots.words(number) for number in range(job.slots) if number != slot]
     if start is not None:
         start()
     return worker, stop

@@ -35,22 +35,23 @@ if TYPE_CHECKING:
 #: Gauges. PID is 0 in a free slot. VERDICT and WATCHED are the master's: why the worker is told to answer its client
 #: with a failure (an index into VERDICTS), and whether the master looks out for overdue requests; so is SHORT:
 #: whether it is short of descriptors for what workers give back.
-#: LAST_NS is when the last request ended, SINCE_NS when the present one began (0: there is none), in monotonic time.
+#: BEGAN_NS is when the last request began, LAST_NS when one ended, SINCE_NS when the present one began (0: there is
+#: none), in monotonic time. SLOW is above 0 while one of the last few requests took long.
 #: CURRENT is the number of the kept connection that is being read or answered, 0 where it is not a kept one.
-PID, STARTED_NS, HELD, VERDICT, WATCHED, SHORT, LAST_NS, SINCE_NS, CURRENT = range(9)
+PID, STARTED_NS, HELD, VERDICT, WATCHED, SHORT, INSURED_NS, SLOW, BEGAN_NS, LAST_NS, SINCE_NS, CURRENT = range(12)
 VERDICTS = ("", "timeout", "stopping")
 STOPPING = VERDICTS.index("stopping")
 #: Counters: what was taken, how it ended, how much of it there was. QUEUED counts what came by the master's queue.
-REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(9, 16)
-HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(16, 24)
+REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(12, 19)
+HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(19, 27)
 
 FIRST_COUNTER = REQUESTS
 FIRST_HISTOGRAM = LOST + 1
 
-#: What changes with every request lies together, from LAST_NS to BUSY_NS, and is written by one call:
-#: ``HOT.pack_into(words, HOT_OFFSET, last, 0, 0, requests, ok, bytes_in, bytes_out, busy)``.
-HOT = struct.Struct("=8Q")
-HOT_OFFSET = LAST_NS * 8
+#: What says that a request has ended lies together, from LAST_NS to REQUESTS, and is written by one call, so that a
+#: kill does not find it half said: ``ENDING.pack_into(words, ENDING_OFFSET, last, 0, current, requests)``.
+ENDING = struct.Struct("=4Q")
+ENDING_OFFSET = LAST_NS * 8
 
 #: Four buckets an octave, so that a percentile is off by an eighth at most, from 2**10 ns (1 us) ...
 _LOWEST_NS = 1 << 10
@@ -107,6 +108,11 @@ def percentile(counts: Sequence[int], q: float) -> float:
     return 0.0
 
 
+def is_idle(words: memoryview[int]) -> bool:
+    """Whether the worker with this slot has nobody, and waits; False for a slot without one."""
+    return bool(words[PID]) and not words[SINCE_NS] and not words[HELD]
+
+
 # -- what is read -----------------------------------------------------------------------------------------------
 
 
@@ -142,6 +148,9 @@ class SlotFacts(NamedTuple):
     verdict: int
     watched: int
     short: int
+    insured_ns: int
+    slow: int
+    began_ns: int
     last_ns: int
     since_ns: int
     current: int

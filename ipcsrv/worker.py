@@ -1,8 +1,8 @@
 """A worker: takes a connection, reads a request, runs the handler, answers.
 
 It is single-threaded towards its handler.  A request that comes whole in one read and whose response goes out in one
-write, which is nearly every one, takes a straight path of as few steps as Python allows; all else is a `Conversation`,
-resumed when its connection is ready.
+write, which is nearly every one, takes the straight path (`straight`); all else is a `Conversation`, resumed when its
+connection is ready.
 
 **Where connections come from.**  New ones from the listener, where the system can wake one of the workers that wait
 for it: the backlog is the one queue of new clients, and an idle worker takes the next.  Where it cannot, the master
@@ -26,28 +26,31 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic_ns
 from typing import Any
 
 from . import scoreboard as board
+from . import straight
 from ._platform import serving
-from ._platform.serving import DONTWAIT, Admission, Channel, Connection, Listener, QueueReader
+from ._platform.serving import DONTWAIT, Admission, Channel, Connection, Lifebuoy, Listener, QueueReader
 from .complaints import VERDICTS, Complaints, Failure, send_quietly, verdict
 from .conversation import Conversation, Stalled
 from .exchange import failure_packet
 from .handlers import Handler
 from .intake import PACED, Intake
-from .keeping import CHATTY_NS, LIMBO, LIMBO_AGE_NS, LIMBO_TIME, PATIENCE, Held, Keeping
+from .keeping import CHATTY_NS, PATIENCE, Held, Keeping
+from .limbo import AGE_NS, TIME, Limbo
 from .limits import Limits
-from .pktline import FLUSH, MAX_DATA, decode_exact
+from .pktline import MAX_DATA
 from .request import Request
 from .scoreboard import CURRENT, SINCE_NS
 from .settings import Settings
+from .straight import ANSWERED, CONVERSE, ENDED, GONE, LIMIT, NOBODY, RAISED, SILENT, STRANGER
 from .streaming import Flusher
 from .tally import Tally
 
-RECEIVE_SIZE = 65536  # bytes; any message that is one packet
 LONG_WAIT_NS = 1_000_000  # a client that waited so long may have given up: worth a system call to know
 NEW_CLIENT_GRACE = 1.0  # seconds for a client that has connected as the server stops to ask for something
 CHAT_TURNS = 8  # requests of a chatty client between two looks at whether others wait
@@ -69,6 +72,7 @@ class Worker:
     """
 
     make_tally: Callable[[memoryview[int]], Tally] = Tally
+    on_answered: Callable[[int, int, int], object] | None = None  # bytes in, bytes out, waited: of the straight path
 
     def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, listener: Listener | None,
                  channel: Channel, words: memoryview[int], rng: random.Random) -> None:
@@ -80,21 +84,29 @@ class Worker:
         self._words = words
         self._admission = Admission(settings.allow)
         self._poller = serving.poller()
-        self._keeping = Keeping(channel, self._poller, words)
-        self._silent, self._limbo = self._keeping.silent, self._keeping.limbo
+        buoy = Lifebuoy()
+        self._limbo = Limbo(buoy)
+        self._keeping = Keeping(channel, self._poller, words, self._limbo)
+        if listener is not None:
+            self._keeping.tell("buoy", b"", buoy.fileno(), keep=True)
+        self._silent = self._keeping.silent
         self._talks: dict[int, Conversation] = {}
+        self._tell_busy = partial(self._keeping.tell, "busy")  # the master must look out for the request that begins
         self._intake = Intake(self, queue, listener, channel, self._poller, self._keeping, self.tally)
         self._taking = True
         self._not_waited_for = 0
         self._swept = 0
-        self._current: Connection | None = None
+        self._hand: Connection | None = None
+        self.neighbours: Sequence[memoryview[int]] = ()  # the other slots
         self.complaints = Complaints(words, self._keeping, settings.write_timeout)
-        self._small_response = min(MAX_DATA, settings.max_response_size or MAX_DATA)
-        self._small_request = min(MAX_DATA, settings.max_request_size or MAX_DATA)
         self._timeout = settings.request_timeout
+        self._path = straight.straight_path(
+            self.tally, handler, settings.max_request_size or MAX_DATA, settings.max_response_size or MAX_DATA,
+            settings.request_timeout, self._tell_busy,
+            self._secure_limbo, self.on_answered)
         self._most_talks = serving.descriptor_limit() // 3
         self._limits = Limits(settings, rng)
-        self._next_check = self._limits.next_check
+        self._path.next_check = self._limits.next_check
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -116,7 +128,7 @@ class Worker:
         """
         intake, silent, talks = self._intake, self._silent, self._talks
         events = self._poller.poll(self._patience())
-        if self._limbo and monotonic_ns() - self._words[board.LAST_NS] > LIMBO_AGE_NS:
+        if self._limbo and monotonic_ns() - self._words[board.LAST_NS] > AGE_NS:
             self._end_limbo()
         keys = [key for key, _ in events]
         if intake.queue_key in keys:
@@ -133,7 +145,7 @@ class Worker:
 
     def _patience(self) -> float | None:
         if self._limbo:
-            return LIMBO_TIME
+            return TIME
         if self._silent:
             return PATIENCE
         dues = [talk.due for talk in self._talks.values()]
@@ -147,6 +159,8 @@ class Worker:
             self._end_limbo()
         self._swept = now = monotonic_ns()
         self._keeping.give_back_silent(older_than=now - int(PATIENCE * 1e9))
+        if not idle:
+            self._keeping.share(self.neighbours)
         seconds = self.clock()
         for talk in [talk for talk in self._talks.values() if talk.due <= seconds]:
             self._resume(talk, Stalled())
@@ -156,77 +170,90 @@ class Worker:
 
     # -- new connections ----------------------------------------------------------------------------------------------
 
+    def welcome(self, listener: Listener) -> bool:
+        """Serve the next client in the backlog, if it has said something; False if nobody waits there.
+
+        Raises the `OSError` of accept(2).
+        """
+        if self.tally.slow:
+            self._keeping.give_back_all()
+        self._hand = None
+        outcome = self._path.welcome(listener, self._limbo or self._silent)
+        if outcome == NOBODY:
+            return False
+        if outcome == STRANGER:
+            self.begin(self._path.connection, 0, 0)
+        else:
+            self._begun(self._path.connection, outcome, 0, 0)
+        return True
+
     def begin(self, connection: Connection, stamp: int, waited: int) -> None:
         """Serve a connection that has come to us, if it has said something; then keep it."""
         if not self._admission.admits(connection):
             self._deny(connection)
             return
-        data: bytes | None
-        try:
-            data = connection.recv(RECEIVE_SIZE, DONTWAIT)
-        except BlockingIOError:
-            if (data := self._first_words(connection)) is None:
-                self._keeping.hold(connection, "kept" if stamp & PACED else "new")
-                return
-        except OSError:
-            data = b""
-        tally = self.tally
-        if not data:
-            tally.count(board.PROBES)
+        if not stamp and (user := self._admission.user(connection)) is not None:
+            self._path.know(*user)
+        if (waited > LONG_WAIT_NS or self.tally.slow) and self._has_left(connection):
+            return
+        self._begun(connection, self._run(connection, DONTWAIT, waited), stamp, waited)
+
+    def _begun(self, connection: Connection, outcome: int, stamp: int, waited: int) -> None:
+        """What became of the first request of a connection that has come to us."""
+        if outcome == SILENT and self._first_words_come(connection):
+            outcome = self._run(connection, 0, waited)
+            if outcome == SILENT:
+                self._not_waited_for = SILENT_CLIENTS
+        if outcome == SILENT:
+            self._keeping.hold(connection, "kept" if stamp & PACED else "new")
+        elif outcome == ENDED:
+            self.tally.count(board.PROBES)
             connection.close()
-        elif (waited > LONG_WAIT_NS or tally.slow) and connection.gone():
-            tally.count(board.CANCELLED)
-            connection.close()
-        else:
-            if tally.slow:
-                self._keeping.give_back_all()
-            if not self._serve(connection, data, waited):
-                return
+        elif outcome == ANSWERED or self._go_on(connection, outcome):
             if stamp & PACED or not self._taking:
                 self._keeping.give_back(Held(connection, "kept"))  # its client is known to take its time
             elif stamp:
                 self._keeping.hold(connection, "kept")  # it has come back: it is not one that closes
+            elif self._limbo.add(connection):
+                self._leave_limbo()
             else:
-                self._limbo.append(connection)
-                if len(self._limbo) > LIMBO:
-                    self._leave_limbo(self._limbo.popleft())
+                self._path.unsecured = True
 
-    def _first_words(self, connection: Connection) -> bytes | None:
-        """What a client that has only just connected says next; None if it stays silent for a moment.
+    def _has_left(self, connection: Connection) -> bool:
+        """After a long wait: whether the client has given up, and with what it may have asked."""
+        if self.tally.slow:
+            self._keeping.give_back_all()
+        if not connection.gone():
+            return False
+        self.tally.count(board.CANCELLED if connection.has_said() else board.PROBES)
+        connection.close()
+        return True
+
+    def _first_words_come(self, connection: Connection) -> bool:
+        """Whether to wait for what a client that has only just connected says next, for a moment.
 
         Half of all clients are taken between their connect and their first write.  To wait for one alone is
         quicker than to watch it, and for a silent one in vain; so after one of those the next ones are not waited for.
         """
         if self._not_waited_for:
             self._not_waited_for -= 1
-            return None
-        if connection.wait_at_most(FIRST_WORDS_PATIENCE):
-            try:
-                return connection.recv(RECEIVE_SIZE)
-            except BlockingIOError:
-                self._not_waited_for = SILENT_CLIENTS
-            except OSError:
-                return b""
-        return None
+            return False
+        return connection.wait_at_most(FIRST_WORDS_PATIENCE)
 
     def _end_limbo(self) -> None:
         """Look at all that are in limbo now."""
         for _ in range(len(self._limbo)):
-            self._leave_limbo(self._limbo.popleft())
+            self._leave_limbo()
 
-    def _leave_limbo(self, connection: Connection) -> None:
-        """See what a client has said since it was answered; most have closed."""
-        try:
-            data = connection.recv(RECEIVE_SIZE, DONTWAIT)
-        except BlockingIOError:
-            self._keeping.hold(connection, "kept")
-            return
-        except OSError:
-            data = b""
-        if not data:
-            connection.close()
-        elif self._serve(connection, data, 0):
-            self._keeping.hold(connection, "kept")
+    def _leave_limbo(self) -> None:
+        """See what the client that was answered longest ago has done since."""
+        if (spoken := self._keeping.leave_limbo()) is not None:
+            self._hear(spoken)
+
+    def _secure_limbo(self) -> None:
+        """Before a handler runs: whoever is in limbo must not go with us if it ends us."""
+        self._path.unsecured = False
+        self._keeping.secure_limbo()
 
     def _deny(self, connection: Connection) -> None:
         peer = self.complaints.denied(connection)
@@ -237,32 +264,24 @@ class Worker:
 
     def _hear(self, held: Held) -> None:
         """A held connection may have something: its next request, or its end."""
-        if held.chatty and len(self._silent) == 1 and not self._talks and not self._limbo:
+        alone = len(self._silent) == 1
+        if held.chatty and alone and not self._talks and not self._limbo:
             self._chat(held)
             return
-        words = self._words
-        words[board.CURRENT] = held.number
-        try:
-            data = held.connection.recv(RECEIVE_SIZE, DONTWAIT)
-        except BlockingIOError:
-            words[board.CURRENT] = 0
-            return
-        except OSError:
-            data = b""
-        self._heard(held, data)
+        if self.tally.slow and not alone:
+            self._keeping.give_back_all(but=held)
+        self._heard(held, self._run(held.connection, DONTWAIT, 0, held))
 
-    def _heard(self, held: Held, data: bytes) -> bool:
-        """Serve what a held connection said; True if it is silent again, and held."""
-        words = self._words
-        if not data:
-            words[board.CURRENT] = 0
+    def _heard(self, held: Held, outcome: int) -> bool:
+        """What became of what a held connection said; True if it is silent again, and held."""
+        if outcome == SILENT:
+            return True
+        if outcome == ENDED:
             self._keeping.drop(held)
             return False
-        if self.tally.slow and len(self._silent) > 1:
-            self._keeping.give_back_all(but=held)
-        silent_since = held.since
-        whole = self._serve(held.connection, data, 0, held)
-        words[board.CURRENT] = 0
+        words, silent_since = self._words, held.since
+        whole = outcome == ANSWERED or self._go_on(held.connection, outcome, held)
+        words[CURRENT] = 0
         if not whole:
             return False
         held.since, held.kind = words[board.LAST_NS], "kept"
@@ -272,72 +291,53 @@ class Worker:
 
     def _chat(self, held: Held) -> None:
         """Serve one client in a loop: a read and a write a request, and now and then a look at who else waits."""
-        connection, words, number, serve = held.connection, self._words, held.number, self._serve
-        receive = connection.recv
-        turns = 0
+        connection, key, number, run = held.connection, held.key, held.number, self._path.run
+        self._hand = connection
         while True:
-            words[CURRENT] = number
-            try:
-                data = receive(RECEIVE_SIZE)  # for CHAT_PATIENCE at most
-            except BlockingIOError:
+            outcome = run(connection, key, 0, CHAT_TURNS, 0, number, False)  # reads for CHAT_PATIENCE at most
+            if outcome != ANSWERED and (outcome == SILENT or not self._heard(held, outcome)):
                 break
-            except OSError:
-                data = b""
-            if not data:
-                self._keeping.drop(held)
+            if not self._taking or self._others_wait(held):
                 break
-            if not serve(connection, data, 0, held):
-                break
-            turns += 1
-            if turns % CHAT_TURNS == 0 and (not self._taking or self._others_wait(held)):
-                break
-        words[CURRENT] = 0
-        held.since = words[board.LAST_NS]
+        held.since = self._words[board.LAST_NS]
 
     def _others_wait(self, held: Held) -> bool:
-        key = held.connection.fileno()
-        return any(ready != key for ready, _ in self._poller.poll(0))
+        return any(ready != held.key for ready, _ in self._poller.poll(0))
 
-    # -- one request: the straight path -------------------------------------------------------------------------------
+    # -- one request --------------------------------------------------------------------------------------------------
 
-    def _serve(self, connection: Connection, data: bytes, waited: int, held: Held | None = None) -> bool:
-        """Answer the request in `data`; True if the connection is silent again, False if it is not ours to hold now."""
-        payload = decode_exact(data)
-        if payload is None or len(payload) > self._small_request:
+    def _run(self, connection: Connection, flags: int, waited: int, held: Held | None = None) -> int:
+        """Have a request answered by the straight path, as far as that goes; the outcome, as `straight` names it."""
+        limbo = self._limbo
+        self._hand = connection
+        if held is None:
+            return self._path.run(connection, connection.fileno(), flags, 1, waited, 0, limbo or self._silent)
+        others = limbo or len(self._silent) > 1
+        return self._path.run(connection, held.key, flags, 1, waited, held.number, others)
+
+    def _go_on(self, connection: Connection, outcome: int, held: Held | None = None) -> bool:
+        """Do what the straight path has left to do; True if the connection is silent again, and ours to hold."""
+        if outcome == LIMIT:
+            self._check_limits()
+            return True
+        data, response, unsent, error = self._path.rest()
+        if outcome == CONVERSE:
             return self._converse(connection, data, held)
-        tally = self.tally
-        self._current = connection
-        tally.words[SINCE_NS] = tally.began = began = monotonic_ns()
-        request = Request(payload)
-        request._context = (connection, began, self._timeout)
-        others = self._limbo or len(self._silent) > (held is not None)
-        if (others or self._timeout is not None) and not tally.words[board.WATCHED]:
-            self._keeping.tell("busy")
-        try:
-            response = self._handler(request)
-        except BaseException as error:
+        if outcome == GONE:
+            return self._end_badly(connection, board.CANCELLED, held)
+        if outcome == RAISED:
             failure = self.complaints.handler_failed(error)
             send_quietly(connection, failure_packet(failure.code, failure.message))
-            return self._end_badly(connection, len(payload), failure.counter, held)
-        kind = type(response)
-        if (kind is not bytes and kind is not Request) or len(response) > self._small_response:
-            return self._converse(connection, data, held, response, handled=len(payload))
-        reply = b"%04x%b0000" % (len(response) + 4, response) if response else FLUSH
-        try:
-            sent = connection.send(reply, DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return self._end_badly(connection, len(payload), board.CANCELLED, held)
-        if sent != len(reply):
-            return self._converse(connection, data, held, response, handled=len(payload), unsent=reply[sent:])
-        tally.answered(len(payload), len(response), waited)
-        if tally.requests >= self._next_check:
-            self._check_limits()
-        return True
+            return self._end_badly(connection, failure.counter, held)
+        return self._converse(connection, data, held, response, unsent, handled=self._path.size)
 
-    def _end_badly(self, connection: Connection, size: int, counter: int, held: Held | None) -> bool:
-        self._handled(size)
+    @property
+    def _current(self) -> Connection | None:
+        """The connection in hand; what the path welcomes is in its hand first."""
+        return self._hand or self._path.connection
+
+    def _end_badly(self, connection: Connection, counter: int, held: Held | None) -> bool:
+        self._handled(self._path.size)
         self.tally.count(counter)
         return self._close(connection, held)
 
@@ -351,14 +351,14 @@ class Worker:
     def _handled(self, size: int) -> None:
         """Count the request in hand as handled, and see whether we have served enough."""
         self.tally.handled(size)
-        if self.tally.requests >= self._next_check:
+        if self.tally.requests >= self._path.next_check:
             self._check_limits()
 
     # -- conversations: the long way ----------------------------------------------------------------------------------
 
     def _converse(self, connection: Connection, data: bytes, held: Held | None, response: Any = Failure,
-                  handled: int = 0, unsent: bytes | None = None) -> bool:
-        """Go on with this connection as a conversation.
+                  unsent: bytes | None = None, handled: int = 0) -> bool:
+        """Go on with this connection as a conversation, which begins with the bytes in `data`.
 
         response: what the handler has returned, if it has, to a request of `handled` bytes; unsent: what is left of it.
         """
@@ -370,7 +370,7 @@ class Worker:
         elif response is not Failure:
             self._handled(handled)
             talk.answer_first(response)
-        self._current = connection
+        self._hand = connection
         try:
             talk.mask, talk.due = next(talk.steps)
         except StopIteration as stop:  # it did not have to wait
@@ -388,7 +388,7 @@ class Worker:
     def _resume(self, talk: Conversation, stalled: Stalled | None = None) -> None:
         """Run a conversation until it waits or ends."""
         key = talk.connection.fileno()
-        self._current = talk.connection
+        self._hand = talk.connection
         try:
             mask, talk.due = talk.steps.throw(stalled) if stalled is not None else next(talk.steps)
         except StopIteration as stop:
@@ -413,23 +413,27 @@ class Worker:
 
     def handle(self, connection: Connection, request: Request) -> Any:
         """Run the handler on one request of a conversation; raises `Failure` where it raised."""
-        self._current = connection
+        self._hand = connection
         began = self.tally.begin()
         request._context = (connection, began, self._timeout)
-        if (self._timeout is not None or self._silent or self._limbo) and not self._words[board.WATCHED]:
-            self._keeping.tell("busy")
+        self._expect_to_take_time()
         try:
             return self._handler(request)
         except BaseException as error:
-            raise self.complaints.handler_failed(error) from None
+            raise self.complaints.handler_failed(straight.without_own_frame(error)) from None
         finally:
             self._handled(len(request))
 
     def resume_handler(self, since: int) -> None:
         """The handler's code runs (again) in a stream; `since` is when it began, less what was not its own time."""
         self._words[SINCE_NS] = since
+        self._expect_to_take_time()
+
+    def _expect_to_take_time(self) -> None:
+        if self._path.unsecured:
+            self._secure_limbo()
         if (self._timeout is not None or self._silent or self._limbo) and not self._words[board.WATCHED]:
-            self._keeping.tell("busy")
+            self._tell_busy()
 
     def pause_handler(self) -> int:
         """It does not: its client is waited for.  How long it has run, in nanoseconds."""
@@ -459,12 +463,10 @@ class Worker:
                 elif (talk := self._talks.get(held.connection.fileno())) is not None:
                     talk.due = min(talk.due, self.clock() + NEW_CLIENT_GRACE)
                 continue
-            self._words[CURRENT] = held.number
-            try:
-                data = held.connection.recv(RECEIVE_SIZE, DONTWAIT)
-            except OSError:
-                data = b""
-            if self._heard(held, data):
+            outcome = self._run(held.connection, DONTWAIT, 0, held)
+            if outcome == SILENT:
+                self._keeping.drop(held)
+            elif self._heard(held, outcome):
                 self._keeping.give_back(held)
 
     def stop_taking(self) -> None:
@@ -475,7 +477,7 @@ class Worker:
     def _check_limits(self) -> None:
         """max_requests or max_rss may be reached: then leave, between two requests."""
         reached = self._limits.reached(self.tally.requests)
-        self._next_check = self._limits.next_check
+        self._path.next_check = self._limits.next_check
         if reached is not None:
             log.info("leaving %s", reached)
             self.leave()
@@ -495,4 +497,4 @@ class Worker:
             send_quietly(self._current, failure_packet(code, VERDICTS[code]))
             os._exit(TIMED_OUT)
         self._limits.set_reached()
-        self._next_check = 0
+        self._path.next_check = 0

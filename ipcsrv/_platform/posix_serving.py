@@ -47,10 +47,11 @@ from .posix_sockets import Listener, Sendable
 
 __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection",
-    "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
-    "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth", "become_daemon_child",
-    "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit", "enlarge",
-    "keep_freed_memory", "lifeline", "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
+    "Lifebuoy", "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox",
+    "accept_raw", "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth",
+    "become_daemon_child", "channel", "child_hygiene", "close_raw", "compiled_path", "default_start_method",
+    "descriptor_limit", "enlarge", "keep_freed_memory", "lifeline", "open_descriptors", "poller", "queue", "rescue",
+    "resident_bytes", "start_methods",
 ]  # fmt: skip
 
 DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -78,6 +79,28 @@ MOST_GROUPS: Final = 256  # supplementary groups of a client: what Python's gets
 _CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES = CREDENTIALS_SIZE
 _VARIABLE_BYTES: Final = 4 if hasattr(select, "epoll") else 0  # Linux' answer begins with the pid, others' do not
 MAX_BODY: Final = 16 * 1024  # bytes; a message of this size is written and read whole by one call
+
+
+# -- the compiled straight path ---------------------------------------------------------------------------------------
+
+
+def _compiled() -> Any:
+    """The module of `_straight.c`; None where it was not compiled, or is not wanted."""
+    if os.environ.get("IPCSRV_PURE_PYTHON"):
+        return None
+    try:
+        from . import _straight
+    except ImportError:
+        return None
+    return _straight
+
+
+_straight: Final = _compiled()
+
+
+def compiled_path() -> Any:
+    """The type of the compiled straight path (`straight.StraightPath`), or None if there is none here."""
+    return None if _straight is None else _straight.CompiledPath
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -118,14 +141,20 @@ class Connection(socket.SocketType):
         What it sends from now on fails at its side (EPIPE), so that it knows that nothing was done with it.
         None where a system cannot do that, and nobody knows what is on its way.
         """
-        if not self._has_said():
+        if not self.has_said():
             with contextlib.suppress(OSError):
                 self.shutdown(socket.SHUT_RD)
-        return self._has_said()
+        return bool(self.has_said())
 
-    def _has_said(self) -> bool:
+    def has_said(self) -> bool | None:
+        """Whether there is something to read: True, False at the client's end, None if it is silent."""
+        if _straight is not None:
+            said: bool | None = _straight.has_said(self.fileno())
+            return said
         try:
             return bool(self.recv(1, socket.MSG_PEEK | DONTWAIT))
+        except BlockingIOError:
+            return None
         except OSError:
             return False
 
@@ -165,6 +194,12 @@ class Admission:
         raw = connection.getsockopt(_CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES)
         # the process differs each time, the user and group do not
         return self._known.get(raw[_VARIABLE_BYTES:]) or self._considered(connection, raw)
+
+    def user(self, connection: Connection) -> tuple[int, int] | None:
+        """The user and group of a client that was admitted, if these alone admit it; else None."""
+        raw = connection.getsockopt(_CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES)
+        peer = credentials_of(raw)
+        return (int(peer.uid), peer.gid or 0) if raw[_VARIABLE_BYTES:] in self._known else None
 
     def _considered(self, connection: Connection, raw: bytes) -> bool:
         peer = credentials_of(raw)
@@ -246,6 +281,62 @@ def queue() -> tuple[QueueWriter, QueueReader]:
     return QueueWriter(fileno=ours.detach()), QueueReader(fileno=theirs.detach())
 
 
+# -- lifebuoys --------------------------------------------------------------------------------------------------------
+
+
+class Lifebuoy:
+    """Copies of connections that outlive their worker: in flight in a socket pair, of which the master has an end too.
+
+    What is in it is neither the worker's nor the master's until one of them takes it out (unix(7), SCM_RIGHTS); to put
+    something in wakes nobody.
+    """
+
+    def __init__(self) -> None:
+        self._out, self._in = socket.socketpair(socket.AF_UNIX, _QUEUE_TYPE)
+
+    def fileno(self) -> int:
+        """The end to be given to the master, for `rescue`."""
+        return self._out.fileno()
+
+    def hold(self, raw: int) -> bool:
+        """Put a copy of a connection in; False if the kernel has no room for it now."""
+        try:
+            self._in.sendmsg((b"\0",), ((*_RIGHTS, _DESCRIPTOR.pack(raw)),), DONTWAIT)
+        except OSError:
+            return False
+        return True
+
+    def let_go(self) -> None:
+        """Close the oldest copy: the kernel does, for a reader that asks for none."""
+        self._out.recv(1, DONTWAIT)
+
+    def close(self) -> None:
+        """Let go of it; what the master has stays."""
+        self._out.close()
+        self._in.close()
+
+
+def rescue(buoy: int, known: Iterable[int]) -> list[int]:
+    """The connections that a dead worker's lifebuoy holds, but those that are in `known` too; the buoy is closed."""
+    found: list[int] = []
+    with socket.socket(fileno=buoy) as end:
+        while True:
+            try:
+                _, ancillary, _, _ = end.recvmsg(1, _ANCILLARY, DONTWAIT | CLOEXEC)
+            except BlockingIOError:
+                break
+            if not ancillary:
+                break
+            found.append(_DESCRIPTOR.unpack(ancillary[0][2])[0])
+    if not found:
+        return found
+    inodes = {os.fstat(raw).st_ino for raw in known}
+    for raw in [raw for raw in found if os.fstat(raw).st_ino in inodes]:
+        found.remove(raw)
+        os.close(raw)
+    return found
+
+
 # -- channels ---------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +366,18 @@ class Channel(Sendable):
             return None
         raw = _DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else None
         return kind.rstrip(b"\0").decode(), body, raw
+
+    def brings_connection(self) -> bool | None:
+        """Whether the next message does; None if there is none now.
+
+        To look takes no descriptor: that there would have been one shows in a message whose ancillary part was cut.
+        """
+        try:
+            return bool(self.recvmsg(1, 0, socket.MSG_PEEK | DONTWAIT)[2] & socket.MSG_CTRUNC)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return False
 
 
 def adopt_channel(raw: int) -> Channel:

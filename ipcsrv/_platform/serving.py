@@ -11,15 +11,21 @@ implemented by `posix_serving` and `windows_serving`, and checked by one routine
 `Connection`, made by `adopt(raw)`
     A connected client in a worker: `recv(size, DONTWAIT)`, `send(data, DONTWAIT)`, `sendmsg(buffers, (), DONTWAIT)`
     with the meaning of the socket calls, `BlockingIOError` where they would wait; `credentials()`, `peer()`,
-    `gone()`, `shutdown_both()`, `close()`, `detach() -> raw`, `fileno()`.
+    `has_said()`, `gone()`, `shutdown_both()`, `close()`, `detach() -> raw`, `fileno()`.
 `queue() -> (QueueWriter, QueueReader)`
     The kernel's queue of connections between the master and one generation of workers.  `put(raw, stamp)` hands one
     over and closes the master's copy, or raises `BlockingIOError` when the queue is full; `retire()` makes whichever
     worker takes it leave; closing the writer is the drain.  `get(wait)` gives `(raw, stamp)`, `RETIRE` or `END`.
 `channel() -> (Channel, Channel)`
     A private pipe between the master and one child: `tell(kind, body, raw)`, `hear(wait)`; a message may carry a
-    connection back, or, to a template, an end of another channel (`adopt_channel(raw)`).  Its end is how either side
+    connection back, or, to a template, an end of another channel (`adopt_channel(raw)`); `brings_connection()` tells
+    before the next one is heard whether it does.  Its end is how either side
     learns that the other died.
+`Lifebuoy()` and `rescue(buoy, known) -> [raw]`
+    Copies of connections that outlive a worker, put in by it and taken out by the master; used only where workers
+    accept for themselves.
+`compiled_path()`
+    The type of a compiled `straight.StraightPath`, or None.
 `poller()`
     The interface of `select.epoll`: register, modify, unregister, poll(seconds) -> [(fileno, READ | WRITE | HANGUP)].
 `Process(pid)`
@@ -45,6 +51,7 @@ if sys.platform == "win32":
         Admission,
         Channel,
         Connection,
+        Lifebuoy,
         Listener,
         Process,
         QueueReader,
@@ -62,6 +69,7 @@ if sys.platform == "win32":
         channel,
         child_hygiene,
         close_raw,
+        compiled_path,
         default_start_method,
         descriptor_limit,
         enlarge,
@@ -70,6 +78,7 @@ if sys.platform == "win32":
         open_descriptors,
         poller,
         queue,
+        rescue,
         resident_bytes,
         start_methods,
     )
@@ -86,6 +95,7 @@ else:
         Admission,
         Channel,
         Connection,
+        Lifebuoy,
         Listener,
         Process,
         QueueReader,
@@ -103,6 +113,7 @@ else:
         channel,
         child_hygiene,
         close_raw,
+        compiled_path,
         default_start_method,
         descriptor_limit,
         enlarge,
@@ -111,6 +122,7 @@ else:
         open_descriptors,
         poller,
         queue,
+        rescue,
         resident_bytes,
         start_methods,
     )

@@ -409,6 +409,10 @@ class Channel(Pipe):
             self._unheard += data
         return message
 
+    def brings_connection(self) -> bool | None:
+        """Never in a way that it could not be taken: handles do not run out."""
+        return False
+
     def _take_unheard(self) -> tuple[str, bytes, int | None] | None:
         """The first message of those that have been read, if it is whole."""
         if len(self._unheard) < _HEADER.size:

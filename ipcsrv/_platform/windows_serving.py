@@ -13,7 +13,7 @@ assert sys.platform == "win32"
 
 import contextlib
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from ..peer import Peer
 from .win32 import client_process, sid_of_pipe_client, sid_of_process
@@ -39,11 +39,11 @@ from .windows_rendezvous import Listener, Rendezvous, pipe_sddl
 
 __all__ = [
     "DONTWAIT", "END", "HANGUP", "LOST", "READ", "RETIRE", "SHARED", "WRITE", "Admission", "Channel", "Connection",
-    "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox", "accept_raw",
-    "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth", "become_daemon_child",
-    "channel", "child_hygiene", "close_raw", "default_start_method", "descriptor_limit", "enlarge",
-    "keep_freed_memory", "lifeline",
-    "open_descriptors", "poller", "queue", "resident_bytes", "start_methods",
+    "Lifebuoy", "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox",
+    "accept_raw", "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth",
+    "become_daemon_child", "channel", "child_hygiene", "close_raw", "compiled_path", "default_start_method",
+    "descriptor_limit", "enlarge", "keep_freed_memory", "lifeline", "open_descriptors", "poller", "queue", "rescue",
+    "resident_bytes", "start_methods",
 ]  # fmt: skip
 
 SHARED: Final = 0  # whoever waits for the queue is woken, and one of them gets what came
@@ -82,6 +82,13 @@ class Connection(Pipe):
         """None: a pipe cannot be closed in one direction, so there is no moment after which nothing can have come."""
         return None
 
+    def has_said(self) -> bool | None:
+        """Whether there is something to read: True, False at the client's end, None if it is silent."""
+        try:
+            return bool(self._available())
+        except BlockingIOError:
+            return None
+
     def shutdown_both(self) -> None:
         """Nothing: to disconnect would take from the client what it has not read yet.
 
@@ -110,6 +117,10 @@ class Admission:
         """Whether this client may ask: it could not have connected otherwise."""
         return True
 
+    def user(self, connection: Connection) -> tuple[int, int] | None:
+        """Users have no numbers here."""
+        return None
+
 
 def adopt_channel(raw: int) -> Channel:
     """Never asked for: a channel travels to a template only, and where nothing can be forked there is none."""
@@ -137,3 +148,31 @@ def poller() -> Poller:
 
 def keep_freed_memory() -> None:
     """Nothing: the heap does so by itself."""
+
+
+class Lifebuoy:
+    """Nothing: here every connection comes by the master's queue, and is watched, with a copy in trust, at once."""
+
+    def fileno(self) -> int:
+        """There is no end to give away."""
+        return -1
+
+    def hold(self, raw: int) -> bool:
+        """It cannot be held."""
+        return False
+
+    def let_go(self) -> None:
+        """There is nothing in it."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def rescue(buoy: int, known: Iterable[int]) -> list[int]:
+    """Nobody is in a lifebuoy."""
+    return []
+
+
+def compiled_path() -> Any:
+    """There is none: it is written for descriptors."""
+    return None

@@ -69,6 +69,7 @@ _ANCILLARY: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 _QUEUE_TYPE: Final = socket.SOCK_STREAM if not hasattr(select, "epoll") else socket.SOCK_SEQPACKET
 _HEADER: Final = struct.Struct("=4sI")
+_BRINGS: Final = 1 << 31  # in a header's size: a connection comes with the message
 _SOCK_DIAG: Final = 4  # NETLINK_SOCK_DIAG (linux/netlink.h); the others are of linux/unix_diag.h
 _SHOW_QUEUES: Final = 0x10
 _QUEUES_ATTRIBUTE: Final = 4
@@ -349,7 +350,7 @@ class Channel(Sendable):
         """Send one message, of a kind of up to 4 characters; a connection in it is closed here, unless `keep`."""
         body = body[:MAX_BODY]
         rights = [] if raw is None else [(*_RIGHTS, _DESCRIPTOR.pack(raw))]
-        self.sendmsg([_HEADER.pack(kind.encode(), len(body)) + body], rights)
+        self.sendmsg([_HEADER.pack(kind.encode(), len(body) | (_BRINGS if rights else 0)) + body], rights)
         if raw is not None and not keep:
             os.close(raw)
 
@@ -361,6 +362,7 @@ class Channel(Sendable):
             if len(header) < _HEADER.size:
                 return None
             kind, size = _HEADER.unpack(header)
+            size &= ~_BRINGS
             body = self.recv(size, socket.MSG_WAITALL) if size else b""
         except ConnectionResetError:  # the other side died with messages of ours unread
             return None
@@ -370,14 +372,15 @@ class Channel(Sendable):
     def brings_connection(self) -> bool | None:
         """Whether the next message does; None if there is none now.
 
-        To look takes no descriptor: that there would have been one shows in a message whose ancillary part was cut.
+        Its header says so, which is looked at without taking the descriptor.
         """
         try:
-            return bool(self.recvmsg(1, 0, socket.MSG_PEEK | DONTWAIT)[2] & socket.MSG_CTRUNC)
+            header = self.recv(_HEADER.size, socket.MSG_PEEK | DONTWAIT)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             return False
+        return len(header) == _HEADER.size and bool(_HEADER.unpack(header)[1] & _BRINGS)
 
 
 def adopt_channel(raw: int) -> Channel:

@@ -419,6 +419,56 @@ def _speak_and_sleep(channel: Channel, signer: Channel) -> None:
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
+def test_the_next_message_tells_beforehand_whether_it_brings_a_connection(connect: Connect) -> None:
+    ours, theirs = serving.channel()
+    with closing(ours), closing(theirs):
+        assert not ours.brings_connection()
+        theirs.tell("bare", b"body")
+        _, raw = connect()
+        if _holds(raw):  # where descriptors can run out, it matters
+            theirs.tell("full", b"", raw)
+            assert ours.brings_connection() is False
+            assert ours.hear() == ("bare", b"body", None)
+            assert ours.brings_connection() is True
+            kind, _, again = ours.hear() or ("", b"", None)
+            assert kind == "full" and again is not None
+            serving.close_raw(again)
+            assert ours.brings_connection() is None
+        else:
+            serving.close_raw(raw)
+
+
+def _holds(raw: int) -> bool:
+    """Whether lifebuoys hold anything on this system."""
+    with closing(serving.Lifebuoy()) as buoy:
+        return buoy.hold(raw)
+
+
+def test_a_lifebuoy_gives_back_what_it_was_not_told_to_let_go_and_nobody_else_has(connect: Connect) -> None:
+    pairs = [connect() for _ in range(3)]
+    buoy = serving.Lifebuoy()
+    if not buoy.hold(pairs[0][1]):  # where workers do not accept themselves, nobody is in limbo
+        assert serving.rescue(buoy.fileno(), []) == []
+        for _, raw in pairs:
+            serving.close_raw(raw)
+        return
+    for _, raw in pairs[1:]:
+        assert buoy.hold(raw)
+    buoy.let_go()
+    masters = os.dup(buoy.fileno())
+    buoy.close()
+    for stream, raw in pairs[:2]:
+        stream.sendall(b"hello")
+        adopt(raw).close()
+    (found,) = serving.rescue(masters, [pairs[2][1]])
+    connection = adopt(found)
+    assert connection.recv(5) == b"hello"
+    connection.close()
+    adopt(pairs[2][1]).close()
+    with pytest.raises(OSError):
+        os.fstat(masters)
+
+
 def test_shared_memory_is_seen_by_a_child() -> None:
     memory = SharedMemory(4096)
     words = memoryview(memory.buffer).cast("Q")

@@ -57,6 +57,25 @@ def test_a_killed_worker_fails_only_its_own_request(
     assert calls[1].result() == names[1].encode()
 
 
+def test_who_was_just_answered_outlives_a_worker_that_dies_of_anothers_request(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
+    for round_ in range(15):
+        load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+        answered = [load.raw(running.path) for _ in range(5)]
+        for client in answered:  # one after the other: each new one is served as soon as the last was answered
+            client.sendall(load.message(b"hello"))
+            assert client.recv(100) == load.message(b"hello")
+        with load.raw(running.path) as killer:
+            killer.sendall(load.message(b"crash"))
+            assert killer.recv(100) == b""
+        if round_:  # the first death tells the server that workers die
+            for client in answered:
+                client.sendall(load.message(b"again"))
+                assert client.recv(100) == load.message(b"again")
+        for client in answered:
+            client.close()
+
+
 def test_requests_that_wait_are_served_though_every_worker_dies(
     server: ServerFactory, in_background: Background, tmp_path: Path
 ) -> None:

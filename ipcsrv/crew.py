@@ -218,14 +218,14 @@ class Crew:
             if hand.ready and hand.process is not None:
                 hand.process.ask_to_reopen_log()
 
-    def dump_stacks(self, number: int) -> bool:
-        """Have a worker's stacks written into the log; False if there is no such worker."""
+    def dump_stacks(self, number: int) -> Process | None:
+        """Have a worker's stacks written into the log; returns the process, None if there is no such worker."""
         hand = self.hands.get(number)
         if hand is None or hand.process is None:
-            return False
+            return None
         log.warning("stacks of worker %d (pid %d) follow", number, hand.process.pid)
         hand.process.ask_for_stacks()
-        return True
+        return hand.process
 
     def announce_stop(self) -> None:
         """Let the workers know that what they hold cannot be given back any more: there is nobody to serve it then."""

@@ -35,7 +35,7 @@ from .pool import State
 from .settings import Settings
 from .spawner import Facts, Job, Spawner, spawner_for
 from .systemd import Notifier
-from .vigil import Vigil
+from .vigil import StackRound, Vigil
 
 log = logging.getLogger("ipcsrv.master")
 
@@ -78,6 +78,7 @@ class Master:
                                      allow=resolved.allow)
         self.crew = Crew(self, resolved, source, inherited, spawner_for)
         self._vigil = Vigil(self.crew, resolved.request_timeout)
+        self._stacks = StackRound(self.crew)
         self.recent = board.Recent()
         self._adopted = adopted
         self._own_process = own_process
@@ -423,8 +424,13 @@ class Master:
 
     def dump_all_stacks(self) -> None:
         """Write the stacks of all workers into the log."""
-        for number in list(self.crew.hands):
-            self.crew.dump_stacks(number)
+        self._stacks.begin()
+        self._take_stacks(monotonic())
+
+    def _take_stacks(self, now: float) -> None:
+        again = self._stacks.go_on(now)
+        if again < math.inf:
+            self.set_timer("stacks", again)
 
 
 _SIGNALS: dict[str, Callable[[Master], None]] = {
@@ -448,4 +454,5 @@ _TIMERS: dict[str, Callable[[Master, float], None]] = {
     "watchdog": Master._show_life,
     "calm": Master._check_calm,
     "control": Master._accept_control,
+    "stacks": Master._take_stacks,
 }

@@ -2,20 +2,27 @@
 
 Nobody is asked: since when a request runs stands in the scoreboard.  Nor does anybody look while nothing depends on it:
 a worker that begins a request with others in its hands, or under a request_timeout, tells us, unless `WATCHED` says
-that we look anyway.  Then a timer looks for as long as there is such a request.  Runs in the master.
+that we look anyway.  Then a timer looks for as long as there is such a request.
+
+Whoever wants to see what all workers do asks for their stacks, and they are asked one after the other: each writes its
+own in a hundred small pieces, from a signal handler, and two at once would be read by nobody.  Runs in the master.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from time import monotonic_ns
 
 from . import scoreboard as board
+from ._platform.serving import Process
 from .crew import Crew, Hand
 
 log = logging.getLogger("ipcsrv.master")
 
+STACKS_LOOK = 0.01  # seconds between two looks whether a worker has written its stacks
+STACKS_PATIENCE = 0.5  # seconds for a worker that does not write any, for it is stopped, say
 RELIEF = 0.02  # seconds of a request after which what else its worker holds is given to others
 
 
@@ -57,3 +64,29 @@ class Vigil:
         if decided := self._crew.pool.overdue(hand.number, now):
             log.warning("worker %d has been at one request for %.1f s (request_timeout)", hand.number, age)
             self._crew.obey(decided)
+
+
+class StackRound:
+    """Has the workers of `crew` write their stacks into the log, one after the other."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._waiting: deque[int] = deque()
+        self._asked: Process | None = None
+        self._patient_until = 0.0
+
+    def begin(self) -> None:
+        """Ask all workers that there are, after those who still wait to be asked."""
+        self._waiting.extend(number for number in self._crew.hands if number not in self._waiting)
+
+    def go_on(self, now: float) -> float:
+        """Ask the next one if the one before has written its stacks, or never will; when to call again, or never."""
+        if self._asked is not None and now < self._patient_until and self._asked.owes_stacks():
+            return now + STACKS_LOOK
+        self._asked = None
+        while self._waiting:
+            asked = self._crew.dump_stacks(self._waiting.popleft())
+            if asked is not None:
+                self._asked, self._patient_until = asked, now + STACKS_PATIENCE
+                return now + STACKS_LOOK
+        return math.inf

@@ -176,6 +176,14 @@ def wait_for_cancel(request: Any) -> bytes:
     return b""
 
 
+def hold(request: bytes) -> bytes:
+    """Creates the file that the request names and does not return before somebody has removed it."""
+    open(request, "wb").close()
+    while os.path.exists(request):
+        time.sleep(0.005)
+    return b""
+
+
 def hang(request: bytes) -> bytes:
     """Never returns; the interpreter can run signal handlers meanwhile."""
     while True:

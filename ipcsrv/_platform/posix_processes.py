@@ -142,6 +142,17 @@ class Process:
         """Have it write the stacks of all its threads into the log."""
         self._send(signal.SIGUSR1)
 
+    def owes_stacks(self) -> bool:
+        """Whether it has been asked for its stacks and has not written all of them; False where nobody can tell.
+
+        While the signal waits it is pending; while its handler runs it is blocked (proc_pid_status(5), sigaction(2)).
+        """
+        masks = 0
+        with contextlib.suppress(OSError), open(f"/proc/{self.pid}/status", "rb") as file:
+            for name, _, value in (line.partition(b":") for line in file):
+                masks |= int(value, 16) if name in (b"SigPnd", b"ShdPnd", b"SigBlk") else 0
+        return bool(masks >> signal.SIGUSR1 - 1 & 1)
+
     def ask_for_relief(self) -> None:
         """Have it give back what waits behind the request in its hands, if its interpreter still runs."""
         self._send(signal.SIGURG)

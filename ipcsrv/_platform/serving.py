@@ -29,7 +29,7 @@ implemented by `posix_serving` and `windows_serving`, and checked by one routine
 `poller()`
     The interface of `select.epoll`: register, modify, unregister, poll(seconds) -> [(fileno, READ | WRITE | HANGUP)].
 `Process(pid)`
-    A worker, for the master: `ask_for_stacks()`, `ask_for_last_words()`, `kill()`, `close()`.
+    A worker, for the master: `ask_for_stacks()`, `owes_stacks()`, `ask_for_last_words()`, `kill()`, `close()`.
 `SharedMemory(size)`
     `.buffer`, a writable buffer that children see too; travels to a spawned child as an argument.
 """

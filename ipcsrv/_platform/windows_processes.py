@@ -272,6 +272,10 @@ class Process:
         """Have it write the stacks of all its threads into the log."""
         _set_event_of(self.pid, "stacks")
 
+    def owes_stacks(self) -> bool:
+        """False: nobody can tell."""
+        return False
+
     def ask_for_relief(self) -> None:
         """Nothing: what a worker holds can be given back by its own thread alone, which is in the handler."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -28,9 +29,11 @@ def test_after_a_rotation_everybody_writes_to_the_new_file_also_who_is_idle_or_s
     server: ServerFactory, tmp_path: Path, told: bool
 ) -> None:
     log = tmp_path / "log"
-    running = server("handlers_for_tests:slow", "--workers", "2", "--log-file", str(log))
-    stuck = threading.Thread(target=lambda: running.call(b"7000"))
+    running = server("handlers_for_tests:hold", "--workers", "2", "--log-file", str(log))
+    held = tmp_path / "held"
+    stuck = threading.Thread(target=lambda: running.call(bytes(held)))
     stuck.start()
+    support.wait_until(held.exists, "a worker in its handler")
     log.rename(tmp_path / "log.1")
     # Nobody logs anything: the master finds out by itself, or is told, and tells the others.
     if told:
@@ -41,11 +44,26 @@ def test_after_a_rotation_everybody_writes_to_the_new_file_also_who_is_idle_or_s
         support.wait_until(lambda pid=pid: "log.1" not in files_open_in(pid), f"{pid} still writes to the old file")
         assert "log" in files_open_in(pid)
     control.request(running.path, "stacks")
-    support.wait_until(lambda: "in slow" in log.read_text(), "the stuck worker's stack, which comes in pieces")
+    support.wait_until(lambda: " in hold\n" in log.read_text(), "the stuck worker's stack")
+    held.unlink()
     stuck.join(support.TIMEOUT)
     assert running.stop() == 0
     assert log.read_text().rstrip().endswith("stopped")
     assert "stopped" not in (tmp_path / "log.1").read_text()
+
+
+@posix_only
+def test_the_stacks_of_many_workers_come_one_after_the_other(server: ServerFactory, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    running = server("handlers_for_tests:echo", "--workers", "8", "--log-file", str(log))
+    control.request(running.path, "stacks")
+    support.wait_until(lambda: log.read_text().count(" in _run_module_as_main\n") == 8, "each outermost frame")
+    stacks = re.split(r".* stacks of worker [0-9]+ \(pid [0-9]+\) follow\n", log.read_text())[1:]
+    assert len(stacks) == 8
+    for stack in stacks:
+        heading, *frames = stack.splitlines()
+        assert heading.endswith(" (most recent call first):")
+        assert [line for line in frames if not re.fullmatch('  File "[^"]+", line [0-9?]+ in \\S+', line)] == []
 
 
 @posix_only

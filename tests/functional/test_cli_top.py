@@ -48,9 +48,9 @@ class Terminal:
         until = time.monotonic() + support.TIMEOUT
         self.drawn = ""
         while time.monotonic() < until:
-            for screen in self.drawn.split("\x1b[H")[1:]:
+            for screen in self.drawn.split("\x1b[H")[1:-1]:
                 lines = [_SEQUENCE.sub("", line).rstrip("\r") for line in screen.split("\n")]
-                if "\x1b[J" in screen and all(any(text in line for line in lines) for text in texts):
+                if all(any(text in line for line in lines) for text in texts):
                     return lines
             if select.select([self.ours], [], [], 1.0)[0]:
                 self.drawn += os.read(self.ours, 65536).decode("utf-8", "replace")

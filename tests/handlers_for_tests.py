@@ -177,11 +177,12 @@ def wait_for_cancel(request: Any) -> bytes:
 
 
 def hold(request: bytes) -> bytes:
-    """Creates the file that the request names and does not return before somebody has removed it."""
-    open(request, "wb").close()
-    while os.path.exists(request):
-        time.sleep(0.005)
-    return b""
+    """Creates the file that the request names, and returns when somebody has removed it; echoes what names none."""
+    if os.path.isabs(request):
+        open(request, "wb").close()
+        while os.path.exists(request):
+            time.sleep(0.005)
+    return request
 
 
 def hang(request: bytes) -> bytes:

@@ -18,15 +18,14 @@ Background = Callable[[Callable[[], object]], load.Future]
 
 
 def test_a_killed_master_leaves_no_process_and_a_path_that_the_next_start_takes(server: ServerFactory) -> None:
-    for _ in range(3):
-        running = server("handlers_for_tests:echo", "--workers", "2")
-        processes = running.processes()
-        with load.Load(running.path, keeping=4, connecting=4, timeout=1.0) as clients:
-            running.kill()
-            assert support.wait_gone(processes, 1.0) == set()
-            clients.stop_asking()
-        assert not clients.wrong
-        assert clients.slowest_failure < load.PROMPT, clients.report()
+    running = server("handlers_for_tests:echo", "--workers", "2")
+    processes = running.processes()
+    with load.Load(running.path, keeping=4, connecting=4, timeout=1.0) as clients:
+        running.kill()
+        assert support.wait_gone(processes, 1.0) == set()
+        clients.stop_asking()
+    assert not clients.wrong
+    assert clients.slowest_failure < load.PROMPT, clients.report()
     assert server("handlers_for_tests:echo").call(b"next") == b"next"
 
 

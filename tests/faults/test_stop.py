@@ -39,15 +39,14 @@ def test_two_hundred_clients_that_wait_are_all_answered_by_a_stop(server: Server
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_under_load_no_request_that_was_taken_is_lost_by_a_stop(server: ServerFactory) -> None:
-    for _ in range(3):
-        running = server("handlers_for_tests:echo", "--workers", "2")
-        with load.Load(running.path, timeout=1.0) as clients:
-            running.signal(signal.SIGTERM)
-            assert running.wait() == 0
-            clients.stop_asking()
-        assert not clients.failures and not clients.wrong, clients.report()
-        stopped = [error for error, _ in clients.refusals if isinstance(error, ipcsrv.ServerStopping)]
-        assert not stopped, clients.report()
+    running = server("handlers_for_tests:echo", "--workers", "2")
+    with load.Load(running.path, timeout=1.0) as clients:
+        running.signal(signal.SIGTERM)
+        assert running.wait() == 0
+        clients.stop_asking()
+    assert not clients.failures and not clients.wrong, clients.report()
+    stopped = [error for error, _ in clients.refusals if isinstance(error, ipcsrv.ServerStopping)]
+    assert not stopped, clients.report()
 
 
 def test_a_client_that_connected_just_before_a_stop_may_still_ask(server: ServerFactory) -> None:

@@ -92,7 +92,7 @@ def test_a_kept_client_does_not_wait_for_the_slow_request_of_another(
 ) -> None:
     running = server("handlers_for_faults:long_or_short", "--workers", "2")
     with ipcsrv.connect(running.path) as kept:
-        for _ in range(5):
+        for _ in range(3):
             for _ in range(40):  # until the worker that has it thinks of nothing slow
                 kept.call(b"short")
             slow = in_background(lambda: running.call(b"long 500"))

@@ -130,7 +130,7 @@ def test_of_pipelined_requests_those_answered_before_the_crash_are_kept(server: 
 def test_random_kills_under_load_cost_at_most_one_request_each(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "4")
     with load.Load(running.path) as clients:
-        killed = load.kill_workers(running, 3.0)
+        killed = load.kill_workers(running, 1.5)
         over = time.monotonic()
         load.wait_until(lambda: load.is_whole(running), "the pool is whole")
         seconds = time.monotonic() - over

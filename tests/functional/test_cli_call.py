@@ -43,37 +43,35 @@ def calling(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\x00\xff0000\n\n", b"ERR handler no\n", bytes(range(256)) * 40_000])
-def test_standard_input_comes_back_as_it_is(echo_server: support.RunningServer, data: bytes) -> None:
-    done = support.run_command("call", echo_server.path, input=data)
+def test_standard_input_comes_back_as_it_is(echo_path: str, data: bytes) -> None:
+    done = support.run_command("call", echo_path, input=data)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == data
 
 
 @pytest.mark.parametrize("word", ["x", "", "grüße", "-1", "--timeout"])
-def test_the_operand_comes_back_as_it_is(echo_server: support.RunningServer, word: str) -> None:
-    done = support.run_command("call", echo_server.path, "--", word)
+def test_the_operand_comes_back_as_it_is(echo_path: str, word: str) -> None:
+    done = support.run_command("call", echo_path, "--", word)
     assert (done.returncode, done.stdout, done.stderr) == (0, word.encode(), b"")
 
 
-def test_an_operand_that_is_no_text_goes_through_byte_by_byte(echo_server: support.RunningServer) -> None:
-    done = support.run_command("call", echo_server.path, os.fsdecode(b"\xff\xfe"))
+def test_an_operand_that_is_no_text_goes_through_byte_by_byte(echo_path: str) -> None:
+    done = support.run_command("call", echo_path, os.fsdecode(b"\xff\xfe"))
     assert (done.returncode, done.stdout) == (0, b"\xff\xfe")
 
 
-def test_a_dash_is_standard_input(echo_server: support.RunningServer) -> None:
-    assert support.run_command("call", echo_server.path, "-", input=b"typed").stdout == b"typed"
+def test_a_dash_is_standard_input(echo_path: str) -> None:
+    assert support.run_command("call", echo_path, "-", input=b"typed").stdout == b"typed"
 
 
-def test_the_response_is_printed_as_it_comes(server: ServerFactory) -> None:
-    running = server("handlers_for_tests:stream_for_ever")
-    with calling(running.path, "") as call:
+def test_the_response_is_printed_as_it_comes(module_server: support.RunningServer) -> None:
+    with calling(module_server.path, "stream_for_ever ") as call:
         assert call.stdout is not None
         assert call.stdout.read(5000) == b"x" * 5000  # of a response that never ends
 
 
-def test_ctrl_c_is_quiet_and_exits_130(server: ServerFactory) -> None:
-    running = server("handlers_for_tests:stream_for_ever")
-    with calling(running.path, "") as call:
+def test_ctrl_c_is_quiet_and_exits_130(module_server: support.RunningServer) -> None:
+    with calling(module_server.path, "stream_for_ever ") as call:
         assert call.stdout is not None
         call.stdout.read(1)
         call.send_signal(signal.SIGINT)
@@ -81,9 +79,8 @@ def test_ctrl_c_is_quiet_and_exits_130(server: ServerFactory) -> None:
         assert (call.returncode, said) == (130, b"")
 
 
-def test_a_reader_that_goes_away_ends_the_call_quietly(server: ServerFactory) -> None:
-    running = server("handlers_for_tests:stream_for_ever")
-    with calling(running.path, "") as call:
+def test_a_reader_that_goes_away_ends_the_call_quietly(module_server: support.RunningServer) -> None:
+    with calling(module_server.path, "stream_for_ever ") as call:
         assert call.stdout is not None
         assert call.stderr is not None
         call.stdout.read(1)
@@ -113,29 +110,27 @@ def test_neither_the_request_nor_the_response_is_held_whole(server: ServerFactor
 
 def test_a_call_that_takes_too_long_exits_4(server: ServerFactory) -> None:
     running = server("handlers_for_tests:slow")
-    done = support.run_command("call", running.path, "1500", "--timeout", "0.2")
+    done = support.run_command("call", running.path, "600", "--timeout", "0.2")
     assert (done.returncode, done.stdout) == (4, b"")
     assert b"timed out after 0.2 s" in done.stderr
 
 
-def test_input_that_does_not_come_in_time_exits_4(echo_server: support.RunningServer) -> None:
-    with calling(echo_server.path, "--timeout", "0.2") as call:
+def test_input_that_does_not_come_in_time_exits_4(echo_path: str) -> None:
+    with calling(echo_path, "--timeout", "0.2") as call:
         assert call.wait(support.TIMEOUT) == 4
         assert call.stderr is not None
         assert b"timed out" in call.stderr.read()
 
 
-def test_a_handler_that_raises_exits_1_with_its_reason(server: ServerFactory) -> None:
-    running = server("handlers_for_tests:raise_error")
-    done = support.run_command("call", running.path, "boom")
+def test_a_handler_that_raises_exits_1_with_its_reason(module_server: support.RunningServer) -> None:
+    done = support.run_command("call", module_server.path, "raise_error boom")
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"ValueError: boom" in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 
-def test_a_response_that_breaks_prints_what_came_and_exits_1(server: ServerFactory) -> None:
-    running = server("handlers_for_tests:stream_then_raise")
-    done = support.run_command("call", running.path, "oops")
+def test_a_response_that_breaks_prints_what_came_and_exits_1(module_server: support.RunningServer) -> None:
+    done = support.run_command("call", module_server.path, "stream_then_raise oops")
     assert (done.returncode, done.stdout) == (1, b"begun\n")
     assert b"RuntimeError: oops" in done.stderr
 
@@ -180,11 +175,11 @@ def test_autostart_of_a_handler_that_cannot_be_imported_exits_2(sock_path: str) 
     assert done.stderr.count(b"\n") == 1
 
 
-def test_a_plain_call_imports_next_to_nothing(echo_server: support.RunningServer) -> None:
+def test_a_plain_call_imports_next_to_nothing(echo_path: str) -> None:
     command = [sys.executable, "-S", "-X", "importtime", "-c"]
     source = "import sys; from ipcsrv.cli import main; sys.exit(main())"
     done = subprocess.run(
-        [*command, source, "call", echo_server.path, "x", "--timeout", "10"],
+        [*command, source, "call", echo_path, "x", "--timeout", "10"],
         capture_output=True,
         text=True,
         env=support.environment(),

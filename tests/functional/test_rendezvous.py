@@ -65,14 +65,13 @@ print(os.waitstatus_to_exitcode(os.wait()[1]))
 @pytest.mark.skipif(not support.have_proc, reason="forks its starters")
 @pytest.mark.parametrize("stale", [False, True], ids=["free", "stale"])
 def test_of_50_starts_at_the_same_moment_exactly_one_serves_and_49_exit_6(sock_path: str, stale: bool) -> None:
-    for _ in range(2):  # and 20 times in tests/soak/starts.py
-        if stale:
-            make_stale_socket(sock_path)
-        said = support.run_python(RACE, sock_path, "50", timeout=50).splitlines()
-        assert said[0].split() == ["6"] * 49
-        assert said[1].endswith(" True")
-        assert said[2] == "0"
-        assert os.listdir(os.path.dirname(sock_path)) == []
+    if stale:
+        make_stale_socket(sock_path)
+    said = support.run_python(RACE, sock_path, "50", timeout=50).splitlines()  # 20 times in tests/soak/starts.py
+    assert said[0].split() == ["6"] * 49
+    assert said[1].endswith(" True")
+    assert said[2] == "0"
+    assert os.listdir(os.path.dirname(sock_path)) == []
 
 
 def test_starts_of_the_command_race_as_well(sock_path: str) -> None:
@@ -227,15 +226,6 @@ def test_a_server_never_removes_what_took_its_place(server: ServerFactory, sock_
     replaced.signal(signal.SIGTERM)
     assert replaced.wait() in (0, 8)
     assert os.stat(sock_path).st_ino == inode
-
-
-def test_a_server_whose_socket_was_taken_away_drains_and_exits_8(server: ServerFactory, sock_path: str) -> None:
-    stolen = server()
-    with ipcsrv.connect(sock_path, timeout=support.TIMEOUT) as connection:
-        assert connection.call(b"x") == b"x"
-        os.unlink(sock_path)
-        assert stolen.wait() == 8
-    assert os.listdir(os.path.dirname(sock_path)) == []
 
 
 # -- what is written down ---------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def folder(sock_dir: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def run(*arguments: str) -> str:
     """Run an example in the current folder and return what it printed."""
-    env = support.environment(IPCSRV_RUNTIME_DIR=os.path.join(os.getcwd(), "r"))
+    env = support.environment(IPCSRV_RUNTIME_DIR=os.path.join(os.getcwd(), "r"), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=40, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line for line in done.stderr.splitlines() if " INFO " not in line] == []  # a server's log, and nothing else

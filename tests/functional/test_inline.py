@@ -42,12 +42,17 @@ def test_it_serves_as_workers_do(server: ServerFactory) -> None:
     assert running.stop() == 0
 
 
-def test_the_master_answers_while_the_handler_runs(server: ServerFactory) -> None:
-    running = server("handlers_for_tests:slow", "--workers", "0", "--request-timeout", "0.1")
-    asking = threading.Thread(target=lambda: running.call(b"1500"))
+def test_the_master_answers_while_the_handler_runs(server: ServerFactory, tmp_path: Path) -> None:
+    running = server("handlers_for_tests:hold", "--workers", "0", "--request-timeout", "0.1")
+    held, answers = tmp_path / "held", []
+    asking = threading.Thread(target=lambda: answers.append(running.call(bytes(held))))
     asking.start()
-    support.wait_until(lambda: running.status()["workers"][0]["state"] == "busy", "the request")  # type: ignore[index]
-    asking.join(support.TIMEOUT)  # and was not timed out: a person at a prompt takes his time
+    support.wait_until(
+        lambda: running.status()["workers"][0]["busy_seconds"] > 0.4, "four times request_timeout"  # type: ignore[index]
+    )
+    held.unlink()
+    asking.join(support.TIMEOUT)
+    assert answers == [bytes(held)]  # and was not timed out: a person at a prompt takes his time
     assert running.call(b"1") == b"1"
     assert running.stop() == 0
 
@@ -62,7 +67,6 @@ def test_ctrl_c_stops_it_cleanly_and_a_second_one_reaches_a_handler_that_does_no
     stuck = server("handlers_for_tests:hang_if_asked", "--workers", "0")
     with pytest.raises(ipcsrv.HandlerError, match="KeyboardInterrupt"), ipcsrv.connect(stuck.path) as connection:
         def interrupt() -> None:
-            support.wait_until(lambda: stuck.status()["workers"][0]["state"] == "busy", "the request")  # type: ignore[index]
             stuck.signal(signal.SIGINT)
             stuck.output.wait_for("draining")
             stuck.signal(signal.SIGINT)

@@ -203,18 +203,20 @@ def test_a_start_waits_for_a_git_server_that_is_just_looking(server: ServerFacto
 @pytest.mark.skipif(not support.have_pidfd, reason="asks the kernel whether processes have ended")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_a_killed_master_s_path_refuses_at_once_and_a_new_start_works_at_once(
-    server: ServerFactory, method: str
+    server: ServerFactory, method: str, tmp_path: Path
 ) -> None:
-    killed = server("handlers_for_tests:slow", "--workers", "2", "--start-method", method)
+    killed = server("handlers_for_tests:hold", "--workers", "2", "--start-method", method)
+    held = tmp_path / "held"
     workers = killed.workers()
     with git_peer.Client(killed.path) as busy:
-        busy.send(git_peer.packets(b"1500"))
-        support.wait_until(lambda: any(worker["busy_seconds"] for worker in killed.status()["workers"]))  # type: ignore
+        busy.send(git_peer.packets(bytes(held)))
+        support.wait_until(held.exists, "a worker in its handler")
         killed.kill()
         with socket.socket(socket.AF_UNIX) as client:
             support.wait_until(lambda: client.connect_ex(killed.path) != 0, "the path refuses", timeout=1.0)
         assert server("handlers_for_tests:slow", "--workers", "1").call(b"1") == b"1"  # while the old worker is busy
-        assert busy.response() == b"1500"
+        held.unlink()
+        assert busy.response() == bytes(held)
     assert not support.wait_gone(workers, timeout=5)
 
 

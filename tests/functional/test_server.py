@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import support
@@ -31,14 +32,19 @@ def worker_pids(running: support.RunningServer) -> set[int]:
 
 @pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_sigterm_and_sigint_drain(server: ServerFactory, name: str) -> None:
-    draining = server("handlers_for_tests:slow", "--workers", "2")
-    with Client(draining.path) as busy, Client(draining.path) as queued, Client(draining.path) as third:
-        for client in (busy, queued, third):
-            client.send(packets(b"300"))
-        support.wait_until(lambda: any(worker["busy_seconds"] for worker in draining.status()["workers"]))  # type: ignore
+def test_sigterm_and_sigint_drain(server: ServerFactory, name: str, tmp_path: Path) -> None:
+    draining = server("handlers_for_tests:hold", "--workers", "2")
+    held = [tmp_path / "busy", tmp_path / "too", tmp_path / "queued"]
+    with Client(draining.path) as busy, Client(draining.path) as too, Client(draining.path) as queued:
+        for client, path in zip((busy, too, queued), held):
+            client.send(packets(bytes(path)))
+        support.wait_until(lambda: len(os.listdir(tmp_path)) == 2, "both workers are busy")
         draining.signal(getattr(signal, name))
-        assert [client.response() for client in (busy, queued, third)] == [b"300"] * 3
+        draining.output.wait_for("draining")
+        for _ in held:
+            support.wait_until(lambda: os.listdir(tmp_path), "one is in a handler")
+            next(tmp_path.iterdir()).unlink()
+        assert [client.response() for client in (busy, too, queued)] == [bytes(path) for path in held]
     assert draining.wait() == 0
 
 
@@ -59,13 +65,16 @@ def test_sigquit_and_a_second_sigint_stop_now(server: ServerFactory, numbers: tu
         assert b"0000" not in hanging.rest()
 
 
-def test_a_terminal_s_ctrl_c_reaches_the_group_and_drains_all_the_same(server: ServerFactory) -> None:
-    draining = server("handlers_for_tests:slow", "--workers", "1")
+def test_a_terminal_s_ctrl_c_reaches_the_group_and_drains_all_the_same(server: ServerFactory, tmp_path: Path) -> None:
+    draining = server("handlers_for_tests:hold", "--workers", "1")
+    held = tmp_path / "held"
     with Client(draining.path) as busy:
-        busy.send(packets(b"300"))
-        support.wait_until(lambda: draining.status()["workers"][0]["busy_seconds"])  # type: ignore[index]
+        busy.send(packets(bytes(held)))
+        support.wait_until(held.exists, "the worker is in its handler")
         os.killpg(draining.pid, signal.SIGINT)
-        assert busy.response() == b"300"
+        draining.output.wait_for("draining")
+        held.unlink()
+        assert busy.response() == bytes(held)
     assert draining.wait() == 0
 
 

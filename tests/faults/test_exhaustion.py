@@ -34,15 +34,15 @@ def short_of_descriptors(running: support.RunningServer) -> int:
     return sum("cannot take connections for now" in line for line in str(running.output).splitlines())
 
 
-def test_with_64_descriptors_500_clients_are_served_in_turn(server: ServerFactory) -> None:
+def test_with_64_descriptors_250_clients_are_served_in_turn(server: ServerFactory) -> None:
     with load.started_by(FEW_DESCRIPTORS):
         running = server("handlers_for_tests:slow", "--workers", "2")
     clients = []
-    for _ in range(500):
+    for _ in range(250):
         clients.append(load.raw(running.path))
     for client in clients:
         client.sendall(load.message(b"1"))
-    assert [client.recv(9) for client in clients] == [load.message(b"1")] * 500  # and all of them stay
+    assert [client.recv(9) for client in clients] == [load.message(b"1")] * 250  # and all of them stay
     for client in clients:
         client.close()
     assert running.call(b"1") == b"1"

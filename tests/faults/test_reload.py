@@ -36,8 +36,9 @@ def test_reloads_under_load_cost_no_request(server: ServerFactory) -> None:
 def test_scaling_under_load_costs_no_request(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "3")
     with load.Load(running.path) as clients:
-        for number in [signal.SIGTTIN, signal.SIGTTOU, signal.SIGTTOU, signal.SIGTTIN] * 3:
-            running.signal(number)
+        for number, wanted in [(signal.SIGTTIN, 4), (signal.SIGTTOU, 3), (signal.SIGTTOU, 2), (signal.SIGTTIN, 3)] * 3:
+            running.signal(number)  # the kernel would make one of two that the server has not seen yet
+            load.wait_until(lambda wanted=wanted: running.status()["workers_wanted"] == wanted, f"{wanted} are wanted")
             time.sleep(INTERVAL)
         load.wait_until(lambda: load.is_whole(running), "the pool is whole")
     assert not clients.failures and not clients.refusals and not clients.wrong, clients.report()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -510,6 +511,32 @@ def test_a_worker_is_asked_for_its_stacks_and_for_its_last_words(tmp_path: Any) 
     assert ours.hear() == ("last", b"", None)
     assert ended(child) == 3
     process.close()
+    ours.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="elsewhere nobody can tell")
+def test_a_worker_that_has_not_written_its_stacks_is_seen_to_owe_them(tmp_path: Any) -> None:
+    log = tmp_path / "log"
+    ours, theirs = serving.channel()
+    child = spawn(_answer, theirs, str(log))
+    theirs.close()
+    assert ours.hear() == ("rdy", b"", None)
+    assert child.pid is not None
+    process = serving.Process(child.pid)
+    assert not process.owes_stacks()
+    os.kill(child.pid, signal.SIGSTOP)
+    process.ask_for_stacks()
+    assert process.owes_stacks()
+    assert log.read_text() == ""
+    os.kill(child.pid, signal.SIGCONT)
+    until = time.monotonic() + PATIENCE
+    while process.owes_stacks() and time.monotonic() < until:
+        time.sleep(0.001)  # there is no event for it
+    assert log.read_text().endswith("in <module>\n")
+    process.kill()
+    assert ended(child) != 0
+    process.close()
+    assert not process.owes_stacks()
     ours.close()
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
+
+from ._record import Record
 
 _NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
 _SIZE_UNITS = {"": 1, "b": 1} | {
@@ -25,8 +26,7 @@ _ALLOW = re.compile(r"(uid|gid):[0-9]+|(user|group):[^\s:,]+|S-1-[0-9-]+", re.AS
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Record):
     """How one kind of value is read and written; `parse` raises ValueError with the reason as a sentence's end."""
 
     metavar: str

@@ -15,19 +15,18 @@ import os
 import pickle
 import sys
 import traceback
-from dataclasses import dataclass
 from typing import IO, Any
 
 from . import inline
 from ._platform import serving
+from ._record import Record
 from .errors import IpcError, StartError
 from .handlers import HandlerSource
 from .master import Master
 from .settings import Settings
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Record):
     """What to serve, and the surroundings in which the handler is found."""
 
     path: str

@@ -6,18 +6,16 @@ tested. Workers and generations are named by their numbers, which are never used
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ._record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class StartGeneration:
+class StartGeneration(Record):
     """Make a queue, and a template that imports the handler; then say `generation_ready` or `generation_failed`."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(Record):
     """Have this generation's template fork a worker; say `spawn_failed` if that cannot be done now."""
 
     worker: int
@@ -25,68 +23,59 @@ class Spawn:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class RetireOne:
+class RetireOne(Record):
     """Put a message into this generation's queue that makes whichever worker takes it leave."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class EndGeneration:
+class EndGeneration(Record):
     """Close this generation's queue, so that its workers drain it and exit, and end its template."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class SwitchTo:
+class SwitchTo(Record):
     """From now on, connections go to this generation's queue."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class DumpStacks:
+class DumpStacks(Record):
     """Have the worker's stacks written to the log."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class TimeOut:
+class TimeOut(Record):
     """Tell the worker to answer the request in its hands with this failure (`ERR code`) and to die."""
 
     worker: int
     code: str = "timeout"
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Record):
     """Send the worker a SIGKILL."""
 
     worker: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Record):
     """Write a line to the log; `level` is one of debug, info, warning, error."""
 
     level: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Record):
     """The server has failed, for this reason. What is left of it drains; Stopped follows."""
 
     reason: str
     traceback: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(Record):
     """Every worker has exited. Nothing follows."""
 
 

@@ -12,7 +12,6 @@ import functools
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
 
@@ -52,34 +51,31 @@ class Office(Protocol):
     def take_stock(self) -> None: ...
 
 
-@dataclass
 class Generation:
     """One generation's processes: where connections go in, where workers take them, who starts workers."""
 
-    number: int
-    writer: QueueWriter | None
-    reader: QueueReader
-    spawner: Spawner
-    retire_pending: int = 0
+    def __init__(self, number: int, writer: QueueWriter, reader: QueueReader, spawner: Spawner) -> None:
+        self.number = number
+        self.writer: QueueWriter | None = writer
+        self.reader = reader
+        self.spawner = spawner
+        self.retire_pending = 0
 
 
-@dataclass
 class Hand:
     """A worker: its channel, its process once it is born, and the kept connections that it holds, by number."""
 
-    number: int
-    slot: int
-    generation: int
-    channel: Channel | None
-    process: Process | None = None
-    kept: dict[bytes, int] = field(default_factory=dict)
-    buoy: int | None = None  # the end of its lifebuoy from which we rescue
-    ready: bool = False
-    heard: bool = True
-    relieved: int = 0
-    open: bool = False
-    reason: str | None = None
-    traceback_text: str | None = None
+    def __init__(self, number: int, slot: int, generation: int, channel: Channel) -> None:
+        self.number, self.slot, self.generation = number, slot, generation
+        self.channel: Channel | None = channel
+        self.process: Process | None = None
+        self.kept: dict[bytes, int] = {}
+        self.buoy: int | None = None  # the end of its lifebuoy from which we rescue
+        self.ready = self.open = False
+        self.heard = True
+        self.relieved = 0
+        self.reason: str | None = None
+        self.traceback_text: str | None = None
 
 
 class Crew:

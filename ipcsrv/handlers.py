@@ -14,16 +14,15 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from ._record import Record
 from .errors import HandlerImportError
 
 Handler = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class HandlerSource:
+class HandlerSource(Record):
     """Where a process finds the handler.
 
     `target` is its name for people and, if there is nothing else, what is imported; `pickled` is a pickled callable;

@@ -16,12 +16,12 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import life
 from ._platform import serving
 from ._platform.serving import Channel
+from ._record import replace
 from .handlers import Handler
 from .settings import Settings
 

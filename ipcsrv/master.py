@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -25,6 +24,7 @@ from . import logs
 from . import scoreboard as board
 from ._platform import serving
 from ._platform.serving import READ, QueueWriter, Rendezvous, SignalInbox
+from ._record import replace
 from ._version import __version__
 from .controller import Controller
 from .crew import Crew

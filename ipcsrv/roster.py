@@ -6,10 +6,11 @@ seconds and passed in, and a deadline that never comes is infinite. This runs in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import inf
 from typing import TYPE_CHECKING
+
+from ._record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,18 +61,18 @@ class Stage(Enum):
     ENDED = auto()
 
 
-@dataclass(slots=True)
 class WorkerFacts:
     """A worker: its slot and generation, its phase and since when, when it was spawned; its ultimatum, if any."""
 
-    slot: int
-    generation: int
-    phase: Phase
-    since: float
-    started: float
-    ultimatum: Ultimatum | None = None
-    due: float = inf
-    reason: str = ""
+    __slots__ = ("due", "generation", "phase", "reason", "since", "slot", "started", "ultimatum")
+
+    def __init__(self, slot: int, generation: int, started: float) -> None:
+        self.slot, self.generation = slot, generation
+        self.phase = Phase.STARTING
+        self.since = self.started = started
+        self.ultimatum: Ultimatum | None = None
+        self.due = inf
+        self.reason = ""
 
     def enter(self, phase: Phase, now: float) -> None:
         """Begin this phase, free of ultimatums."""
@@ -89,7 +90,6 @@ class WorkerFacts:
             self.give(Ultimatum.DRAIN, drain_by, "drain_timeout is over")
 
 
-@dataclass(slots=True)
 class Failures:
     """Failures in a row, each of which doubles the pause before the next attempt.
 
@@ -97,11 +97,13 @@ class Failures:
     cause, have failed once.
     """
 
-    row: int = 0
-    last: float = -inf
-    until: float = -inf
-    reason: str = ""
-    traceback: str | None = None
+    __slots__ = ("last", "reason", "row", "traceback", "until")
+
+    def __init__(self) -> None:
+        self.row = 0
+        self.last = self.until = -inf
+        self.reason = ""
+        self.traceback: str | None = None
 
     def add(self, attempted: float, now: float, pause: float, reason: str, traceback: str | None = None) -> bool:
         """Count one, the first with its reason; False if its volley has been counted already."""
@@ -118,8 +120,7 @@ class Failures:
         self.row = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(Record):
     """The pauses between attempts: the first, the longest (both in seconds), and the source of the jitter."""
 
     first: float
@@ -132,17 +133,18 @@ class Backoff:
         return min(self.longest, self.first * 2.0**exponent) * self.rng.uniform(0.5, 1.0)
 
 
-@dataclass(slots=True)
 class Generation:
     """A generation: its stage and since when, how long it may load and drain, how many of its workers are to retire."""
 
-    number: int
-    stage: Stage
-    since: float
-    load_by: float
-    drain_by: float = inf
-    retiring: int = 0
-    failures: Failures = field(default_factory=Failures)
+    __slots__ = ("drain_by", "failures", "load_by", "number", "retiring", "since", "stage")
+
+    def __init__(self, number: int, since: float, load_by: float) -> None:
+        self.number = number
+        self.stage = Stage.LOADING
+        self.since, self.load_by = since, load_by
+        self.drain_by = inf
+        self.retiring = 0
+        self.failures = Failures()
 
     @property
     def has_served(self) -> bool:
@@ -171,7 +173,7 @@ class Roster:
     def add_generation(self, now: float, load_by: float) -> Generation:
         """A new generation, which loads."""
         self.last_generation += 1
-        generation = Generation(self.last_generation, Stage.LOADING, now, load_by)
+        generation = Generation(self.last_generation, now, load_by)
         self.generations[self.last_generation] = generation
         return generation
 
@@ -197,7 +199,7 @@ class Roster:
     def add_worker(self, slot: int, generation: Generation, now: float) -> tuple[int, WorkerFacts]:
         """A new worker and its number."""
         self.last_worker += 1
-        worker = self.workers[self.last_worker] = WorkerFacts(slot, generation.number, Phase.STARTING, now, now)
+        worker = self.workers[self.last_worker] = WorkerFacts(slot, generation.number, now)
         return self.last_worker, worker
 
     def members(self, generation: Generation) -> Iterator[tuple[int, WorkerFacts]]:

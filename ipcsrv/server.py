@@ -16,12 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import IO, Any
 
 from . import client, control
 from ._deadline import Deadline
 from ._platform import lifecycle
+from ._record import replace
 from .errors import (
     AddressInUse,
     CallTimeout,

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from . import _values as kinds
+from ._record import Record, replace
 from .errors import SettingsError
 
 ENVIRONMENT_PREFIX = "IPCSRV_"
@@ -27,13 +27,12 @@ _NOTHING_WORDS = frozenset({"none", "auto", ""})
 Hook = Callable[..., object] | str | None
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(Record):
     """What is to know of one setting. `nothing` is the meaning of None, where None is allowed."""
 
     name: str
-    kind: kinds.Kind
     default: Any
+    kind: kinds.Kind
     group: str
     help: str
     nothing: str | None = None
@@ -75,15 +74,15 @@ class Setting:
 
 
 def _setting(default: Any, kind: kinds.Kind, group: str, help: str, **rest: Any) -> Any:
-    return field(default=default, metadata={"kind": kind, "group": group, "help": help, **rest})
+    """All of a `Setting` but its name, which it gets when the table is made of the fields."""
+    return {"default": default, "kind": kind, "group": group, "help": help, **rest}
 
 
 _WORKERS, _LIMITS, _TIMES, _RECYCLE = "Workers", "Limits", "Timeouts", "Recycling and idling"
 _ACCESS, _LOGS, _HOOKS, _PROCESS = "Who may connect", "Logging", "Hooks", "The process"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Record):
     """Validated settings; make one with `make` or `load`, which check, not with the constructor."""
 
     # fmt: off  (a setting reads as its value, then its words, then its bounds)
@@ -203,7 +202,8 @@ class Settings:
         return make(**json.loads(text))
 
 
-TABLE: tuple[Setting, ...] = tuple(Setting(f.name, default=f.default, **f.metadata) for f in fields(Settings))
+TABLE: tuple[Setting, ...] = tuple(Setting(name, **what) for name, what in Settings._defaults.items())
+Settings._defaults = {setting.name: setting.default for setting in TABLE}
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in TABLE}
 
 

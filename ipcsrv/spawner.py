@@ -19,13 +19,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from . import life, logs
 from ._platform import serving
 from ._platform.serving import Channel, Listener, QueueReader, SharedMemory, SignalInbox
+from ._record import Record
 from .errors import IpcError
 from .handlers import Handler, HandlerSource
 from .settings import Settings
@@ -37,8 +37,7 @@ TEMPLATE_PATIENCE = 2.0  # seconds for a template that has nothing left to do; l
 _FORK_FAILED = "nope"
 
 
-@dataclass
-class Job:
+class Job(Record):
     """What the processes of one generation are started with."""
 
     generation: int

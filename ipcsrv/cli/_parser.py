@@ -167,8 +167,3 @@ def _help(setting: Setting) -> str:
     else:
         default = f"default: {setting.show(setting.default) or 'nobody else'}"
     return f"{setting.help} ({default})"
-
-
-def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the command line gives, as text, by name."""
-    return {setting.name: getattr(arguments, setting.name) for setting in TABLE if hasattr(arguments, setting.name)}

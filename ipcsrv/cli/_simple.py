@@ -1,4 +1,5 @@
 """The plain forms of `call` and `is-active`, parsed by hand because argparse alone costs as much as the whole call.
+That of `start` is in `_simple_start`, for it needs the table of settings.
 
 Whatever is unusual (help, abbreviations, `--`, an operand too many, anything that begins with a dash and is not
 known) is not understood here on purpose: argparse then takes it from the start, so that there is one behaviour.
@@ -47,7 +48,7 @@ def parse(arguments: Sequence[str]) -> Asked | None:
 
 def _call(operands: list[str], options: dict[str, str]) -> Asked | None:
     timeout = options.get("--timeout")
-    if len(operands) not in (1, 2) or not (timeout is None or _is_plain_number(timeout)):
+    if len(operands) not in (1, 2) or not (timeout is None or is_plain_number(timeout)):
         return None
     data = operands[1] if len(operands) == 2 else None
     return Asked("call", operands[0], data, None if timeout is None else float(timeout), options.get("--autostart"))
@@ -57,7 +58,7 @@ def _is_active(operands: list[str], options: dict[str, str]) -> Asked | None:
     return Asked("is-active", operands[0], None, None, None) if len(operands) == 1 and not options else None
 
 
-def _is_plain_number(text: str) -> bool:
+def is_plain_number(text: str) -> bool:
     """Seconds without a unit, above 0: what float() and the parser of times read alike."""
     return text[:1].isdigit() and _PLAIN_DIGITS.issuperset(text) and text.count(".") < 2 and float(text) > 0
 

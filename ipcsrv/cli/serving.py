@@ -1,20 +1,24 @@
 """`run`, `start`, `stop`, `restart` and `reload`: the command line's half of a server's life.
 
 Each reads its settings from flags, environment and files, hands over to `ipcsrv.server`, and says what happened.
-`run` becomes the master itself; the others talk to a master in another process.
+`run` becomes the master itself; the others talk to a master in another process.  Arguments are declared by functions
+that import argparse's side when they are called: a plain `start` does without (`_simple_start`).
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from .. import settings
-from ._parser import add_path, add_settings, add_timeout, given_settings
 from .messages import OK, UsageError, complain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from types import SimpleNamespace
+    from typing import Any
 
 _VALUES = (
     "SIZE is bytes or has a unit (4096, 64MiB, 1G); TIME is seconds or has a unit (30, 250ms, 5m, 1h); `none` is the "
@@ -35,13 +39,17 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `start` takes."""
+    """What `start` takes; `_simple_start` must take the same."""
+    from ._parser import add_timeout
+
     _serving_arguments(parser)
     add_timeout(parser, "give up if it does not listen within this time (default: startup_timeout and 5 s)")
 
 
 def stop_arguments(parser: argparse.ArgumentParser) -> None:
     """What `stop` takes."""
+    from ._parser import add_path, add_timeout
+
     add_path(parser)
     parser.add_argument(
         "--now", action="store_true", help="do not wait for requests in progress; with --timeout, wait that long first"
@@ -51,16 +59,22 @@ def stop_arguments(parser: argparse.ArgumentParser) -> None:
 
 def restart_arguments(parser: argparse.ArgumentParser) -> None:
     """What `restart` takes."""
+    from ._parser import add_path, add_timeout
+
     add_path(parser)
     add_timeout(parser, "give up if stop and start are not done within this time")
 
 
 def reload_arguments(parser: argparse.ArgumentParser) -> None:
     """What `reload` takes."""
+    from ._parser import add_path
+
     add_path(parser)
 
 
 def _serving_arguments(parser: argparse.ArgumentParser) -> None:
+    from ._parser import add_path, add_settings
+
     # To argparse the operands are optional, because --print-settings needs neither.
     add_path(parser, nargs="?")
     parser.add_argument(
@@ -97,7 +111,7 @@ def _reloading(arguments: argparse.Namespace, chosen: settings.Settings) -> Abst
     return Watch(arguments.path, arguments.target)
 
 
-def start(arguments: argparse.Namespace) -> int:
+def start(arguments: argparse.Namespace | SimpleNamespace) -> int:
     """Start a server in the background and say where it is."""
     chosen, _ = _settings(arguments)
     _require_operands(arguments)
@@ -143,12 +157,15 @@ def reload(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _settings(arguments: argparse.Namespace) -> tuple[settings.Settings, dict[str, settings.Source]]:
+def _settings(
+    arguments: argparse.Namespace | SimpleNamespace,
+) -> tuple[settings.Settings, dict[str, settings.Source]]:
     files = [arguments.config] if arguments.config else settings.configuration_files("")
-    return settings.load(given_settings(arguments), environ=os.environ, files=files, how="flag")
+    given = {name: getattr(arguments, name) for name in settings.BY_NAME if hasattr(arguments, name)}
+    return settings.load(given, environ=os.environ, files=files, how="flag")
 
 
-def _require_operands(arguments: argparse.Namespace) -> None:
+def _require_operands(arguments: argparse.Namespace | SimpleNamespace) -> None:
     if arguments.target is None:
         missing = "MODULE:HANDLER is missing" if arguments.path else "PATH and MODULE:HANDLER are missing"
         raise UsageError(f"{missing}: see `ipcsrv {arguments.command} --help`")

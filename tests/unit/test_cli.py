@@ -21,7 +21,8 @@ import pytest
 from sample_status import STATUS
 
 from ipcsrv import errors
-from ipcsrv.cli import _commands, _metrics, _parser, _simple, _text, main, messages, showing
+from ipcsrv.cli import _commands, _metrics, _parser, _simple, _simple_start, _text, main, messages, showing
+from ipcsrv.settings import TABLE
 
 OPERANDS = {"PATH": "./s", "MODULE:HANDLER": "zlib:compress", "MODULE:MAIN": "app:main", "SHELL": "bash"}
 
@@ -74,6 +75,36 @@ def test_the_quick_parser_takes_operands_and_options_in_any_order() -> None:
     asked = _simple.parse(["call", "--timeout", "2.5", "./s", "--autostart", "a:b", "x y"])
     assert asked is not None
     assert (asked.path, asked.data, asked.timeout, asked.autostart) == ("./s", "x y", 2.5, "a:b")
+
+
+def start_vectors() -> Iterator[list[str]]:
+    """Lines for `start`: every option of the table, given in every way, and what is odd or wrong."""
+    odd = ["", "x", "-x", "--", "-", "-1", "--workers", "--work", "--workers=3", "--workers=", "--workers=-1", "-h",
+           "--no-control", "--control=yes", "--no-workers", "--allow", "--allow=uid:1", "--timeout=2", "--config",
+           "--print-settings", "--reload"]  # fmt: skip
+    for setting in TABLE:
+        yield ["./s", "a:b", setting.flag, "on"]
+        yield ["./s", setting.flag, "a:b", setting.flag + "=x"]
+        yield ["--no-" + setting.flag.removeprefix("--"), "./s", "a:b"]
+    for first in odd:
+        for second in odd:
+            yield ["./s", "a:b", first, second]
+            yield ["./s", first, second, "a:b"]
+        yield from (["./s", first], ["./s", "a:b", first, "x", first, "y"])
+    for timeout in ("3", "1.5", "0", "5m", "soon"):
+        yield ["--timeout", timeout, "./s", "a:b"]
+
+
+def test_the_quick_parser_of_start_understands_what_argparse_understands_and_the_same_way(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    understood = 0
+    for words in start_vectors():
+        asked = _simple_start.parse(words)
+        if asked is not None:
+            understood += 1
+            assert vars(asked) == vars(_parser.build(_commands.commands()["start"]).parse(words)), words
+    assert understood > 100
 
 
 # -- usage -------------------------------------------------------------------------------------------------------------

@@ -43,9 +43,9 @@ def test_it_is_equal_to_one_of_its_kind_with_the_same_fields_and_to_nothing_else
 
 def test_it_cannot_be_changed() -> None:
     point = Point(1)
-    with pytest.raises(AttributeError, match="Point.x cannot be changed"):
+    with pytest.raises(AttributeError, match=r"Point\.x cannot be changed"):
         point.x = 2  # type: ignore[misc]
-    with pytest.raises(AttributeError, match="Point.x cannot be removed"):
+    with pytest.raises(AttributeError, match=r"Point\.x cannot be removed"):
         del point.x
     assert point.x == 1
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ._record import Record
 
-_NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
+# Compiled when they are first used: few starts use them all.
+_NUMBER_AND_UNIT = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*"
 _SIZE_UNITS = {"": 1, "b": 1} | {
     unit: 1024**power for power, letter in enumerate("kmgt", 1) for unit in (letter, f"{letter}b", f"{letter}ib")
 }
@@ -22,8 +23,8 @@ _TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600
 _SWITCH_WORDS = {word: True for word in ("1", "true", "yes", "on")} | {
     word: False for word in ("0", "false", "no", "off")
 }
-_ALLOW = re.compile(r"(uid|gid):[0-9]+|(user|group):[^\s:,]+|S-1-[0-9-]+", re.ASCII)
-_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_ALLOW = r"(uid|gid):[0-9]+|(user|group):[^\s:,]+|S-1-[0-9-]+"
+_TARGET = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
 
 
 class Kind(Record):
@@ -39,7 +40,7 @@ def _scaled(value: object, units: dict[str, Any], expected: str) -> float:
     """A number of base units from `value`, a number or text with a unit."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         number, unit = float(value), ""
-    elif isinstance(value, str) and (match := _NUMBER_AND_UNIT.fullmatch(value)):
+    elif isinstance(value, str) and (match := re.fullmatch(_NUMBER_AND_UNIT, value, re.ASCII)):
         number, unit = float(match[1]), match[2].lower()
     else:
         raise ValueError(f"is not {expected}")
@@ -134,14 +135,14 @@ def parse_allow(value: object) -> tuple[str, ...]:
 def _allow_entry(entry: str) -> str:
     if ":" not in entry and not entry.startswith("S-1-"):
         entry = f"uid:{entry}" if entry.isdecimal() else f"user:{entry}"
-    if not _ALLOW.fullmatch(entry):
+    if not re.fullmatch(_ALLOW, entry, re.ASCII):
         raise ValueError("is not a list of uid:N, gid:N, user:NAME, group:NAME or Windows SIDs")
     return entry
 
 
 def parse_hook(value: object) -> object:
     """A callable, or the text MODULE:CALLABLE that leads to one."""
-    if callable(value) or (isinstance(value, str) and _TARGET.fullmatch(value)):
+    if callable(value) or (isinstance(value, str) and re.fullmatch(_TARGET, value)):
         return value
     raise ValueError("is neither MODULE:CALLABLE nor a callable")
 

@@ -1,18 +1,19 @@
 """A server in a process of its own: what the new process runs, and the order that it is given.
 
 Whoever starts it (`server`) writes one pickled `Order` to its standard input and reads its reports from its standard
-output, both private pipes: first that it listens or why it does not, last how it ended.  What handlers print goes
-to standard error.  Unless it is detached, the server stops when its standard input ends, so it does not outlive a
-starter that was killed.
+output, both private pipes: first that it listens (a line of JSON) or why it does not, last how it ended (both pickles).
+What handlers print goes to standard error.  Unless it is detached, the server stops when its standard input ends, so it
+does not outlive a starter that was killed.
 
-The process is a fresh interpreter, never a fork: its starter may have threads.
+The process is a fresh interpreter, for its starter may have threads; or, where the starter is a short-lived command of our
+own, a fork of it (`serve_forked`), which has nothing to read and little left to import.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import pickle
 import sys
 import traceback
 from typing import IO, Any
@@ -31,13 +32,15 @@ class Order(Record):
 
     path: str
     source: HandlerSource
-    settings: str
+    settings: Settings
     preparation: dict[str, Any] | None  # multiprocessing's: the starter's sys.path and main module; None after a fork
     detached: bool
 
 
 def main() -> None:
     """Serve as ordered on standard input."""
+    import pickle
+
     order_stream, reports = _private_pipes()
     with order_stream, reports:
         order = pickle.load(order_stream)
@@ -86,18 +89,23 @@ def _prepare(preparation: dict[str, Any] | None) -> None:
 
 
 def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None:
-    settings = Settings.from_json(order.settings)
-
     def make(settings: Settings, **more: Any) -> Master:
         master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}),
-                        on_listening=lambda master: _report(reports, master.record()), **more)
+                        on_listening=lambda master: _send(reports, json.dumps(master.record()).encode() + b"\n"),
+                        **more)
         if lifeline is not None:
             master.watch_lifeline(serving.lifeline(lifeline.fileno()))
         return master
 
-    inline.run(settings, make)
+    inline.run(order.settings, make)
 
 
-def _report(reports: IO[bytes], content: object) -> None:
+def _report(reports: IO[bytes], ending: IpcError | None) -> None:
+    import pickle
+
+    _send(reports, pickle.dumps(ending))
+
+
+def _send(reports: IO[bytes], report: bytes) -> None:
     with contextlib.suppress(OSError):  # a starter that has gone need not know
-        reports.write(pickle.dumps(content))
+        reports.write(report)

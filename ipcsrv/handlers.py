@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import os
-import pickle
 import sys
 import traceback
 from collections.abc import Callable
@@ -54,6 +53,8 @@ def source_of(handler: str | Handler, *, inherit: bool = False) -> HandlerSource
     name = f"{getattr(handler, '__module__', '?')}:{getattr(handler, '__qualname__', type(handler).__qualname__)}"
     if inherit:
         return HandlerSource(name, callable=handler)
+    import pickle
+
     try:
         return HandlerSource(name, pickled=pickle.dumps(handler))
     except Exception as error:
@@ -142,6 +143,8 @@ def _is_machinery(filename: str) -> bool:
 
 
 def _unpickle(target: str, pickled: bytes) -> Handler:
+    import pickle
+
     try:
         handler: Handler = pickle.loads(pickled)  # from the server's own starter, over a private pipe
     except (Exception, SystemExit):

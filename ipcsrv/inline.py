@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import life
 from ._platform import serving
 from ._platform.serving import Channel
-from ._record import replace
+from ._record import Record, replace
 from .handlers import Handler
 from .settings import Settings
 
 if TYPE_CHECKING:
+    import queue
+
     from .master import Master
     from .spawner import Facts, Job
 
@@ -33,7 +34,7 @@ _UNHURRIED = 365 * 86400.0  # seconds
 INTERRUPTED = 130  # as the exit status of a process that Ctrl-C ended
 
 
-class Engagement(NamedTuple):
+class Engagement(Record):
     """A worker that the main thread is to be, and how its end is told."""
 
     job: Job
@@ -81,6 +82,8 @@ def run(settings: Settings, make: Callable[..., Master]) -> None:
     if settings.workers != 0:
         make(settings).run()
         return
+    import queue
+
     engagements: queue.SimpleQueue[Engagement | None] = queue.SimpleQueue()
     patient = replace(settings, request_timeout=None, startup_timeout=_UNHURRIED, max_requests=None, max_rss=None)
     master = make(patient, spawner_for=lambda job, facts: InlineSpawner(job, facts, engagements))

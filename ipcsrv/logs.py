@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from logging.handlers import WatchedFileHandler
 from typing import Any
 
 from ._platform.lifecycle import open_log
@@ -53,10 +52,26 @@ class Whole:
         os.close(self._descriptor)
 
 
-class LogFile(WatchedFileHandler):
-    """A log file shared by processes and safe to rotate; `times_reopened` counts how often it was."""
+class LogFile(logging.FileHandler):
+    """A log file shared by processes and safe to rotate; `times_reopened` counts how often it was.
 
-    times_reopened = 0
+    It does what `logging.handlers.WatchedFileHandler` does, and keeps the descriptor's number.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.times_reopened = 0
+        self._note_identity()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, to the file that has the name now."""
+        self.reopenIfNeeded()
+        super().emit(record)
+
+    def _note_identity(self) -> None:
+        stream: Any = self.stream
+        info = os.fstat(stream.fileno())
+        self._identity = info.st_dev, info.st_ino
 
     def _open(self) -> Any:
         return Whole(open_log(self.baseFilename))
@@ -65,7 +80,7 @@ class LogFile(WatchedFileHandler):
         """Open the file anew where its name leads elsewhere by now; where that fails, go on with the one we have."""
         with contextlib.suppress(OSError):
             info = os.lstat(self.baseFilename)
-            if (info.st_dev, info.st_ino) == (self.dev, self.ino):
+            if (info.st_dev, info.st_ino) == self._identity:
                 return
         stream: Any = self.stream
         try:
@@ -75,7 +90,7 @@ class LogFile(WatchedFileHandler):
             return
         os.close(descriptor)
         self.times_reopened += 1
-        self._statstream()
+        self._note_identity()
 
 
 class JsonLines(logging.Formatter):

@@ -8,15 +8,15 @@ says that it may be.  They return only when clients can connect; what went wrong
 from __future__ import annotations
 
 import functools
-import hashlib
+import io
+import json
 import os
-import pickle
-import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from . import client, control
 from ._deadline import Deadline
@@ -35,6 +35,11 @@ from .errors import (
 from .handlers import Handler, HandlerSource, source_of
 from .settings import Settings, load, make
 from .state import State
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from .background import Order
 
 _BOOT = "import sys; sys.path[:0] = [{root!r}]; from ipcsrv.background import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -159,10 +164,7 @@ class Server:
             _stop_now(self.path, process)
         assert process.stdin is not None
         process.stdin.close()  # the server stops at the end of its lifeline
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise CallTimeout(self.path, timeout) from None
+        self._await_end(process, timeout)
         self._forget()
 
     def wait(self, timeout: float | None = None) -> None:
@@ -170,10 +172,7 @@ class Server:
         process = self._process
         if process is None:
             return
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise CallTimeout(self.path, timeout) from None
+        self._await_end(process, timeout)
         assert process.stdout is not None
         ending = _next_report(process.stdout)
         self._forget()
@@ -191,6 +190,14 @@ class Server:
     def status(self) -> dict[str, Any]:
         """What the server says of itself (docs/control.md)."""
         return status(self.path)
+
+    def _await_end(self, process: subprocess.Popen[bytes], timeout: float | None) -> None:
+        from subprocess import TimeoutExpired
+
+        try:
+            process.wait(timeout)
+        except TimeoutExpired:
+            raise CallTimeout(self.path, timeout) from None
 
     def _forget(self) -> None:
         process, self._process = self._process, None
@@ -230,7 +237,7 @@ def _launch_forked(path: str, source: HandlerSource, settings: Settings, timeout
     def run(descriptor: int) -> int:
         from .background import Order, serve_forked
 
-        return serve_forked(Order(path, source, settings.to_json(), None, detached=True), descriptor)
+        return serve_forked(Order(path, source, settings, None, detached=True), descriptor)
 
     deadline = _start_deadline(settings, timeout)
     pid, descriptor = lifecycle.fork_detached(run, settings.log_file)
@@ -274,13 +281,16 @@ def default_log_file(path: str) -> str:
     folder = os.path.join(base, "ipcsrv")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     absolute = os.path.abspath(path)
-    digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:8]
+    digest = f"{zlib.crc32(os.fsencode(absolute)):08x}"  # no secret: only to tell paths with the same end apart
     return os.path.join(folder, f"{os.path.basename(absolute)[:64]}-{digest}.log")
 
 
-def _launch(path: str, source: Any, settings: Settings, timeout: float | None,
+def _launch(path: str, source: HandlerSource, settings: Settings, timeout: float | None,
             *, detached: bool, cwd: str | None = None) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """Start the process, give it its order, and wait for its first report."""
+    import pickle  # here: a server that is forked needs neither
+    import subprocess
+
     order = pickle.dumps(_order(path, source, settings, detached, cwd))
     deadline = _start_deadline(settings, timeout)
     errors = lifecycle.open_log(settings.log_file) if detached else None
@@ -299,7 +309,7 @@ def _launch(path: str, source: Any, settings: Settings, timeout: float | None,
         raise
 
 
-def _order(path: str, source: Any, settings: Settings, detached: bool, cwd: str | None) -> Any:
+def _order(path: str, source: HandlerSource, settings: Settings, detached: bool, cwd: str | None) -> Order:
     from multiprocessing import spawn
 
     from .background import Order
@@ -310,7 +320,7 @@ def _order(path: str, source: Any, settings: Settings, detached: bool, cwd: str 
     if source.pickled is None or b"__main__" not in source.pickled:
         preparation.pop("init_main_from_path", None)  # the handler is not in the main module: leave that alone
         preparation.pop("init_main_from_name", None)
-    return Order(path, source, settings.to_json(), preparation, detached)
+    return Order(path, source, Settings.from_json(settings.to_json()), preparation, detached)  # hooks by their names
 
 
 def _start_deadline(settings: Settings, timeout: float | None) -> Deadline:
@@ -354,8 +364,15 @@ def _good_report(report: Any, deadline: Deadline, settings: Settings) -> dict[st
 
 
 def _next_report(stream: IO[bytes] | None) -> Any:
-    """The next report, or None at the end."""
-    assert stream is not None
+    """The next report: the record of a server that listens (JSON), how one ended (a pickle), or None at the end."""
+    assert isinstance(stream, io.BufferedReader)
+    try:
+        if stream.peek(1).startswith(b"{"):
+            return json.loads(stream.readline())
+    except (OSError, ValueError):
+        return None
+    import pickle
+
     try:
         return pickle.load(stream)  # from our own child, over a private pipe
     except (EOFError, OSError, pickle.UnpicklingError):

@@ -18,9 +18,7 @@ import resource
 import select
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterable
-from multiprocessing import reduction
 from typing import Any
 
 from .posix_lifecycle import pidfd
@@ -247,7 +245,9 @@ class SharedMemory:
             self.buffer.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _rebuild_memory, (self.size, reduction.DupFd(self._descriptor))
+        from multiprocessing.reduction import DupFd
+
+        return _rebuild_memory, (self.size, DupFd(self._descriptor))
 
 
 def _rebuild_memory(size: int, duplicate: Any) -> SharedMemory:
@@ -258,6 +258,8 @@ def _unnamed_file(size: int) -> int:
     if sys.platform == "linux":
         descriptor = os.memfd_create("ipcsrv-scoreboard")
     else:
+        import tempfile
+
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)

@@ -10,7 +10,6 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable
-from multiprocessing import reduction
 from typing import Any
 
 
@@ -20,7 +19,9 @@ class Sendable(socket.SocketType):
     __slots__ = ()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _rebuild, (type(self), reduction.DupFd(self.fileno()))
+        from multiprocessing.reduction import DupFd
+
+        return _rebuild, (type(self), DupFd(self.fileno()))
 
 
 def _rebuild(kind: type[Sendable], duplicate: Any) -> Sendable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, TypeVar, dataclass_transform
 
     _R = TypeVar("_R", bound="Record")
@@ -23,7 +24,7 @@ else:
 class Record:
     """The base of such a class; its annotations are the fields, in their order, and what they are set to the defaults.
 
-    Compared, hashed, printed and matched by its fields; cannot be changed, but see `replace`.
+    Compared, hashed, printed, matched and iterated by its fields; cannot be changed, but see `replace`.
     """
 
     _fields: tuple[str, ...]
@@ -41,17 +42,17 @@ class Record:
             raise TypeError(f"{type(self).__name__} takes {', '.join(self._fields)}")
         vars(self).update(given)
 
-    def _values(self) -> tuple[Any, ...]:
-        return tuple(vars(self)[name] for name in self._fields)
+    def __iter__(self) -> Iterator[Any]:
+        return (vars(self)[name] for name in self._fields)
 
     def __eq__(self, other: object) -> bool:
-        return self._values() == other._values() if type(other) is type(self) else NotImplemented
+        return vars(self) == vars(other) if type(other) is type(self) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((type(self), self._values()))
+        return hash((type(self), *self))
 
     def __repr__(self) -> str:
-        fields = (f"{name}={value!r}" for name, value in zip(self._fields, self._values()))
+        fields = (f"{name}={value!r}" for name, value in zip(self._fields, self))
         return f"{type(self).__name__}({', '.join(fields)})"
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -5,8 +5,8 @@ output, both private pipes: first that it listens (a line of JSON) or why it doe
 What handlers print goes to standard error.  Unless it is detached, the server stops when its standard input ends, so it
 does not outlive a starter that was killed.
 
-The process is a fresh interpreter, for its starter may have threads; or, where the starter is a short-lived command of our
-own, a fork of it (`serve_forked`), which has nothing to read and little left to import.
+The process is a fresh interpreter, for its starter may have threads; or, where the starter is a short-lived command of
+our own, a fork of it (`serve_forked`), which has nothing to read and little left to import.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, monotonic_ns
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from . import scoreboard as board
 from ._platform import serving
@@ -44,11 +44,13 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETO
 _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # a client's own end, before we took it
 
 
-class Parked(NamedTuple):
+class Parked:
     """A silent connection: since when (monotonic ns), and whether it has been served before."""
 
-    since: int
-    served: bool
+    __slots__ = ("served", "since")
+
+    def __init__(self, since: int, served: bool) -> None:
+        self.since, self.served = since, served
 
 
 class Reception(Protocol):

@@ -326,7 +326,6 @@ class Master:
         self.doorway.open()
         now = monotonic()
         self.set_timer("identity", now + IDENTITY_INTERVAL)
-        self.recent.push(now, self.crew.scoreboard.totals())
         if self.settings.idle_exit is not None:
             self.set_timer("idle", now + self.settings.idle_exit)
         size, target = self.crew.pool.size, self.source.target
@@ -335,6 +334,7 @@ class Master:
         self._show_life(now)
         if self._on_listening is not None:
             self._on_listening(self)
+        self.recent.push(now, self.crew.scoreboard.totals())  # last: it reads every slot, and somebody waits for us
 
     def _state_line(self) -> str:
         return f"serving {self.source.target} at {self.rendezvous.path}, generation {self.crew.pool.generation}"

@@ -23,7 +23,9 @@ from __future__ import annotations
 import struct
 from collections import deque
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from ._record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,7 +118,7 @@ def is_idle(words: memoryview[int]) -> bool:
 # -- what is read -----------------------------------------------------------------------------------------------
 
 
-class Totals(NamedTuple):
+class Totals(Record):
     """Counters and histograms, in the order of the layout."""
 
     requests: int
@@ -139,7 +141,7 @@ class Totals(NamedTuple):
     whole: tuple[int, ...]
 
 
-class SlotFacts(NamedTuple):
+class SlotFacts(Record):
     """One worker's slot at one moment: the gauges, and the totals of this worker alone."""
 
     pid: int
@@ -163,7 +165,7 @@ def _totals(sums: Sequence[int]) -> Totals:
     ends = [start + HISTOGRAM_BUCKETS * number for number in range(4)]
     histograms = [tuple(sums[begin:end]) for begin, end in pairwise(ends)]
     values: list[Any] = [*sums[:start], *histograms]
-    return Totals._make(values)
+    return Totals(*values)
 
 
 class Scoreboard:
@@ -191,7 +193,8 @@ class Scoreboard:
     def facts(self, slot: int) -> SlotFacts:
         """The slot as it is now."""
         words = self._words[slot].tolist()
-        return SlotFacts._make([*words[:FIRST_COUNTER], _totals(words[FIRST_COUNTER:])])
+        values: list[Any] = [*words[:FIRST_COUNTER], _totals(words[FIRST_COUNTER:])]
+        return SlotFacts(*values)
 
     def fold(self, slot: int) -> None:
         """Keep what a worker that is gone has counted, and free its slot."""
@@ -216,7 +219,7 @@ _ZEROES = memoryview(bytes(_END * 8)).cast("Q")
 # -- the last minute --------------------------------------------------------------------------------------------
 
 
-class Window(NamedTuple):
+class Window(Record):
     """What was counted in a stretch of time, in seconds."""
 
     seconds: float
@@ -234,7 +237,7 @@ def _minus(after: Totals, before: Totals) -> Totals:
             return tuple(a - b for a, b in zip(late, early, strict=True))
         return late - early
 
-    return Totals._make(map(difference, after, before))
+    return Totals(*map(difference, after, before))
 
 
 class Recent:

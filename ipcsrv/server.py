@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
@@ -277,11 +276,13 @@ def _wait_for_another(path: str, deadline: Deadline) -> None:
 
 def default_log_file(path: str) -> str:
     """Where the log of a detached server goes unless `log_file` says otherwise: in the user's state folder."""
+    from binascii import crc32
+
     base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     folder = os.path.join(base, "ipcsrv")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     absolute = os.path.abspath(path)
-    digest = f"{zlib.crc32(os.fsencode(absolute)):08x}"  # no secret: only to tell paths with the same end apart
+    digest = f"{crc32(os.fsencode(absolute)):08x}"  # no secret: only to tell paths with the same end apart
     return os.path.join(folder, f"{os.path.basename(absolute)[:64]}-{digest}.log")
 
 

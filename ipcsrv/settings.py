@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import _values as kinds
 from ._record import Record, replace
@@ -207,7 +207,7 @@ Settings._defaults = {setting.name: setting.default for setting in TABLE}
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in TABLE}
 
 
-class Source(NamedTuple):
+class Source(Record):
     """Where a value came from: `how` is keyword, flag, variable, file or default; `where` is what to look at."""
 
     how: str
@@ -218,7 +218,7 @@ class Source(NamedTuple):
         return self.where if self.line is None else f"{self.where}:{self.line}"
 
 
-class _Given(NamedTuple):
+class _Given(Record):
     """A value as someone wrote it, and where."""
 
     value: Any
@@ -300,11 +300,11 @@ def _entry(name: str, value: Any, source: Source) -> dict[str, _Given]:
 
 def _parsed(given: Mapping[str, _Given]) -> tuple[Settings, dict[str, Source]]:
     values = {}
-    for name, (value, source) in given.items():
+    for name, entry in given.items():
         try:
-            values[name] = BY_NAME[name].parse(value)
+            values[name] = BY_NAME[name].parse(entry.value)
         except ValueError as error:
-            raise _refusal(f"{value!r} {error}", name, source) from None
+            raise _refusal(f"{entry.value!r} {error}", name, entry.source) from None
     sources = {setting.name: Source("default", "default") for setting in TABLE}
     sources |= {name: entry.source for name, entry in given.items()}
     return Settings(**values), sources

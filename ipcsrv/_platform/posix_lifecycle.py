@@ -8,6 +8,7 @@ assert sys.platform != "win32"
 
 import contextlib
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -37,6 +38,7 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
         pass  # a standard stream was closed: nothing of ours may take its place
     log = open_log(log_file)
     read, write = os.pipe()
+    gc.freeze()  # modules, mostly, of which neither will be rid: the collector need not look, nor copy pages by marking
     pid = os.fork()
     if pid == 0:
         status = 1

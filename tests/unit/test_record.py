@@ -65,5 +65,9 @@ def test_it_can_be_matched_by_the_order_of_its_fields() -> None:
             assert (x, y) == (1, 2)
 
 
+def test_its_values_can_be_iterated_in_that_order() -> None:
+    assert list(Point(y=2, x=1)) == [1, 2]
+
+
 def test_it_survives_pickle() -> None:
     assert pickle.loads(pickle.dumps(Point(1, 2))) == Point(1, 2)

@@ -2,11 +2,15 @@
 
     python -m benchmarks.coldstart [ROUNDS]
 
-`-S`-less, with the environment as it is: what a user's shell would pay.
+Taken in turn, with the environment as it is: what a user's shell would pay.  Beside the time that passes stands the CPU
+time of the command and all that it starts, until it returns, where `perf stat` can tell it: it says more on a machine
+that has other work too.  The command is the script that pip writes today; those of older versions import `re` first,
+which takes a third of a call.  It runs in a folder of its own, without configuration files.
 """
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,42 +21,92 @@ from pathlib import Path
 NOTHING = "python -c pass"
 CALL = "ipcsrv call"
 START = "ipcsrv start, 4 workers"
+SCRIPT = """#!{python}
+import sys
+from ipcsrv.cli import main
+if __name__ == '__main__':
+    sys.exit(main())
+"""
+Figures = dict[str, list[float]]
+HANDLER = """
+def pong(request):
+    return b"pong"
+"""
 
 
-def timed(*command: str) -> float:
-    """Milliseconds that a command takes; raises if it fails."""
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    return (time.perf_counter() - began) * 1000
+class Workplace:
+    """A folder with a handler and the command in it, where commands are run and timed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.command = folder / "ipcsrv"
+        self.command.write_text(SCRIPT.format(python=sys.executable))
+        self.command.chmod(0o755)
+        (folder / "pong.py").write_text(HANDLER)
+        self._count = folder / "cpu"
+        self.counts = shutil.which("perf") is not None and self._run("perf", "stat", "-e", "task-clock", "true") == 0
+
+    def _run(self, *command: str) -> int:
+        nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        return subprocess.run(command, check=False, cwd=self.folder, **nowhere).returncode
+
+    def do(self, *command: str) -> None:
+        """Run a command, which must succeed."""
+        if self._run(*command) != 0:
+            raise RuntimeError(f"{' '.join(command)} failed")
+
+    def timed(self, *command: str) -> float:
+        """Milliseconds that pass until a command returns."""
+        began = time.perf_counter()
+        self.do(*command)
+        return (time.perf_counter() - began) * 1000
+
+    def counted(self, *command: str) -> float:
+        """Milliseconds of CPU time that a command and its descendants have used when it returns; where this `counts`."""
+        self.do("perf", "stat", "-x,", "-e", "task-clock", "-o", str(self._count), *command)
+        return float(self._count.read_text().splitlines()[-1].split(",")[0])
 
 
-def ours(*words: str) -> tuple[str, ...]:
-    """The command as it is installed beside this interpreter; else as a module, which takes `runpy` besides."""
-    command = Path(sys.executable).with_name("ipcsrv")
-    return (str(command), *words) if command.exists() else (sys.executable, "-m", "ipcsrv", *words)
+def measure(rounds: int, folder: Path) -> Figures:
+    """Milliseconds that pass with each, taken in turn."""
+    return take(rounds, folder)[0]
 
 
-def measure(rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Milliseconds of each, taken in turn."""
-    figures: dict[str, list[float]] = {NOTHING: [], CALL: [], START: []}
-    served, started = str(folder / "served.sock"), str(folder / "started.sock")
-    options = ("benchmarks.handlers:pong", "--workers", "4", "--log-file", str(folder / "log"))
-    subprocess.run(ours("start", served, *options), check=True, stdout=subprocess.DEVNULL)
+def take(rounds: int, folder: Path) -> tuple[Figures, Figures]:
+    """Time and CPU time of each, taken in turn; the latter is empty where it cannot be told."""
+    place = Workplace(folder)
+    ipcsrv, served, started = str(place.command), str(place.folder / "served"), str(place.folder / "started")
+    options = ("pong:pong", "--workers", "4", "--log-file", str(place.folder / "log"))
+    commands = {
+        NOTHING: (sys.executable, "-c", "pass"),
+        CALL: (ipcsrv, "call", served, "ping"),
+        START: (ipcsrv, "start", started, *options),
+    }
+    passed: Figures = {name: [] for name in commands}
+    used: Figures = {name: [] for name in commands}
+    place.do(ipcsrv, "start", served, *options)
     try:
         for _ in range(rounds):
-            figures[NOTHING].append(timed(sys.executable, "-c", "pass"))
-            figures[CALL].append(timed(*ours("call", served, "ping")))
-            figures[START].append(timed(*ours("start", started, *options)))
-            timed(*ours("stop", started))
+            for figures, look in ((passed, place.timed), (used, place.counted)):
+                for name, command in commands.items():
+                    if look == place.timed or place.counts:
+                        figures[name].append(look(*command))
+                        if name == START:
+                            place.do(ipcsrv, "stop", started)
     finally:
-        subprocess.run(ours("stop", served), check=False)
-    return figures
+        place.do(ipcsrv, "stop", served)
+    return passed, used
+
+
+def show(title: str, figures: list[float], base: list[float]) -> str:
+    """Median, its ratio to nothing at all, and the least."""
+    median = statistics.median(figures)
+    return f"{title} {median:6.1f} ms, {median / statistics.median(base):5.2f} x (least {min(figures):6.1f})"
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        table = measure(int(sys.argv[1]) if len(sys.argv) > 1 else 20, Path(name))
-    base = statistics.median(table[NOTHING])
-    for title, figures in table.items():
-        median = statistics.median(figures)
-        print(f"{title:26} median {median:7.1f} ms   {median / base:5.2f} x   least {min(figures):7.1f} ms")
+    with tempfile.TemporaryDirectory(dir="/tmp" if Path("/tmp").is_dir() else None) as name:
+        passed, used = take(int(sys.argv[1]) if len(sys.argv) > 1 else 20, Path(name))
+    for title in passed:
+        cpu = f"   {show('CPU', used[title], used[NOTHING])}" if used[title] else ""
+        print(f"{title:24} {show('median', passed[title], passed[NOTHING])}{cpu}")

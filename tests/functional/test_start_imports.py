@@ -1,0 +1,50 @@
+"""What a start of a server imports is what it waits for most: `ipcsrv start` loads nothing that it does not use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import support
+
+import ipcsrv
+from ipcsrv._platform.serving import default_start_method
+
+# Each of these takes longer to import than the whole of the master, or brings one along that does.
+HEAVY = {
+    "argparse", "asyncio", "concurrent", "dataclasses", "email", "filelock", "hashlib", "importlib.metadata", "inspect",
+    "logging.handlers", "pathlib", "queue", "shutil", "tempfile", "tomllib", "unittest", "urllib",
+}  # fmt: skip
+
+SOURCE = """
+import os, sys
+sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+os.chdir(sys.argv.pop(1))
+before = set(sys.modules)
+from ipcsrv.cli import main
+status = main(sys.argv[1:])
+assert status == 0, status
+print("imported", *sorted(set(sys.modules) - before))
+"""
+HANDLER = """
+import sys
+
+def modules(request):
+    return " ".join(sys.modules).encode()
+"""
+
+
+@pytest.mark.skipif(default_start_method() != "fork", reason="elsewhere nothing is forked")
+def test_a_start_imports_nothing_heavy_in_the_command_or_in_the_server(sock_path: str, tmp_path: Path) -> None:
+    (tmp_path / "tells.py").write_text(HANDLER)
+    order = (str(tmp_path), "start", sock_path, "tells:modules", "--workers", "1", "--log-file", str(tmp_path / "log"))
+    said = support.run_python(SOURCE, *order, options=("-S", "-E"))
+    try:
+        in_worker = set(ipcsrv.call(sock_path, b"", timeout=support.TIMEOUT).decode().split())
+    finally:
+        support.run_command("stop", sock_path)
+    in_command = set(said.rpartition("imported")[2].split())
+    assert "ipcsrv.server" in in_command
+    assert not in_command & (HEAVY | {"logging", "multiprocessing", "pickle", "subprocess", "ipcsrv.master"})
+    assert "ipcsrv.worker" in in_worker
+    assert not in_worker & HEAVY

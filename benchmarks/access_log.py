@@ -1,17 +1,24 @@
-"""What the access log costs: `python -m benchmarks.access_log [ROUNDS] [SECONDS] [TREE]`.
+"""What the access log costs: `python -m benchmarks.access_log [ROUNDS] [SECONDS]`.
 
-Two servers side by side, alike but for `access_log`, driven by one client in interleaved short rounds, keep-alive and
-connecting anew.  Given are the cost in throughput, and in the worker's own CPU time a request, which says the same on a
-machine that has other work too (but more of it, for the worker is only half of an exchange).
+Three servers that are alike but for the access log: one from which its code has been taken away (a stub stands in place
+of `ipcsrv.access`), one where it is off, one where it is on.  Two measurements, one of which no other work on the
+machine can spoil:
 
-Off, the code is not there: the class of worker that keeps the log is chosen when a worker starts.  To see that, name a
-second tree, at an earlier commit, whose server takes the place of the one with the log.
+- **Instructions** that a worker executes for a request on a kept connection, counted by valgrind: of two runs, one with
+  many more requests, the difference divided by the number of these.  It is the same within a few tenths of a percent in
+  each run.  What the kernel does is not in it, nor the client: a share of the instructions is several times that of the
+  throughput.  (Where each request connects anew, how often a worker looks around depends on time, and so does a count.)
+- **CPU time** of a worker for a request (/proc/PID/schedstat) and **throughput**, in short rounds that take turns, each
+  in another order; the median of the ratios within the rounds, with the quartiles beside it.  Both are driven by one C
+  client, on a connection that is kept and by connecting anew for each request.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,11 +27,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ipcsrv
 from ipcsrv import control
 
 from .build import build
 
 ROOT = Path(__file__).parent.parent
+FEW, MANY = 1000, 5000  # requests of the two runs under valgrind
+MODES = ("keep", "connect")
+ABSENT, OFF, ON = "absent", "off", "on"
+WITHOUT = """
+import sys, types
+from ipcsrv.worker import Worker
+stub = sys.modules["ipcsrv.access"] = types.ModuleType("ipcsrv.access")
+stub.worker_for = lambda settings: Worker
+from ipcsrv.cli import main
+sys.exit(main())
+"""
+PROGRAMS = {ABSENT: ["-c", WITHOUT], OFF: ["-m", "ipcsrv"], ON: ["-m", "ipcsrv"]}
+OPTIONS = {ABSENT: [], OFF: [], ON: ["--access-log"]}
 
 
 @dataclass
@@ -37,67 +58,107 @@ class Rival:
     rates: list[float] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
 
-    def drive(self, program: list[str], mode: str, seconds: float) -> None:
+    def drive(self, load: list[str], mode: str, seconds: float) -> None:
         """One round."""
         before = self.cpu_seconds()
-        command = [*program, self.path, mode, "1", str(seconds)]
+        command = [*load, self.path, mode, "1", str(seconds)]
         report = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
         self.rates.append(report["requests"] / report["seconds"])
         self.costs.append((self.cpu_seconds() - before) / report["requests"])
 
     def cpu_seconds(self) -> float:
-        """What the worker has used so far (/proc/PID/schedstat)."""
+        """What the worker has used so far."""
         return int(Path(f"/proc/{self.worker}/schedstat").read_text().split()[0]) / 1e9
 
+    def stop(self) -> None:
+        """Stop it."""
+        self.process.terminate()
+        self.process.wait()
 
-def start(folder: Path, name: str, tree: Path, *options: str) -> Rival:
-    """A server of the package in `tree`."""
-    path = str(folder / name)
-    command = [sys.executable, "-m", "ipcsrv", "run", path, "benchmarks.handlers:pong", "--workers", "1", *options,
-               "--log-file", str(folder / f"{name}.log")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(ROOT)])}
-    process = subprocess.Popen(command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+def start(folder: Path, kind: str, *tool: str) -> Rival:
+    """A server of one kind, under `tool` if one is named."""
+    path = str(folder / kind)
+    command = [*tool, sys.executable, *PROGRAMS[kind], "run", path, "benchmarks.handlers:pong", "--workers", "1",
+               *OPTIONS[kind], "--log-file", str(folder / f"{kind}.log")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     while b"stop " not in process.stderr.readline():
         pass
-    return Rival(path, process, control.request(path, "status")["workers"][0]["pid"])
+    return Rival(path, process, control.request(path, "status", timeout=60)["workers"][0]["pid"])
+
+
+# -- instructions -----------------------------------------------------------------------------------------------------
+
+
+def instructions(folder: Path, kind: str) -> float:
+    """Instructions of the worker for one request."""
+    few, many = (executed(folder, kind, requests) for requests in (FEW, MANY))
+    return (many - few) / (MANY - FEW)
+
+
+def executed(folder: Path, kind: str, requests: int) -> int:
+    """Instructions of a worker in its whole life, in which it serves so many requests."""
+    counts = folder / "%p.count"
+    server = start(folder, kind, "valgrind", "--tool=cachegrind", "--cache-sim=no", f"--log-file={counts}",
+                   "--cachegrind-out-file=/dev/null")
+    with ipcsrv.connect(server.path) as connection:
+        for _ in range(requests):
+            connection.call(b"ping")
+    server.stop()
+    found = re.search(r"I\s+refs:\s+([\d,]+)", (folder / f"{server.worker}.count").read_text())
+    assert found is not None
+    return int(found[1].replace(",", ""))
+
+
+def count(folder: Path) -> None:
+    """Count for all kinds, and print."""
+    figures = {kind: instructions(folder, kind) for kind in PROGRAMS}
+    for kind, figure in figures.items():
+        print(f"keep     {kind:6} {figure:8,.0f} instructions a request ({(figure / figures[OFF] - 1) * 100:+.2f} %)")
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+def compare(load: list[str], mode: str, rivals: dict[str, Rival], rounds: int, seconds: float) -> None:
+    """Rounds of one mode, and their result, a line a kind."""
+    order = list(rivals.values())
+    for rival in order:
+        rival.rates.clear()
+        rival.costs.clear()
+    for number in range(rounds):
+        turn = number % len(order)
+        for rival in order[turn:] + order[:turn]:
+            rival.drive(load, mode, seconds)
+    for kind, rival in rivals.items():
+        print(f"{mode:8} {kind:6} throughput {statistics.median(rival.rates):8,.0f}/s "
+              f"({against(rival.rates, rivals[OFF].rates)}), worker {statistics.median(rival.costs) * 1e6:5.2f} us "
+              f"({against(rival.costs, rivals[OFF].costs)})")
+
+
+def against(figures: list[float], others: list[float]) -> str:
+    """By how much figures differ from others of the same rounds: median and quartiles."""
+    percent = [(mine / other - 1) * 100 for mine, other in zip(figures, others)]
+    low, middle, high = statistics.quantiles(percent, n=4)
+    return f"{middle:+.1f} % [{low:+.1f} to {high:+.1f}]"
 
 
 def main() -> None:
     """Measure and print."""
-    count, seconds = int((sys.argv[1:2] or ["20"])[0]), float((sys.argv[2:3] or ["0.3"])[0])
-    other = Path(sys.argv[3]).resolve() if len(sys.argv) > 3 else None
+    rounds, seconds = int((sys.argv[1:2] or ["300"])[0]), float((sys.argv[2:3] or ["0.05"])[0])
     with tempfile.TemporaryDirectory(dir="/tmp") as name, ExitStack() as stack:
         folder = Path(name)
+        if shutil.which("valgrind"):
+            count(folder)
         programs = build(folder)
         load = [str(programs["load"])] if programs else [sys.executable, "-m", "benchmarks.clients", "ipc"]
-        plain = start(folder, "off", ROOT)
-        rival = start(folder, "rival", other) if other else start(folder, "on", ROOT, "--access-log")
-        for each in (plain, rival):
-            stack.callback(each.process.wait)
-            stack.callback(each.process.terminate)
-        for mode in ("keep", "connect"):
-            compare(load, mode, (plain, rival), count, seconds)
-
-
-def compare(load: list[str], mode: str, rivals: tuple[Rival, Rival], count: int, seconds: float) -> None:
-    """Rounds of one mode, and their result in a line."""
-    for each in rivals:
-        each.rates.clear()
-        each.costs.clear()
-    for number in range(count):
-        for each in rivals if number % 2 else rivals[::-1]:
-            each.drive(load, mode, seconds)
-    rates = [better(each.rates) for each in rivals]
-    costs = [-better([-cost for cost in each.costs]) for each in rivals]
-    throughput, cpu = ((pair[1] / pair[0] - 1) * 100 for pair in (rates, costs))
-    print(f"{mode:8} throughput {rates[0]:,.0f} -> {rates[1]:,.0f}/s ({throughput:+.1f} %), "
-          f"worker {costs[0] * 1e6:.2f} -> {costs[1] * 1e6:.2f} us a request ({cpu:+.1f} %)")
-
-
-def better(figures: list[float]) -> float:
-    """What a server does in the rounds that nothing else disturbed: the mean of the best fifth."""
-    return statistics.mean(sorted(figures)[-max(1, len(figures) // 5) :])
+        rivals = {kind: start(folder, kind) for kind in PROGRAMS}
+        for rival in rivals.values():
+            stack.callback(rival.stop)
+        for mode in MODES:
+            compare(load, mode, rivals, rounds, seconds)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Workplace:
         return (time.perf_counter() - began) * 1000
 
     def counted(self, *command: str) -> float:
-        """Milliseconds of CPU time that a command and its descendants have used when it returns; where this `counts`."""
+        """Milliseconds of CPU time that it and its descendants have used when it returns; where this `counts`."""
         self.do("perf", "stat", "-x,", "-e", "task-clock", "-o", str(self._count), *command)
         return float(self._count.read_text().splitlines()[-1].split(",")[0])
 

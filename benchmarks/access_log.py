@@ -147,7 +147,8 @@ def compare(load: list[str], mode: str, rivals: dict[str, Rival], rounds: int, s
     for kind, rival in rivals.items():
         print(f"{mode:8} {kind:6} throughput {statistics.median(rival.rates):8,.0f}/s "
               f"({against(rival.rates, rivals[OFF].rates)}), worker {statistics.median(rival.costs) * 1e6:5.2f} us "
-              f"({against(rival.costs, rivals[OFF].costs)}), with its client {statistics.median(rival.both) * 1e6:5.2f} us "
+              f"({against(rival.costs, rivals[OFF].costs)}), with its client "
+              f"{statistics.median(rival.both) * 1e6:5.2f} us "
               f"({against(rival.both, rivals[OFF].both)})")
 
 

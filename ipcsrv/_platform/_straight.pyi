@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .posix_serving import Connection, Listener
+from .serving import Connection, Listener
 
 class CompiledPath:
     size: int

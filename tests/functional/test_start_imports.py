@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import filelock
 import pytest
 import support
 
@@ -19,6 +20,7 @@ HEAVY = {
 SOURCE = """
 import os, sys
 sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+sys.path.append(sys.argv.pop(1))
 os.chdir(sys.argv.pop(1))
 before = set(sys.modules)
 from ipcsrv.cli import main
@@ -26,6 +28,8 @@ status = main(sys.argv[1:])
 assert status == 0, status
 print("imported", *sorted(set(sys.modules) - before))
 """
+SITE = str(Path(filelock.__file__).parent.parent)  # without `site`, of which an editable install makes much
+WITH_THE_LOCK = "import sys; sys.path.append(sys.argv[1]); import filelock; print(*sys.modules)"
 HANDLER = """
 import sys
 
@@ -37,7 +41,7 @@ def modules(request):
 @pytest.mark.skipif(default_start_method() != "fork", reason="elsewhere nothing is forked")
 def test_a_start_imports_nothing_heavy_in_the_command_or_in_the_server(sock_path: str, tmp_path: Path) -> None:
     (tmp_path / "tells.py").write_text(HANDLER)
-    order = (str(tmp_path), "start", sock_path, "tells:modules", "--workers", "1", "--log-file", str(tmp_path / "log"))
+    order = (SITE, str(tmp_path), "start", sock_path, "tells:modules", "--workers", "1", "--log-file", str(tmp_path / "log"))
     said = support.run_python(SOURCE, *order, options=("-S", "-E"))
     try:
         in_worker = set(ipcsrv.call(sock_path, b"", timeout=support.TIMEOUT).decode().split())
@@ -47,4 +51,6 @@ def test_a_start_imports_nothing_heavy_in_the_command_or_in_the_server(sock_path
     assert "ipcsrv.server" in in_command
     assert not in_command & (HEAVY | {"logging", "multiprocessing", "pickle", "subprocess", "ipcsrv.master"})
     assert "ipcsrv.worker" in in_worker
-    assert not in_worker & HEAVY
+    with_the_lock = set(support.run_python(WITH_THE_LOCK, SITE, options=("-S", "-E")).split())
+    assert "filelock" in with_the_lock
+    assert not in_worker & HEAVY - with_the_lock

@@ -11,8 +11,9 @@ machine can spoil:
   looks around depends on time, and so does a count.)
 - **Throughput** and **CPU time** for a request, of the worker (/proc/PID/schedstat) and of worker and client together,
   which is what limits the throughput of a machine that does nothing else.  In short rounds that take turns, each in
-  another order; the median of the ratios within the rounds, with the quartiles beside it.  Driven by one C client, on a
-  connection that is kept and by connecting anew for each request.
+  another order.  Of each figure the mean of the best fifth of the rounds, which nothing else disturbed, and in brackets
+  the median of the ratios within the rounds, with its quartiles.  Driven by one C client, on a connection that is kept
+  and by connecting anew for each request.
 """
 
 from __future__ import annotations
@@ -145,18 +146,27 @@ def compare(load: list[str], mode: str, rivals: dict[str, Rival], rounds: int, s
         for rival in order[turn:] + order[:turn]:
             rival.drive(load, mode, seconds)
     for kind, rival in rivals.items():
-        print(f"{mode:8} {kind:6} throughput {statistics.median(rival.rates):8,.0f}/s "
-              f"({against(rival.rates, rivals[OFF].rates)}), worker {statistics.median(rival.costs) * 1e6:5.2f} us "
-              f"({against(rival.costs, rivals[OFF].costs)}), with its client "
-              f"{statistics.median(rival.both) * 1e6:5.2f} us "
-              f"({against(rival.both, rivals[OFF].both)})")
+        off = rivals[OFF]
+        print(f"{mode:8} {kind:6} throughput {against(rival.rates, off.rates, 1, '/s')}; "
+              f"worker {against(rival.costs, off.costs, -1, 's')}; "
+              f"with its client {against(rival.both, off.both, -1, 's')}")
 
 
-def against(figures: list[float], others: list[float]) -> str:
-    """By how much figures differ from others of the same rounds: median and quartiles."""
+def against(figures: list[float], others: list[float], good: int, unit: str) -> str:
+    """What rounds that nothing disturbed give, and by how much it differs from that of others; and the median ratio.
+
+    good: 1 where more is better, -1 where less is.
+    """
+    quiet = undisturbed(figures, good)
     percent = [(mine / other - 1) * 100 for mine, other in zip(figures, others)]
     low, middle, high = statistics.quantiles(percent, n=4)
-    return f"{middle:+.1f} % [{low:+.1f} to {high:+.1f}]"
+    shown = f"{quiet:,.0f}{unit}" if quiet > 1 else f"{quiet * 1e6:.2f} u{unit}"
+    return f"{shown} {(quiet / undisturbed(others, good) - 1) * 100:+.1f} % ({middle:+.1f} [{low:+.1f} to {high:+.1f}])"
+
+
+def undisturbed(figures: list[float], good: int) -> float:
+    """The mean of the best fifth."""
+    return statistics.mean(sorted(figures, key=lambda figure: -good * figure)[: max(1, len(figures) // 5)])
 
 
 def main() -> None:

@@ -53,13 +53,17 @@ class StraightPath(Protocol):
     """What both are.
 
     size: bytes of the last request; next_check: requests after which `LIMIT` is said; unsecured: whether `secure` is to
-    be called before the next handler; connection: the one that was welcomed last.
+    be called before the next handler; connection: the one that was welcomed last; learns: whether `know` is of use.
     """
 
     size: int
     next_check: int
     unsecured: int
     connection: Connection
+    learns: bool
+
+    def receive(self, listener: Listener) -> int:
+        """Accept the next client and no more: `STRANGER`, with its `connection`, or `NOBODY`."""
 
     def welcome(self, listener: Listener, others: object) -> int:
         """Accept the next client and go on with its first request as `run` does; the outcome, with its `connection`.
@@ -91,6 +95,7 @@ class PurePath:
     """
 
     connection: Connection
+    learns = False
 
     def __init__(self, tally: Tally, handler: Handler, most_in: int, most_out: int, timeout: float | None,
                  tell_busy: Callable[[], object], secure: Callable[[], object],
@@ -106,6 +111,10 @@ class PurePath:
 
     def welcome(self, listener: Listener, others: object) -> int:
         """As `StraightPath.welcome`; everybody is a stranger here, each time."""
+        return self.receive(listener)
+
+    def receive(self, listener: Listener) -> int:
+        """As `StraightPath.receive`."""
         try:
             raw = listener.accept_raw()
         except BlockingIOError:

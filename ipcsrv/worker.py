@@ -175,10 +175,11 @@ class Worker:
 
         Raises the `OSError` of accept(2).
         """
-        if self.tally.slow:
-            self._keeping.give_back_all()
         self._hand = None
-        outcome = self._path.welcome(listener, self._limbo or self._silent)
+        if self.tally.slow:
+            outcome = self._path.receive(listener)
+        else:
+            outcome = self._path.welcome(listener, self._limbo or self._silent)
         if outcome == NOBODY:
             return False
         if outcome == STRANGER:
@@ -192,7 +193,7 @@ class Worker:
         if not self._admission.admits(connection):
             self._deny(connection)
             return
-        if not stamp and (user := self._admission.user(connection)) is not None:
+        if self._path.learns and not stamp and (user := self._admission.user(connection)) is not None:
             self._path.know(*user)
         if (waited > LONG_WAIT_NS or self.tally.slow) and self._has_left(connection):
             return
@@ -241,8 +242,8 @@ class Worker:
         return connection.wait_at_most(FIRST_WORDS_PATIENCE)
 
     def _end_limbo(self) -> None:
-        """Look at all that are in limbo now."""
-        for _ in range(len(self._limbo)):
+        """Look at all that are in limbo; while one is served that has spoken, another may leave it."""
+        while self._limbo:
             self._leave_limbo()
 
     def _leave_limbo(self) -> None:

@@ -53,6 +53,7 @@ typedef struct {
     uint64_t slow_ns, slow_memory; /* of tally.py: what is slow, and for how many requests that is remembered */
     unsigned long long next_check;
     int unsecured;
+    char learns;
     struct { uid_t uid; gid_t gid; } known[MOST_KNOWN]; /* users of whom it was found that they may ask */
     int known_count;
     PyObject *data, *response, *unsent, *error, *connection;
@@ -394,7 +395,8 @@ static int is_known(Path *self, int fd)
     return 0;
 }
 
-static enum outcome welcome(Path *self, int listener, int others)
+/* Accept the next client: `self->connection` is it, as a stranger. */
+static enum outcome receive_client(Path *self, int listener, int *descriptor)
 {
     int fd = accept_next(listener);
     if (fd < 0) {
@@ -410,7 +412,26 @@ static enum outcome welcome(Path *self, int listener, int others)
         return BROKEN;
     }
     keep(&self->connection, connection);
-    return is_known(self, fd) ? serve(self, connection, fd, MSG_DONTWAIT, 1, 0, 0, others) : STRANGER;
+    *descriptor = fd;
+    return STRANGER;
+}
+
+static enum outcome welcome(Path *self, int listener, int others)
+{
+    int fd;
+    enum outcome outcome = receive_client(self, listener, &fd);
+    if (outcome == STRANGER && is_known(self, fd))
+        outcome = serve(self, self->connection, fd, MSG_DONTWAIT, 1, 0, 0, others);
+    return outcome;
+}
+
+PyDoc_STRVAR(receive_doc, "receive(listener) -> outcome\n\nAs `straight.PurePath.receive`.");
+
+static PyObject *path_receive(Path *self, PyObject *listener)
+{
+    int unused, descriptor = PyObject_AsFileDescriptor(listener);
+    enum outcome outcome = descriptor < 0 ? BROKEN : receive_client(self, descriptor, &unused);
+    return outcome == BROKEN ? NULL : PyLong_FromLong(outcome);
 }
 
 PyDoc_STRVAR(welcome_doc, "welcome(listener, others) -> outcome\n\nAs `straight.PurePath.welcome`.");
@@ -435,6 +456,9 @@ static PyObject *path_know(Path *self, PyObject *args)
     unsigned long uid, gid;
     if (!PyArg_ParseTuple(args, "kk", &uid, &gid))
         return NULL;
+    for (int i = 0; i < self->known_count; i++)
+        if (self->known[i].uid == (uid_t)uid && self->known[i].gid == (gid_t)gid)
+            return Py_NewRef(Py_None);
     if (self->known_count < MOST_KNOWN) {
         self->known[self->known_count].uid = (uid_t)uid;
         self->known[self->known_count++].gid = (gid_t)gid;
@@ -476,6 +500,9 @@ static int path_init(Path *self, PyObject *args, PyObject *keywords)
     }
     self->slow_ns = slow_ns, self->slow_memory = slow_memory;
     self->next_check = UINT64_MAX;
+#ifdef SO_PEERCRED
+    self->learns = 1;
+#endif
     self->handler = Py_NewRef(handler);
     self->request_type = Py_NewRef(request_type);
     self->timeout = Py_NewRef(timeout);
@@ -518,6 +545,7 @@ static PyObject *path_rest(Path *self, PyObject *unused)
 
 static PyMethodDef path_methods[] = {
     {"run", (PyCFunction)(void (*)(void))path_run, METH_FASTCALL, run_doc},
+    {"receive", (PyCFunction)path_receive, METH_O, receive_doc},
     {"welcome", (PyCFunction)(void (*)(void))path_welcome, METH_FASTCALL, welcome_doc},
     {"know", (PyCFunction)path_know, METH_VARARGS, know_doc},
     {"rest", (PyCFunction)path_rest, METH_NOARGS, rest_doc},
@@ -527,6 +555,7 @@ static PyMethodDef path_methods[] = {
 static PyMemberDef path_members[] = {
     {"next_check", T_ULONGLONG, offsetof(Path, next_check), 0, "requests after which `LIMIT` is said"},
     {"unsecured", T_INT, offsetof(Path, unsecured), 0, "whether `secure` is to be called before the next handler"},
+    {"learns", T_BOOL, offsetof(Path, learns), READONLY, "whether `know` is of use"},
     {"connection", T_OBJECT, offsetof(Path, connection), READONLY, "the one that was welcomed last"},
     {"size", T_PYSSIZET, offsetof(Path, size), READONLY, "bytes of the last request"},
     {NULL, 0, 0, 0, NULL},

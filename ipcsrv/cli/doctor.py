@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .. import _platform, control
-from .._platform import inspection
+from .._platform import inspection, serving
 from .._platform.findings import Finding, Level, failure, ok, warning
 from .._platform.inspection import LockHolder
 from .._version import __version__
@@ -173,7 +173,8 @@ def _control(server: dict[str, Any] | IpcError | None) -> Finding:
 
 def _versions(server: dict[str, Any] | IpcError | None, holder: LockHolder | None) -> Iterator[Finding]:
     record: dict[str, Any] = server if isinstance(server, dict) else holder.record if holder is not None else {}
-    ours = f"ipcsrv {__version__}, Python {sys.version.split()[0]}"
+    compiled = "compiled" if serving.compiled_path() is not None else "in Python alone"
+    ours = f"ipcsrv {__version__}, {compiled}, Python {sys.version.split()[0]}"
     theirs = record.get("version")
     if theirs is None:
         yield ok("version", ours)

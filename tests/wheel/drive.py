@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,12 +29,14 @@ def run(*command: str, input: bytes = b"", status: int = 0) -> bytes:
 
 
 def check_package() -> None:
-    """It is the installed one, typed, with one dependency."""
+    """It is the installed one, typed, with one dependency, and compiled where that can be."""
     package = Path(ipcsrv.__file__).parent
     assert "site-packages" in package.parts, package
     assert (package / "py.typed").exists()
     requires = importlib.metadata.requires("ipcsrv") or []
     assert [name for name in requires if "extra ==" not in name] == ["filelock>=3.30"], requires
+    if os.name == "posix" and any(map(shutil.which, ("cc", "gcc", "clang"))):
+        importlib.import_module("ipcsrv._platform._straight")
 
 
 def check_command(command: list[str], folder: str) -> None:

@@ -67,6 +67,7 @@ def test_ctrl_c_stops_it_cleanly_and_a_second_one_reaches_a_handler_that_does_no
     stuck = server("handlers_for_tests:hang_if_asked", "--workers", "0")
     with pytest.raises(ipcsrv.HandlerError, match="KeyboardInterrupt"), ipcsrv.connect(stuck.path) as connection:
         def interrupt() -> None:
+            support.wait_until(lambda: stuck.status()["workers"][0]["busy_seconds"], "the request")  # type: ignore[index]
             stuck.signal(signal.SIGINT)
             stuck.output.wait_for("draining")
             stuck.signal(signal.SIGINT)

@@ -269,6 +269,12 @@ class Crew:
             while hand.channel is not None and hand.channel.brings_connection() is False and self._hear(hand):
                 pass
 
+    def hear_one(self) -> None:
+        """Hear one message that brings a connection, of whichever worker has one."""
+        for hand in list(self.hands.values()):
+            if hand.channel is not None and hand.channel.brings_connection() and self._hear(hand):
+                return
+
     # -- what workers are doing ---------------------------------------------------------------------------------------
 
     def anyone_busy(self) -> bool:

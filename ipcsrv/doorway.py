@@ -231,6 +231,8 @@ class Doorway:
             self._make_room()
             self._crew.listen_to_workers(self._held() < self._headroom.limit())
             self._crew.hear_what_brings_nobody()
+            if self._held() >= self._headroom.limit() and self._headroom.one_more():
+                self._crew.hear_one()  # or its client waits though it may ask, and all whom we hold are silent
             if self._held() * 4 >= self._headroom.room() * 3:
                 self._reception.set_timer("resume", monotonic() + BACK_OFF[0])
                 return

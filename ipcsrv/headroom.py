@@ -29,6 +29,10 @@ class Headroom:
         generations = len({hand.generation for hand in hands})
         return self._descriptors - FIXED - OF_A_WORKER * len(hands) - OF_A_GENERATION * generations
 
+    def one_more(self) -> bool:
+        """Whether one can be taken beyond that: the count is on the safe side, so the kernel is asked for the truth."""
+        return len(serving.open_descriptors()) + SPARE < self._descriptors
+
     def room(self) -> int:
         """For how many there are some to spare."""
         free = self.limit()

@@ -84,18 +84,17 @@ class Worker:
         self._words = words
         self._admission = Admission(settings.allow)
         self._poller = serving.poller()
-        buoy = Lifebuoy()
-        self._limbo = Limbo(buoy)
+        self._buoy = Lifebuoy()
+        self._limbo = Limbo(self._buoy)
         self._keeping = Keeping(channel, self._poller, words, self._limbo)
         if listener is not None:
-            self._keeping.tell("buoy", b"", buoy.fileno(), keep=True)
+            self._keeping.tell("buoy", b"", self._buoy.fileno(), keep=True)
         self._silent = self._keeping.silent
         self._talks: dict[int, Conversation] = {}
         self._tell_busy = partial(self._keeping.tell, "busy")  # the master must look out for the request that begins
         self._intake = Intake(self, queue, listener, channel, self._poller, self._keeping, self.tally)
         self._taking = True
-        self._not_waited_for = 0
-        self._swept = 0
+        self._not_waited_for = self._swept = 0
         self._hand: Connection | None = None
         self.neighbours: Sequence[memoryview[int]] = ()  # the other slots
         self.complaints = Complaints(words, self._keeping, settings.write_timeout)
@@ -119,6 +118,7 @@ class Worker:
                 self._keeping.give_back_all()
             if self._keeping.last:
                 self._serve_the_last()
+        self._buoy.close()
 
     def _attend(self) -> None:
         """Wait for everything together; serve what is ready.
@@ -176,10 +176,8 @@ class Worker:
         Raises the `OSError` of accept(2).
         """
         self._hand = None
-        if self.tally.slow:
-            outcome = self._path.receive(listener)
-        else:
-            outcome = self._path.welcome(listener, self._limbo or self._silent)
+        path, others = self._path, self._limbo or self._silent
+        outcome = path.receive(listener) if self.tally.slow else path.welcome(listener, others)
         if outcome == NOBODY:
             return False
         if outcome == STRANGER:
@@ -242,7 +240,7 @@ class Worker:
         return connection.wait_at_most(FIRST_WORDS_PATIENCE)
 
     def _end_limbo(self) -> None:
-        """Look at all that are in limbo; while one is served that has spoken, another may leave it."""
+        """Look at all in limbo; while one is served that has spoken, another may leave it."""
         while self._limbo:
             self._leave_limbo()
 

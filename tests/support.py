@@ -30,7 +30,8 @@ have_pidfd = hasattr(os, "pidfd_open")
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment for a child that must find this package and the tests' handlers, with warnings as errors."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("IPCSRV_")}
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith("IPCSRV_") or name == "IPCSRV_PURE_PYTHON"}
     paths = [str(TESTS), *([str(ROOT)] if (ROOT / "ipcsrv").is_dir() else []), os.environ.get("PYTHONPATH", "")]
     return {
         **kept,

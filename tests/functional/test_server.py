@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -192,3 +193,26 @@ def test_the_working_folder_and_the_environment_are_the_starter_s(server: Server
     facts = json.loads(server("handlers_for_tests:environment", env={"MY_VARIABLE": "1"}).call())
     assert facts["cwd"] == os.getcwd() and "MY_VARIABLE" in facts["variables"]
     assert facts["threads"] == 1
+
+
+@pytest.mark.skipif(not support.have_proc, reason="reads from /proc that a process is stopped")
+def test_two_clients_in_a_loop_are_not_served_by_one_worker_while_another_has_nobody(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:pid", "--workers", "2")
+    stopped, other = worker_pids(running)
+    os.kill(stopped, signal.SIGSTOP)
+    stat = Path(f"/proc/{stopped}/stat")
+    support.wait_until(lambda: stat.read_text().rpartition(") ")[2][0] == "T", "it no longer waits for clients")
+
+    def asked_together() -> set[bytes]:
+        for client in clients:
+            client.send(packets(b""))
+        return {client.response() for client in clients}
+
+    with Client(running.path) as one, Client(running.path) as two:
+        clients = (one, two)
+        for _ in range(100):  # until they are known to be in a loop
+            assert asked_together() == {b"%d" % other}
+        os.kill(stopped, signal.SIGCONT)
+        until = time.monotonic() + support.TIMEOUT
+        while len(asked_together()) < 2:  # without a pause, after which either would be anybody's
+            assert time.monotonic() < until, "one worker serves both"

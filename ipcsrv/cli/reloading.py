@@ -88,9 +88,16 @@ def changes(places: list[str], over: threading.Event, ready: Callable[[], None])
     except ImportError:
         yield from changes_by_looking(places, over, ready)
         return
+    before: dict[str, tuple[int, int]] | None = stamps(places)
     ready()
-    for found in watch(*places, watch_filter=PythonFilter(), stop_event=over, raise_interrupt=False):
-        yield sorted({file for _, file in found})
+    for found in watch(*places, watch_filter=PythonFilter(), stop_event=over, raise_interrupt=False,
+                       rust_timeout=int(INTERVAL * 1000), yield_on_timeout=True):  # fmt: skip
+        files = {file for _, file in found}
+        if before is not None:  # it watches from now on: what was saved until then is seen by looking
+            files |= differences(before, stamps(places))
+            before = None
+        if files:
+            yield sorted(files)
 
 
 def changes_by_looking(places: list[str], over: threading.Event, ready: Callable[[], None]) -> Iterator[list[str]]:
@@ -99,9 +106,14 @@ def changes_by_looking(places: list[str], over: threading.Event, ready: Callable
     ready()
     while not over.wait(INTERVAL):
         now = stamps(places)
-        if now != before:
-            yield sorted(file for file in now.keys() | before.keys() if now.get(file) != before.get(file))
+        if files := differences(before, now):
+            yield sorted(files)
         before = now
+
+
+def differences(before: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]]) -> set[str]:
+    """The files that came, went or were saved between two looks."""
+    return {file for file in now.keys() | before.keys() if now.get(file) != before.get(file)}
 
 
 def reload(path: str, files: list[str], say: Callable[[str], None]) -> None:

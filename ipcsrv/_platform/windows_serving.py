@@ -1,8 +1,8 @@
 """The server's half of the platform seam on Windows: pipes whose handles go from process to process.
 
-What each name promises is said in `serving`.  The parts: `windows_rendezvous` (the place at a path), `windows_handover`
-(the queue and the channels), `windows_poller` (readiness), `windows_processes` (signals, processes, memory), and here
-what a worker asks of a connection.
+What each name promises is said in `serving`.  The parts: `windows_rendezvous` (the place at a path), `windows_queue`
+(the queue), `windows_handover` (the channels), `windows_poller` (readiness), `windows_processes` (signals, processes,
+memory), and here what a worker asks of a connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ..peer import Peer
 from .win32 import client_process, sid_of_pipe_client, sid_of_process
-from .windows_handover import END, RETIRE, Channel, QueueReader, QueueWriter, channel, close_raw, queue
+from .windows_handover import Channel, channel, close_raw
 from .windows_pipe import DONTWAIT, Pipe
 from .windows_poller import HANGUP, READ, WRITE, Poller, announce, forget
 from .windows_processes import (
@@ -35,6 +35,7 @@ from .windows_processes import (
     resident_bytes,
     start_methods,
 )
+from .windows_queue import END, LOST, RETIRE, QueueReader, QueueWriter, queue
 from .windows_rendezvous import Listener, Rendezvous, pipe_sddl
 
 __all__ = [
@@ -47,7 +48,6 @@ __all__ = [
 ]  # fmt: skip
 
 SHARED: Final = 0  # whoever waits for the queue is woken, and one of them gets what came
-LOST: Final = "lost"  # never said here: handles do not run out
 
 
 # -- connections ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import asyncio
 import ipcsrv
 from ipcsrv import _platform
 from ipcsrv._deadline import Deadline
-from ipcsrv._platform import lifecycle, serving, win32, windows_handover
+from ipcsrv._platform import lifecycle, serving, win32, windows_handover, windows_queue
 from ipcsrv._platform.windows import PIPE_NAME_LIMIT, pipe_name
 from ipcsrv._platform.windows_rendezvous import Listener, pipe_sddl
 from ipcsrv.errors import AddressInUse, InvalidPath, SettingsError, StartError
@@ -258,6 +258,67 @@ def test_what_a_worker_read_and_died_with_the_next_one_gets(sock_path: str) -> N
 def _read_an_order_and_die(reader: Any, channel: Any) -> None:
     assert len(reader.read(24, None)) == 24
     os._exit(0)
+
+
+def test_what_a_living_worker_is_about_to_take_is_given_to_nobody_else_however_long_that_takes(sock_path: str) -> None:
+    listener, (writer, reader), (ours, theirs) = Listener(sock_path, pipe_sddl()), serving.queue(), serving.channel()
+    stream, poller = _platform.attempt(sock_path), serving.poller()
+    slow = spawn(_take_when_told, reader, theirs)
+    theirs.close()
+    writer.put(listener.accept(), 77)
+    assert ours.hear() == ("here", b"", None)
+    others, end = serving.channel()
+    other = spawn(_die, end)
+    end.close()
+    assert others.hear() is None
+    others.close()
+    assert poller.poll(0.5) == []  # a death: the master looks for what was lost by it, and finds nothing yet
+    with pytest.raises(BlockingIOError):
+        reader.get(serving.DONTWAIT)
+    ours.tell("go")
+    assert stream.recv(100) == b"served"
+    poller.poll(0.05)
+    with pytest.raises(BlockingIOError):
+        reader.get(serving.DONTWAIT)
+    assert stream.recv(100) == b"", "nobody else has it open"
+    for process in (slow, other):
+        process.join()
+    for thing in (writer, reader, poller, stream, listener, ours):
+        thing.close()
+
+
+def _take_when_told(reader: Any, channel: Any) -> None:
+    def pull(source: Any, handle: int) -> int:
+        channel.tell("here")
+        channel.hear()
+        return windows_handover.pull(source, handle)
+
+    windows_queue.pull = pull
+    raw, stamp = reader.get()
+    assert stamp == 77
+    with serving.Connection(raw) as connection:
+        connection.send(b"served")
+
+
+def _die(channel: Any) -> None:
+    os._exit(0)
+
+
+def test_a_connection_that_cannot_be_taken_is_closed_and_told(sock_path: str) -> None:
+    listener, (writer, reader) = Listener(sock_path, pipe_sddl()), serving.queue()
+    stream, poller = _platform.attempt(sock_path), serving.poller()
+    writer.put(listener.accept(), 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows_queue, "pull", _out_of_memory)
+        assert reader.get(serving.DONTWAIT) == serving.LOST
+    poller.poll(0.05)
+    assert stream.recv(100) == b""
+    for thing in (writer, reader, poller, stream, listener):
+        thing.close()
+
+
+def _out_of_memory(source: Any, handle: int) -> int:
+    raise OSError(8, "not enough memory")
 
 
 def test_a_connection_whose_message_was_never_sent_is_not_lost(sock_path: str) -> None:

@@ -13,6 +13,9 @@ sides keep them light.  What a system must offer (implemented by `posix` and `wi
     What is at the path; sends nothing and raises nothing.
 `trusted(peer, trust) -> bool`
     Whether a server with these credentials is one's own, root's, or named by `trust` (PROTOCOL.md section 5).
+`read_within(descriptor, size, deadline) -> bytes`
+    At most `size` bytes of what comes on a descriptor that others made (standard input), `b""` at its end;
+    `TimeoutError` past the deadline, after which nobody reads it any more.
 `runtime_folder(override=None) -> str`
     A folder that belongs to this user alone, made if need be, and checked (`InvalidPath` says what is wrong).
 `Stream`
@@ -46,8 +49,10 @@ if TYPE_CHECKING:
         from .posix_aio import AsyncStream as AsyncStream
 
 if sys.platform == "win32":
-    from .windows import DONTWAIT, Stream, async_stream, attempt, connect, probe, runtime_folder, trusted
+    from .windows import DONTWAIT, Stream, async_stream, attempt, connect, probe, read_within, runtime_folder, trusted
 else:
-    from .posix import DONTWAIT, Stream, async_stream, attempt, connect, probe, runtime_folder, trusted
+    from .posix import DONTWAIT, Stream, async_stream, attempt, connect, probe, read_within, runtime_folder, trusted
 
-__all__ = ["DONTWAIT", "Stream", "async_stream", "attempt", "connect", "probe", "runtime_folder", "trusted"]
+__all__ = [
+    "DONTWAIT", "Stream", "async_stream", "attempt", "connect", "probe", "read_within", "runtime_folder", "trusted",
+]  # fmt: skip

@@ -343,6 +343,18 @@ def _uid_named(name: str) -> int | None:
         return None
 
 
+def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
+    """Read what comes within `deadline` (see the contract)."""
+    if deadline.timeout is not None:
+        import select
+
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        if not poller.poll(1000 * (deadline.remaining() or 0)):
+            raise TimeoutError
+    return os.read(descriptor, size)
+
+
 def runtime_folder(override: str | None = None) -> str:
     """A folder that belongs to this user alone (see the contract)."""
     from .posix_folder import runtime_folder

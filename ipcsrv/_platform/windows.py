@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     Trust = int | str | Iterable[int | str]
 
 __all__ = [
-    "DONTWAIT", "Stream", "async_stream", "attempt", "connect", "discard", "pipe_name", "probe", "runtime_folder",
-    "trusted",
+    "DONTWAIT", "Stream", "async_stream", "attempt", "connect", "discard", "pipe_name", "probe", "read_within",
+    "runtime_folder", "trusted",
 ]  # fmt: skip
 
 PIPE_PREFIX = "\\\\.\\pipe\\"
@@ -232,6 +232,38 @@ def trusted(peer: Peer, trust: Trust = ()) -> bool:
         return True
     named = (trust,) if isinstance(trust, (int, str)) else tuple(trust)
     return any(peer.uid in (name, win32.sid_of_account(name)) for name in named if isinstance(name, str))
+
+
+def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
+    """Read what comes within `deadline` (see the contract).
+
+    What others made, a pipe of a shell's above all, tells nobody when it has something.  So a thread reads it, and is
+    left behind where nothing comes.
+    """
+    if deadline.timeout is None:
+        return os.read(descriptor, size)
+    from _thread import start_new_thread
+
+    from .windows_poller import new_event, set_event
+
+    come = new_event()
+    found: list[bytes | OSError] = []
+
+    def read() -> None:
+        try:
+            found.append(os.read(descriptor, size))
+        except OSError as error:
+            found.append(error)
+        set_event(come)
+
+    start_new_thread(read, ())
+    if wait_any([come], deadline.remaining()) is None:
+        raise TimeoutError  # and the event stays, for the thread
+    _winapi.CloseHandle(come)
+    result = found[0]
+    if isinstance(result, OSError):
+        raise result
+    return result
 
 
 def runtime_folder(override: str | None = None) -> str:

@@ -87,25 +87,14 @@ def _standard_input(path: str, deadline: Deadline) -> Iterator[bytes]:
     """Standard input piece by piece; raises CallTimeout when a piece does not come within the deadline."""
     progress = Progress.NOTHING_SENT
     while True:
-        if deadline.timeout is not None and not _readable(deadline):
-            raise CallTimeout(path, deadline.timeout, progress)
-        piece = os.read(_STDIN, _CHUNK)
+        try:
+            piece = _platform.read_within(_STDIN, _CHUNK, deadline)
+        except TimeoutError:
+            raise CallTimeout(path, deadline.timeout, progress) from None
         if not piece:
             return
         yield piece
         progress = Progress.REQUEST_SENT
-
-
-def _readable(deadline: Deadline) -> bool:
-    """Wait for standard input, where the system can (poll is for sockets alone on Windows, and missing there)."""
-    import select
-
-    poll = getattr(select, "poll", None)
-    if poll is None:
-        return True
-    poller = poll()
-    poller.register(_STDIN, vars(select)["POLLIN"])
-    return bool(poller.poll(1000 * (deadline.remaining() or 0)))
 
 
 def _print(piece: bytes | memoryview) -> None:

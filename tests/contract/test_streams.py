@@ -244,6 +244,30 @@ def test_a_stream_can_be_closed_twice(pair: tuple[Stream, serving.Connection]) -
     pair[0].close()
 
 
+# -- what others made -------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_on_a_foreign_pipe_is_read_within_a_deadline() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"here")
+    assert _platform.read_within(reading, 100, Deadline(PATIENCE)) == b"here"
+    os.write(writing, b"again")
+    assert _platform.read_within(reading, 100, Deadline(None)) == b"again"
+    os.close(writing)
+    assert _platform.read_within(reading, 100, Deadline(PATIENCE)) == b""
+    os.close(reading)
+    with pytest.raises(OSError):
+        _platform.read_within(reading, 100, Deadline(PATIENCE))
+
+
+def test_a_foreign_pipe_on_which_nothing_comes_times_out() -> None:
+    reading, writing = os.pipe()
+    with pytest.raises(TimeoutError):
+        _platform.read_within(reading, 100, Deadline(0.05))
+    os.close(writing)
+    os.close(reading)
+
+
 # -- credentials ------------------------------------------------------------------------------------------------------
 
 

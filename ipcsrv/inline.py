@@ -167,6 +167,6 @@ def _interrupts_stop(master: Master) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(ear)
         while ours:
             os.close(ours.pop())
-        os.close(ear)  # last: where a thread reads it (Windows), it can be closed only once that has seen the end

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import faulthandler
 import mmap
+import msvcrt
 import os
 import secrets
 import signal
@@ -244,13 +245,18 @@ def _set_event_of(pid: int, what: str) -> None:
 
 
 def lifeline(descriptor: int) -> int:
-    """What a poller waits for, to learn of the end of an anonymous pipe: an event, set by a thread that reads it."""
-    event = new_event()
+    """What a poller waits for, to learn of the end of an anonymous pipe: an event, set by a thread that reads it.
+
+    It reads a handle of its own: a descriptor that is being read is locked, and to close it would wait for the end.
+    """
+    event, own, given = new_event(), _winapi.GetCurrentProcess(), msvcrt.get_osfhandle(descriptor)
+    handle = _winapi.DuplicateHandle(own, given, own, 0, False, _winapi.DUPLICATE_SAME_ACCESS)
 
     def read() -> None:
         with contextlib.suppress(OSError):
-            while os.read(descriptor, 4096):
+            while _winapi.ReadFile(handle, 4096)[0]:
                 pass
+        _winapi.CloseHandle(handle)
         set_event(event)
 
     threading.Thread(target=read, name="ipcsrv-lifeline", daemon=True).start()

@@ -7,6 +7,7 @@ functions take argparse's namespace or `_simple.Asked` alike, and import nothing
 from __future__ import annotations
 
 import os
+from errno import EINVAL
 
 from .. import _platform, client
 from ..errors import CallTimeout, IpcError, NotListening, Progress
@@ -100,4 +101,9 @@ def _standard_input(path: str, deadline: Deadline) -> Iterator[bytes]:
 def _print(piece: bytes | memoryview) -> None:
     rest = memoryview(piece)
     while rest:
-        rest = rest[os.write(_STDOUT, rest) :]
+        try:
+            rest = rest[os.write(_STDOUT, rest) :]
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            raise BrokenPipeError from None  # which Windows' C library does not tell apart

@@ -48,6 +48,7 @@ _BYTE_MODE_LOCAL_ONLY: Final = 0x00000008  # PIPE_TYPE_BYTE, PIPE_READMODE_BYTE,
 _UNLIMITED: Final = 255
 _FILE_NOT_FOUND: Final = 2
 _NO_DATA: Final = 232
+_OWNER_ALONE: Final = 0o600  # what the access list says too
 
 
 def pipe_sddl(allow: Iterable[str] = ()) -> str:
@@ -237,12 +238,15 @@ class Rendezvous:
     """A server's pipe, lock and control pipe at `path`.
 
     path: where clients connect; backlog: how many instances wait at most; allow: who may connect beside the owner and
-    SYSTEM; control: make the control pipe too.  `mode` and `insecure_dir` mean nothing here: a folder does not decide
-    who can take a pipe's name.
+    SYSTEM; control: make the control pipe too; mode: 0600, since a pipe has none.  `insecure_dir` means nothing here: a
+    folder does not decide who can take a pipe's name.
+    Raises `SettingsError` for another mode: whoever sets one relies on it.
     """
 
     def __init__(self, path: str, *, mode: int = 0o600, backlog: int = 1024, insecure_dir: bool = False,
                  control: bool = True, allow: Iterable[str] = ()) -> None:
+        if mode != _OWNER_ALONE:
+            raise SettingsError("a pipe has no mode: say with `allow` who else may connect", name="mode")
         self.path = os.path.abspath(path)
         self.lock_path = self.path + LOCK_SUFFIX
         self.control_path = self.path + CONTROL_SUFFIX

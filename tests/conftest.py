@@ -44,7 +44,7 @@ def compiled_once() -> Iterator[None]:
 @pytest.fixture
 def sock_dir() -> Iterator[str]:
     """A new private folder with a short name: pytest's tmp_path is too long for a socket on some systems."""
-    folder = tempfile.mkdtemp(prefix="i-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    folder = tempfile.mkdtemp(prefix="i-", dir="/tmp" if os.sep == "/" and os.path.isdir("/tmp") else None)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

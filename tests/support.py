@@ -16,16 +16,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
-TIMEOUT = 20.0  # for each wait of a test, on a busy machine
+TIMEOUT = 60.0 if os.name == "nt" else 20.0  # seconds for each wait of a test, on a busy machine
 MARK = "TEST_SERVER_MARK"  # an environment variable by which every descendant of a server is found
 
 have_proc = os.path.isdir("/proc/self/fd")
 have_pidfd = hasattr(os, "pidfd_open")
+paths_are_sockets = True  # and not names of something that is elsewhere
+sigterm_asks = True  # and does not kill
+halves = True  # of a connection end alone, so a stop can know that nothing more has been asked on it
+workers_end_with_master = False  # however busy they are
+appends_are_whole = True  # of several processes to one file
+stacks_in_c = True  # of a thread that does not return to the interpreter
+REPLACED = 1.0  # seconds within which a new worker serves in the place of a dead one
+
+
+def rounds(count: int) -> int:
+    """So many times; fewer where a process takes seconds to start."""
+    return count if REPLACED <= 1.0 else max(2, count // 5)
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -65,7 +80,7 @@ class Output:
         assert self._process.stdout is not None
         with self._process.stdout as stream:
             for line in stream:
-                self._arrived.put(line.decode("utf-8", "replace").rstrip("\n"))
+                self._arrived.put(line.decode("utf-8", "replace").rstrip("\r\n"))
         self._arrived.put(None)
 
     def next_line(self, timeout: float = TIMEOUT) -> str | None:
@@ -150,15 +165,42 @@ class RunningServer:
 
     def processes(self) -> set[int]:
         """The pids of every living process of this server, the master included."""
-        return marked_processes(self.mark)
+        return marked_processes(self.mark) or family(self.pid)
 
     def workers(self) -> set[int]:
         """The pids of every living process of this server but the master."""
         return self.processes() - {self.pid}
 
     def signal(self, number: int) -> None:
-        """Send the master a signal."""
-        self.process.send_signal(number)
+        """Send the master a signal; where one can only kill (Windows), SIGTERM by the event that means the same."""
+        if os.name == "nt":
+            if number != signal.SIGTERM:
+                pytest.skip(f"no signal {number} can be sent here")
+            from ipcsrv._platform import lifecycle
+
+            lifecycle.ask_to_stop({"pid": self.pid}, now=False)
+        else:
+            self.process.send_signal(number)
+
+    def ask_to(self, wish: str) -> None:
+        """Have it `reload`, or have one worker `more` or `fewer`: by a signal, or where there is none by a command."""
+        number = getattr(signal, {"reload": "SIGHUP", "more": "SIGTTIN", "fewer": "SIGTTOU"}[wish], None)
+        if number is not None:
+            self.process.send_signal(number)
+            return
+        from ipcsrv import control
+
+        if wish == "reload":
+            threading.Thread(target=self._reload, daemon=True).start()  # as a signal does, it does not wait for the end
+        else:
+            wanted: Any = self.status()["workers_wanted"]
+            control.request(self.path, command="scale", workers=wanted + (1 if wish == "more" else -1))
+
+    def _reload(self) -> None:
+        from ipcsrv import IpcError, control
+
+        with suppress(IpcError):
+            control.request(self.path, command="reload", timeout=TIMEOUT)
 
     def kill(self) -> None:
         """SIGKILL the master, and it alone; returns when it is gone."""
@@ -169,7 +211,9 @@ class RunningServer:
         """Ask the master to stop (SIGTERM drains) and return its exit status once it is gone."""
         if self.process.poll() is None:
             if os.name == "nt":
-                run_command("stop", self.path)
+                from ipcsrv import server
+
+                server.stop(self.path, timeout=timeout)
             else:
                 self.process.send_signal(number)
         return self.wait(timeout)
@@ -192,7 +236,7 @@ class RunningServer:
             self.process.wait(TIMEOUT)
             left = wait_gone(self.processes())
             for pid in left:
-                os.kill(pid, signal.SIGKILL)
+                kill(pid)
         assert not left, f"processes {left} outlived their master {self.pid}:\n{self.output}"
         self.output.rest()
 
@@ -210,6 +254,16 @@ def _has_mark(pid: int, wanted: bytes) -> bool:
         return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and not is_zombie(pid)
     except OSError:  # gone, or another user's
         return False
+
+
+def family(pid: int) -> set[int]:
+    """The living processes that are this one or descend from it, where only they can tell (Windows)."""
+    return set()
+
+
+def kill(pid: int) -> None:
+    """End a process at once: SIGKILL, or what the system has for it."""
+    os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # on Windows, TerminateProcess
 
 
 def is_zombie(pid: int) -> bool:

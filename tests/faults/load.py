@@ -16,7 +16,6 @@ try:
 except ModuleNotFoundError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 import select
-import signal
 import socket
 import stat
 import sys
@@ -27,9 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import support
 
 import ipcsrv
+from ipcsrv._platform import serving
 from ipcsrv.errors import Progress
 
 PROMPT = 1.0  # seconds within which a failure has to reach the client
@@ -254,6 +255,11 @@ def packet(data: bytes) -> bytes:
     return b"%04x%b" % (len(data) + 4, data)
 
 
+def has_halves(client: socket.socket) -> bool:
+    """Whether one direction can be shut down alone: a pipe's client (Windows) has no such halves."""
+    return not hasattr(client, "readable")
+
+
 def message(data: bytes) -> bytes:
     """One small message."""
     return packet(data) + b"0000"
@@ -317,6 +323,8 @@ def is_whole(running: support.RunningServer) -> bool:
 
 def template_pid(running: support.RunningServer) -> int:
     """The process from which the workers are forked."""
+    if "fork" not in serving.start_methods():
+        pytest.skip("workers are not forked here")
     found = [pid for pid in support.children(running.pid) if pid not in worker_pids(running)]
     assert len(found) == 1, found
     return found[0]
@@ -330,7 +338,7 @@ def kill_workers(running: support.RunningServer, seconds: float, every: float = 
         found = list(support.children(template))
         if found:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(rng.choice(found), signal.SIGKILL)
+                support.kill(rng.choice(found))
                 killed += 1
         time.sleep(max(0.0, next_at - time.monotonic()))  # the interval is the point
     return killed
@@ -352,6 +360,8 @@ def limited(**limits: int) -> Iterator[None]:
 @contextlib.contextmanager
 def started_by(wrapper: str) -> Iterator[None]:
     """Start servers through this shell text, which ends in `exec "$@"`, instead of directly."""
+    if resource is None:
+        pytest.skip("a process cannot be limited here")
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     script = folder / f"wrapper-{os.getpid()}-{os.urandom(4).hex()}"
     python = sys.executable
@@ -365,8 +375,14 @@ def started_by(wrapper: str) -> Iterator[None]:
         script.unlink()
 
 
+def _needs_proc() -> None:
+    if not support.have_proc:
+        pytest.skip("/proc tells nothing here")
+
+
 def pss(pid: int) -> int:
     """Proportional memory of a process in bytes (proc(5), smaps_rollup)."""
+    _needs_proc()
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
@@ -375,6 +391,7 @@ def pss(pid: int) -> int:
 
 def peak_rss(pid: int) -> int:
     """The most memory that a process has had, in bytes (proc(5), VmHWM)."""
+    _needs_proc()
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -383,4 +400,6 @@ def peak_rss(pid: int) -> int:
 
 def is_readable(client: socket.socket, timeout: float) -> bool:
     """Whether something, or the end, comes in time."""
+    if not has_halves(client):
+        return bool(client.readable(timeout))  # type: ignore[attr-defined]
     return bool(select.select([client], [], [], timeout)[0])

@@ -101,7 +101,7 @@ AS_NOBODY = (
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("setpriv") or not shutil.which("prlimit"),
+    getattr(os, "geteuid", os.getpid)() != 0 or not shutil.which("setpriv") or not shutil.which("prlimit"),
     reason="needs root, to start a server as another user with a limit of its own",
 )
 def test_without_a_process_the_server_serves_on_and_fills_up_when_it_can(server: ServerFactory, sock_dir: str) -> None:
@@ -178,7 +178,7 @@ def test_random_bytes_and_mutated_messages_harm_nobody(server: ServerFactory) ->
         client = load.raw(running.path)
         with contextlib.suppress(OSError):
             client.sendall(nonsense(rng))
-            if number % 2:
+            if number % 2 and load.has_halves(client):
                 client.shutdown(socket.SHUT_WR)
                 load.rest_of(client)
         client.close()
@@ -213,7 +213,10 @@ def test_the_folder_that_a_server_was_started_in_may_go(
     monkeypatch.chdir(folder)
     running = server("handlers_for_tests:echo", "--workers", "1")
     monkeypatch.undo()
-    folder.rmdir()
-    os.kill(load.worker_pids(running).pop(), signal.SIGKILL)
+    try:
+        folder.rmdir()
+    except PermissionError:
+        pytest.skip("a folder that a process is in cannot go here")
+    support.kill(load.worker_pids(running).pop())
     load.wait_until(lambda: load.is_whole(running), "a new worker serves")
     assert running.call(b"x") == b"x"

@@ -13,8 +13,10 @@ from conftest import ServerFactory
 from faults import load
 
 import ipcsrv
+from ipcsrv._platform import serving
 
 Background = Callable[[Callable[[], object]], load.Future]
+workers_finish = pytest.mark.skipif(support.workers_end_with_master, reason="the system ends workers with their master")
 
 
 def test_a_killed_master_leaves_no_process_and_a_path_that_the_next_start_takes(server: ServerFactory) -> None:
@@ -29,6 +31,7 @@ def test_a_killed_master_leaves_no_process_and_a_path_that_the_next_start_takes(
     assert server("handlers_for_tests:echo").call(b"next") == b"next"
 
 
+@workers_finish
 def test_after_the_masters_death_workers_finish_what_they_have_while_a_new_server_serves(
     server: ServerFactory, in_background: Background, tmp_path: Path
 ) -> None:
@@ -46,6 +49,7 @@ def test_after_the_masters_death_workers_finish_what_they_have_while_a_new_serve
     assert new.call(b"new") == b"new"
 
 
+@workers_finish
 def test_clients_that_wait_when_the_master_dies_are_served_or_told_at_once(
     server: ServerFactory, in_background: Background, tmp_path: Path
 ) -> None:
@@ -77,6 +81,8 @@ def test_a_master_that_is_killed_while_it_starts_leaves_nobody(server: ServerFac
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_nobody_outlives_the_master_whatever_the_start_method(server: ServerFactory, method: str) -> None:
+    if method not in serving.start_methods():
+        pytest.skip(f"{method} does not exist here")
     running = server("handlers_for_tests:echo", "--workers", "2", "--start-method", method)
     assert running.call(b"x") == b"x"
     processes = running.processes()

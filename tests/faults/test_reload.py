@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -26,18 +25,21 @@ def version(tmp_path: Path) -> Path:
 def test_reloads_under_load_cost_no_request(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "2")
     with load.Load(running.path) as clients:
-        for _ in range(10):
-            running.signal(signal.SIGHUP)
+        reloads = support.rounds(10)
+        for _ in range(reloads):
+            running.ask_to("reload")
             time.sleep(INTERVAL)
-        load.wait_until(lambda: running.status()["generation"] >= 4, "the fourth generation")  # type: ignore[operator]
+        wanted = 4 if reloads == 10 else 2
+        load.wait_until(lambda: running.status()["generation"] >= wanted, "new ones serve")  # type: ignore[operator]
     assert not clients.failures and not clients.refusals and not clients.wrong, clients.report()
 
 
 def test_scaling_under_load_costs_no_request(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "3")
     with load.Load(running.path) as clients:
-        for number, wanted in [(signal.SIGTTIN, 4), (signal.SIGTTOU, 3), (signal.SIGTTOU, 2), (signal.SIGTTIN, 3)] * 3:
-            running.signal(number)  # the kernel would make one of two that the server has not seen yet
+        wishes = [("more", 4), ("fewer", 3), ("fewer", 2), ("more", 3)]
+        for wish, wanted in wishes * support.rounds(3):
+            running.ask_to(wish)  # the kernel would make one of two signals that the server has not seen yet
             load.wait_until(lambda wanted=wanted: running.status()["workers_wanted"] == wanted, f"{wanted} are wanted")
             time.sleep(INTERVAL)
         load.wait_until(lambda: load.is_whole(running), "the pool is whole")
@@ -47,7 +49,7 @@ def test_scaling_under_load_costs_no_request(server: ServerFactory) -> None:
 
 def test_scaling_down_works_while_the_workers_are_busy(slow_two: support.RunningServer) -> None:
     clients = [load.raw(slow_two.path, load.message(b"20")) for _ in range(40)]
-    slow_two.signal(signal.SIGTTOU)
+    slow_two.ask_to("fewer")
     assert [client.recv(100) for client in clients] == [load.message(b"20")] * 40
     load.wait_until(lambda: load.is_whole(slow_two) and len(load.worker_pids(slow_two)) == 1, "one worker is left")
     for client in clients:
@@ -58,7 +60,7 @@ def test_recycled_workers_under_load_cost_no_request(server: ServerFactory) -> N
     running = server("handlers_for_tests:echo", "--workers", "2", "--max-requests", "50:20")
     with load.Load(running.path, keeping=4, connecting=4) as clients:
         before = load.worker_pids(running)
-        load.wait_until(lambda: clients.answered > 3000, "three thousand requests")
+        load.wait_until(lambda: clients.answered > support.rounds(3000), "thousands of requests")
         load.wait_until(lambda: not before & load.worker_pids(running), "all workers are new")
     assert not clients.failures and not clients.refusals and not clients.wrong, clients.report()
 
@@ -72,7 +74,7 @@ def test_a_worker_that_has_grown_is_replaced_between_requests(server: ServerFact
 
 def test_a_failing_request_that_is_a_workers_last_is_answered(server: ServerFactory) -> None:
     running = server("handlers_for_tests:raise_error", "--workers", "1", "--max-requests", "2")
-    for _ in range(10):
+    for _ in range(support.rounds(10)):
         client = load.raw(running.path, load.message(b"no"), timeout=5.0)
         assert b"ERR handler ValueError: no" in load.rest_of(client)
         client.close()
@@ -93,7 +95,7 @@ def test_a_version_that_does_not_import_leaves_the_old_one_serving(server: Serve
 
 
 def test_a_version_that_hangs_while_importing_is_given_up(server: ServerFactory, version: Path) -> None:
-    running = server("handlers_for_faults:versioned", "--workers", "2", "--startup-timeout", "1",
+    running = server("handlers_for_faults:versioned", "--workers", "2", "--startup-timeout", f"{support.REPLACED:g}",
                      env={"VERSION_FILE": os.fspath(version)})
     version.write_text("hang")
     processes = running.processes()

@@ -46,17 +46,17 @@ def test_under_load_no_request_that_was_taken_is_lost_by_a_stop(server: ServerFa
         clients.stop_asking()
     assert not clients.failures and not clients.wrong, clients.report()
     stopped = [error for error, _ in clients.refusals if isinstance(error, ipcsrv.ServerStopping)]
-    assert not stopped, clients.report()
+    assert not stopped or not support.halves, clients.report()
 
 
 def test_a_client_that_connected_just_before_a_stop_may_still_ask(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "2")
-    clients = [load.raw(running.path) for _ in range(20)]
+    clients = [load.raw(running.path) for _ in range(support.rounds(20))]
     running.signal(signal.SIGTERM)
     running.output.wait_for("draining")
     for client in clients:
         client.sendall(load.message(b"late"))
-    assert [client.recv(100) for client in clients] == [load.message(b"late")] * 20
+    assert [client.recv(100) for client in clients] == [load.message(b"late")] * len(clients)
     assert running.wait() == 0
     for client in clients:
         client.close()
@@ -70,7 +70,8 @@ def test_silent_clients_do_not_hold_up_a_stop(server: ServerFactory) -> None:
     began = time.monotonic()
     assert running.stop() == 0
     assert time.monotonic() - began < 3.0
-    assert load.rest_of(kept) == b""  # between two requests, the end says it all
+    last = load.rest_of(kept)  # between two requests, the end says it all, where there can be no question on its way
+    assert last == b"" or (b"ERR stopping" in last and not support.halves)
     for client in [*silent, kept]:
         client.close()
 
@@ -103,7 +104,8 @@ def test_a_hung_worker_is_ended_at_drain_timeout_and_its_client_told(
     began = time.monotonic()
     assert running.stop() == 0
     assert 0.4 < time.monotonic() - began < 3.0
-    assert isinstance(served.error(), told)
+    # Where a thread of the worker's answers, it may have its turn also then.
+    assert isinstance(served.error(), told if support.stacks_in_c else (told, ipcsrv.ServerStopping))
     assert isinstance(waits.error(), ipcsrv.ServerStopping)
 
 
@@ -134,15 +136,9 @@ def test_a_stop_during_the_start_is_obeyed_at_once(server: ServerFactory, tmp_pa
     version = tmp_path / "version"
     version.write_text("hang")
     running = server("handlers_for_faults:versioned", listening=False, env={"VERSION_FILE": os.fspath(version)})
-    load.wait_until(lambda: support.children(running.pid), "the template is there")
-    load.wait_until(lambda: _is_hanging(running), "it imports")
+    load.wait_until((tmp_path / "version.hangs").exists, "it imports")
     running.signal(signal.SIGTERM)
     assert running.wait(3.0) == 0
-
-
-def _is_hanging(running: support.RunningServer) -> bool:
-    templates = support.children(running.pid)
-    return any("nanosleep" in Path(f"/proc/{pid}/wchan").read_text() for pid in templates)
 
 
 @pytest.mark.usefixtures("leaves_nothing")
@@ -151,8 +147,8 @@ def test_a_stop_during_a_reload_is_obeyed_at_once(server: ServerFactory, tmp_pat
     version.write_text("one")
     running = server("handlers_for_faults:versioned", "--workers", "2", env={"VERSION_FILE": os.fspath(version)})
     version.write_text("hang")
-    running.signal(signal.SIGHUP)
-    load.wait_until(lambda: _is_hanging(running), "the new template imports")
+    running.ask_to("reload")
+    load.wait_until((tmp_path / "version.hangs").exists, "the new code is being imported")
     assert running.call(b"x") == b"one x"
     running.signal(signal.SIGTERM)
     assert running.wait(3.0) == 0
@@ -189,6 +185,8 @@ def test_servers_whose_sockets_are_taken_away_notice_within_five_seconds(server:
     """One whose socket alone is gone, and one that another server has displaced: waited for together."""
     alone = server("handlers_for_tests:slow", "--workers", "1", path=os.path.join(sock_dir, "alone"))
     first = server("handlers_for_tests:echo", "--workers", "1")
+    if not os.path.exists(alone.path):
+        pytest.skip("there is nothing at the path itself that could be taken away")
     with ipcsrv.connect(alone.path) as connection:
         os.unlink(alone.path)
         for name in [name for name in os.listdir(sock_dir) if not name.startswith("alone")]:

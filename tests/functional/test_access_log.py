@@ -31,7 +31,7 @@ class Logged:
     def stop(self) -> list[dict[str, Any]]:
         """The access log's lines, after the server has ended."""
         assert self.running.stop() == 0
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line[0] == "{"]
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line["logger"] == "ipcsrv.access"]
 
 

@@ -56,7 +56,11 @@ def test_the_operand_comes_back_as_it_is(echo_path: str, word: str) -> None:
 
 
 def test_an_operand_that_is_no_text_goes_through_byte_by_byte(echo_path: str) -> None:
-    done = support.run_command("call", echo_path, os.fsdecode(b"\xff\xfe"))
+    try:
+        operand = os.fsdecode(b"\xff\xfe")
+    except UnicodeDecodeError:
+        pytest.skip("every operand is text here")
+    done = support.run_command("call", echo_path, operand)
     assert (done.returncode, done.stdout) == (0, b"\xff\xfe")
 
 

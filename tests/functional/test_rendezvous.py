@@ -18,6 +18,7 @@ from conftest import ServerFactory
 import ipcsrv
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
+at_the_path = pytest.mark.skipif(not support.paths_are_sockets, reason="nothing is at the path itself here")
 
 LOCK = ".ipcsrv.lock"
 
@@ -126,6 +127,7 @@ def test_a_server_whose_queue_is_full_is_alive(sock_path: str) -> None:
         assert stat.S_ISSOCK(os.stat(sock_path).st_mode)
 
 
+@at_the_path
 @pytest.mark.parametrize("mode", ["0600", "0660", "0666"])
 def test_the_mode_is_right_from_the_first_moment(sock_path: str, mode: str) -> None:
     with ipcsrv.Server(sock_path, "zlib:compress", workers=1, mode=mode):
@@ -136,6 +138,7 @@ def test_the_mode_is_right_from_the_first_moment(sock_path: str, mode: str) -> N
 # -- Git's server at the same path ------------------------------------------------------------------------------------
 
 
+@at_the_path
 def test_a_git_server_cannot_start_at_a_running_server_s_path_and_the_attempt_is_survived(
     echo_server: support.RunningServer,
 ) -> None:
@@ -174,6 +177,7 @@ def test_a_server_cannot_start_at_a_git_server_s_path(sock_path: str) -> None:
     assert os.listdir(os.path.dirname(sock_path)) == []
 
 
+@at_the_path
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_lock_that_a_dead_git_server_left_is_reported_by_name_and_not_waited_on(sock_path: str, method: str) -> None:
     Path(sock_path + ".lock").write_bytes(b"")
@@ -220,6 +224,7 @@ def test_a_killed_master_s_path_refuses_at_once_and_a_new_start_works_at_once(
     assert not support.wait_gone(workers, timeout=5)
 
 
+@at_the_path
 def test_a_server_never_removes_what_took_its_place(server: ServerFactory, sock_path: str) -> None:
     replaced = server()
     os.unlink(sock_path)

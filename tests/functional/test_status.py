@@ -25,7 +25,7 @@ def settled(running: support.RunningServer, **totals: int) -> dict[str, Any]:
     return status(running)
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="five hundred clients in one process are sockets")
+@pytest.mark.skipif(not support.paths_are_sockets, reason="its times and numbers are those of sockets")
 def test_it_is_right_and_at_once_while_two_workers_are_stuck_and_500_clients_wait(
     server: ServerFactory, tmp_path: Path
 ) -> None:

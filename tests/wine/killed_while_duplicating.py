@@ -58,8 +58,8 @@ def main() -> None:
         child = subprocess.Popen([sys.executable, __file__, tag, str(os.getpid())])
         before = handles(1 << 14)
         while not any(cells[:8]):
-            time.sleep(0.001)
-        time.sleep(random.random() * 0.05)
+            time.sleep(0.001)  # memory has no event
+        time.sleep(random.random() * 0.05)  # any moment
         child.kill()
         child.wait()
         known = [value for (value,) in struct.iter_unpack("<Q", cells[: 8 * 200_000]) if value]

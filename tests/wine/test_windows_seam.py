@@ -564,6 +564,13 @@ def test_a_server_without_a_control_pipe_stops_by_its_event(server: Any, sock_pa
     assert running.process.wait(PATIENCE) == 0
 
 
+def test_a_mode_is_refused_since_a_pipe_has_none(sock_path: str) -> None:
+    refused = support.run_command("run", sock_path, "handlers_for_tests:echo", "--mode", "0660")
+    assert refused.returncode == 2
+    assert b"allow" in refused.stderr
+    serving.Rendezvous(sock_path, mode=0o600)
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_start_method_that_windows_lacks_is_refused(sock_path: str, method: str) -> None:
     refused = support.run_command("run", sock_path, "handlers_for_tests:echo", "--start-method", method)

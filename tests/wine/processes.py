@@ -1,0 +1,79 @@
+"""What /proc and pidfds tell the tests on Linux, told on Windows: a server's processes, and when they have gone."""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform == "win32"
+
+import _winapi
+import ctypes
+import os
+import time
+from ctypes.wintypes import BOOL, DWORD, HANDLE, LONG, MAX_PATH
+
+from ipcsrv._platform.win32 import declare_kernel32
+
+_SNAPSHOT_OF_PROCESSES = 2
+_SYNCHRONIZE = 0x00100000
+
+
+class _Entry(ctypes.Structure):
+    """PROCESSENTRY32W."""
+
+    _fields_ = (
+        ("size", DWORD), ("usage", DWORD), ("pid", DWORD), ("heap", ctypes.c_size_t), ("module", DWORD),
+        ("threads", DWORD), ("parent", DWORD), ("priority", LONG), ("flags", DWORD),
+        ("name", ctypes.c_wchar * MAX_PATH),
+    )  # fmt: skip
+
+
+_CreateToolhelp32Snapshot = declare_kernel32("CreateToolhelp32Snapshot", HANDLE, DWORD, DWORD)
+_Process32First = declare_kernel32("Process32FirstW", BOOL, HANDLE, ctypes.POINTER(_Entry), check=False)
+_Process32Next = declare_kernel32("Process32NextW", BOOL, HANDLE, ctypes.POINTER(_Entry), check=False)
+
+
+def children(pid: int | None = None) -> set[int]:
+    """The living children of a process, of this one if none is given."""
+    return {child for child, parent in _parents().items() if parent == (pid or os.getpid()) and is_alive(child)}
+
+
+def family(pid: int) -> set[int]:
+    """The living processes that are this one or descend from it."""
+    found, parents = {pid}, _parents()
+    while more := {child for child, parent in parents.items() if parent in found and child not in found}:
+        found |= more
+    return {member for member in found if is_alive(member)}
+
+
+def _parents() -> dict[int, int]:
+    snapshot, entry = _CreateToolhelp32Snapshot(_SNAPSHOT_OF_PROCESSES, 0), _Entry(size=ctypes.sizeof(_Entry))
+    parents = {}
+    more = _Process32First(snapshot, ctypes.byref(entry))
+    while more:
+        parents[entry.pid] = entry.parent
+        more = _Process32Next(snapshot, ctypes.byref(entry))
+    _winapi.CloseHandle(snapshot)
+    return parents
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it has not ended."""
+    return not _ends_within(pid, 0.0)
+
+
+def wait_gone(pids: set[int], timeout: float = 20.0) -> set[int]:
+    """Wait until all of these have ended; returns those that had not in time."""
+    until = time.monotonic() + timeout
+    return {pid for pid in pids if not _ends_within(pid, max(0.0, until - time.monotonic()))}
+
+
+def _ends_within(pid: int, seconds: float) -> bool:
+    try:
+        process = _winapi.OpenProcess(_SYNCHRONIZE, False, pid)
+    except OSError:
+        return True
+    try:
+        return _winapi.WaitForSingleObject(process, int(seconds * 1000)) == _winapi.WAIT_OBJECT_0
+    finally:
+        _winapi.CloseHandle(process)

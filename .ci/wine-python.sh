@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The test suite on a Windows CPython, under Debian's Wine: all that is needed comes from Debian's and PyPI's packages.
 #
-# usage: .ci/wine-python.sh [--setup] [pytest's arguments]
+# usage: .ci/wine-python.sh [--setup | --all] [pytest's arguments]
 #
 # The first run makes .wine-python/ (or $IPCSRV_WINE_PYTHON): about a minute, and 130 MB in the end; later ones use it as it is.
 # .wine-python/winpython is a headless python.exe from then on. --setup makes it and runs nothing.
+# With --all it runs every suite, which takes half an hour; without, what the CI has minutes for.
 # docs/windows.md says what a run under Wine shows, and what it cannot.
 set -euo pipefail
 root=$(realpath "$(dirname "$0")/..")
@@ -117,8 +118,13 @@ REG
 run_suite() {
     local status=0
     cd "$root"
-    # A process takes long to start there, so two run at a time; what is slow anyway begins first.
-    [ $# -gt 0 ] || set -- -n 2 --timeout 120 tests/faults tests/functional tests/wine tests/contract tests/unit
+    # A server takes seconds to start there. So two tests run at a time, and of those that start one each, unless --all is
+    # said, the modules that ask most of the seam.
+    local quick=(tests/faults/test_{worker_death,timeouts}.py tests/functional/test_{wire,handlers,cli_call}.py)
+    case "${1:-}" in
+        "") set -- -n 2 --timeout 120 "${quick[@]}" tests/wine tests/contract tests/unit ;;
+        --all) set -- -n 2 --timeout 180 tests/faults tests/functional tests/wine tests/contract tests/unit "${@:2}" ;;
+    esac
     env -u PYTHONHOME -u VIRTUAL_ENV -u TMPDIR PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 PYTHONPATH='tests;.' \
         "$dir/winpython" -m pytest -p no:cacheprovider -p wine.capabilities "$@" || status=$?
     "$dir/winpython" --stop || true

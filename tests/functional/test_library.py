@@ -164,7 +164,7 @@ done.set()
 def test_a_program_with_20_threads_starts_and_stops_a_server_5_times_and_nothing_leaks(sock_path: str) -> None:
     memory = support.shared_memory()
     source = TWENTY.format(tests=str(support.TESTS))
-    support.run_python(source, sock_path, "5", timeout=50, options=["-W", "error"])
+    support.run_python(source, sock_path, str(support.rounds(5)), timeout=50, options=["-W", "error"])
     assert support.shared_memory() == memory
 
 

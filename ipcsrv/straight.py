@@ -25,10 +25,11 @@ from .request import Request
 from .tally import SLOW_MEMORY, SLOW_NS, Tally
 
 RECEIVE_SIZE: Final = 65536  # bytes; any message that is one packet
+SPAN_NS: Final = 500_000  # turns do not go on for longer: somebody else may wait
 NEVER: Final = (1 << 63) - 1  # requests
 
 # What came of it; the numbers are those of `_straight.c`, plain because they are compared with each request.
-ANSWERED: Final = 0  #: all that was read is answered, and `turns` are used up
+ANSWERED: Final = 0  #: all that was read is answered, and the turns are over
 SILENT: Final = 1  #: there is nothing (more) to read now
 ENDED: Final = 2  #: the client has closed its end, or is lost
 GONE: Final = 3  #: the client went away before its response was out
@@ -76,7 +77,7 @@ class StraightPath(Protocol):
 
     def run(self, connection: Connection, descriptor: int, flags: int, turns: int, waited: int, number: int,
             others: object) -> int:
-        """Read and answer, `turns` times at most; the outcome.
+        """Read and answer, `turns` times at most and for no longer than `SPAN_NS`; the outcome.
 
         flags: `DONTWAIT`, or 0 for a read that waits as long as `Connection.wait_at_most` said; waited: for how long
         (ns) the connection was queued; number: of the master's copy of it, 0 if there is none; others: whether
@@ -129,7 +130,7 @@ class PurePath:
     def run(self, connection: Connection, descriptor: int, flags: int, turns: int, waited: int, number: int,
             others: object) -> int:
         """As `StraightPath.run`."""
-        words = self._words
+        words, until = self._words, 0
         for _ in range(turns):
             words[board.CURRENT] = number  # from before it is read: a request that was read has no other owner
             try:
@@ -146,6 +147,9 @@ class PurePath:
             if outcome != ANSWERED:
                 return outcome
             waited = 0
+            until = until or words[board.BEGAN_NS] + SPAN_NS
+            if words[board.LAST_NS] > until:
+                break
         return ANSWERED
 
     def _answer(self, connection: Connection, data: bytes, waited: int, others: object) -> int:
@@ -210,5 +214,5 @@ def straight_path(tally: Tally, handler: Handler, most_in: int, most_out: int, t
     if compiled is None:
         return PurePath(tally, handler, most_in, most_out, timeout, tell_busy, secure, on_answered)
     path: StraightPath = compiled(tally.words, LAYOUT, handler, Request, most_in, most_out, timeout, tell_busy,
-                                  secure, on_answered, serving.adopt, SLOW_NS, SLOW_MEMORY)
+                                  secure, on_answered, serving.adopt, SLOW_NS, SLOW_MEMORY, SPAN_NS)
     return path

@@ -53,7 +53,7 @@ from .tally import Tally
 
 LONG_WAIT_NS = 1_000_000  # a client that waited so long may have given up: worth a system call to know
 NEW_CLIENT_GRACE = 1.0  # seconds for a client that has connected as the server stops to ask for something
-CHAT_TURNS = 8  # requests of a chatty client between two looks at whether others wait
+CHAT_TURNS = 64  # requests of a chatty client between two looks at whether others wait; fewer if they take long
 FIRST_WORDS_PATIENCE = 0.001  # seconds; a client's first write follows its connect within microseconds
 SILENT_CLIENTS = 32  # clients that are not waited for after one that stayed silent
 CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request alone

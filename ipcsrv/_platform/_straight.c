@@ -51,6 +51,7 @@ typedef struct {
     PyObject *handler, *request_type, *timeout, *tell_busy, *secure, *on_answered, *adopt;
     Py_ssize_t most_in, most_out;
     uint64_t slow_ns, slow_memory; /* of tally.py: what is slow, and for how many requests that is remembered */
+    uint64_t span_ns;              /* for which turns go on: somebody else may wait */
     unsigned long long next_check;
     int unsecured;
     char learns;
@@ -332,6 +333,7 @@ static Py_ssize_t receive(Path *self, int fd, int flags)
 static enum outcome serve(Path *self, PyObject *connection, int fd, int flags, long turns, uint64_t waited,
                           uint64_t number, int others)
 {
+    uint64_t until = 0;
     for (long turn = 0; turn < turns; turn++) {
         self->words[self->at.current] = number; /* from before it is read: a request that was read has no other owner */
         Py_ssize_t received = receive(self, fd, flags);
@@ -345,6 +347,10 @@ static enum outcome serve(Path *self, PyObject *connection, int fd, int flags, l
         if (outcome != ANSWERED)
             return outcome;
         waited = 0;
+        if (until == 0)
+            until = self->words[self->at.began] + self->span_ns;
+        if (self->words[self->at.last] > until)
+            break;
     }
     return ANSWERED;
 }
@@ -480,12 +486,12 @@ static int read_layout(struct layout *at, PyObject *tuple)
 static int path_init(Path *self, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"words", "layout", "handler", "request_type", "most_in", "most_out", "timeout",
-                            "tell_busy", "secure", "on_answered", "adopt", "slow_ns", "slow_memory", NULL};
+                            "tell_busy", "secure", "on_answered", "adopt", "slow_ns", "slow_memory", "span_ns", NULL};
     PyObject *words, *layout, *handler, *request_type, *timeout, *busy, *secure, *answered, *adopt;
-    unsigned long long slow_ns, slow_memory;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO!OOnnOOOOOKK", names, &words, &PyTuple_Type, &layout, &handler,
+    unsigned long long slow_ns, slow_memory, span_ns;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO!OOnnOOOOOKKK", names, &words, &PyTuple_Type, &layout, &handler,
                                      &request_type, &self->most_in, &self->most_out, &timeout, &busy, &secure,
-                                     &answered, &adopt, &slow_ns, &slow_memory))
+                                     &answered, &adopt, &slow_ns, &slow_memory, &span_ns))
         return -1;
     if (self->words != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a path is made once");
@@ -498,7 +504,7 @@ static int path_init(Path *self, PyObject *args, PyObject *keywords)
         PyErr_SetString(PyExc_ValueError, "words: too short for a slot");
         return -1;
     }
-    self->slow_ns = slow_ns, self->slow_memory = slow_memory;
+    self->slow_ns = slow_ns, self->slow_memory = slow_memory, self->span_ns = span_ns;
     self->next_check = UINT64_MAX;
 #ifdef SO_PEERCRED
     self->learns = 1;

@@ -23,6 +23,7 @@ class CompiledPath:
         adopt: Callable[[int], Connection],
         slow_ns: int,
         slow_memory: int,
+        span_ns: int,
     ) -> None: ...
     learns: bool
     def receive(self, listener: Listener) -> int: ...

@@ -155,6 +155,19 @@ def test_turns_are_reads_and_end_in_silence(stage: Stage) -> None:
     assert len(stage.requests) == 1
 
 
+def test_turns_end_when_they_take_long(stage: Stage) -> None:
+    def long(request: Request) -> bytes:
+        stage.words[board.BEGAN_NS] -= straight.SPAN_NS  # as if it had begun so long ago
+        if len(stage.requests) < 3:
+            stage.said(b"0008ping0000")
+        return b""
+
+    stage.respond = long
+    stage.said(b"0008ping0000")
+    assert stage.run(turns=5) == straight.ANSWERED
+    assert len(stage.requests) == 1
+
+
 @pytest.mark.parametrize("data", [
     b"000", b"0008pin", b"0008ping", b"0008ping000", b"0003", b"00010000", b"0008PING00000", b"zzzzping0000",
     b"0006ab0006cd0000", b"fff1",

@@ -157,7 +157,7 @@ def test_turns_are_reads_and_end_in_silence(stage: Stage) -> None:
 
 def test_turns_end_when_they_take_long(stage: Stage) -> None:
     def long(request: Request) -> bytes:
-        stage.words[board.BEGAN_NS] -= straight.SPAN_NS  # as if it had begun so long ago
+        stage.words[board.BEGAN_NS] -= straight.SPAN_NS + 1  # as if it had begun so long ago
         if len(stage.requests) < 3:
             stage.said(b"0008ping0000")
         return b""
@@ -274,7 +274,7 @@ def test_others_are_secured_before_the_handler_runs(stage: Stage) -> None:
 
 def test_a_slow_request_is_remembered_for_a_while(stage: Stage) -> None:
     def slow(request: Request) -> bytes:
-        stage.words[board.BEGAN_NS] -= SLOW_NS  # as if it had begun so long ago
+        stage.words[board.BEGAN_NS] -= SLOW_NS + 1  # as if it had begun so long ago
         return b""
 
     stage.respond = slow

@@ -46,8 +46,9 @@ def streams_then_hangs(request: bytes) -> Iterator[bytes]:
 
 
 def counts_what_it_serves(request: Any) -> bytes:
-    """Appends the request to the file `$SERVED_FILE`, after 50 ms."""
-    time.sleep(0.05)
+    """Appends the request to the file `$SERVED_FILE`; `stays` takes until there is a file `$SERVED_FILE.go`."""
+    while request == b"stays" and not os.path.exists(os.environ["SERVED_FILE"] + ".go"):
+        time.sleep(0.01)
     with open(os.environ["SERVED_FILE"], "ab") as file:
         file.write(bytes(request) + b"\n")
     return bytes(request)

@@ -46,19 +46,18 @@ class Limbo:
 
         It cannot if it has spoken, or if it is to be insured and the kernel has no room for its copy now.
         """
-        connection, secured = self._waiting[-1]
-        if secured:
+        try:
+            connection, secured = self._waiting.pop()  # so that a signal's handler gives it to nobody meanwhile
+        except IndexError:
             return None
-        said = connection.has_said()
-        if said is None and not insured:
+        said = None if secured else connection.has_said()
+        if said is False:
+            connection.close()
             return None
-        if said is None and self._buoy.hold(connection.fileno()):
-            self._waiting[-1] = connection, True
-            return None
-        self._waiting.pop()
-        if said is not False:
+        secured = secured or (insured and said is None and self._buoy.hold(connection.fileno()))
+        if said or (insured and not secured):
             return connection
-        connection.close()
+        self._waiting.append((connection, secured))
         return None
 
     def oldest(self) -> Connection:

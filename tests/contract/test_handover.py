@@ -525,6 +525,9 @@ def test_a_worker_that_has_not_written_its_stacks_is_seen_to_owe_them(tmp_path: 
     process = serving.Process(child.pid)
     assert not process.owes_stacks()
     os.kill(child.pid, signal.SIGSTOP)
+    stat = f"/proc/{child.pid}/stat"
+    while open(stat).read().rpartition(") ")[2][0] != "T":  # bounded by the test's time
+        time.sleep(0.001)
     process.ask_for_stacks()
     assert process.owes_stacks()
     assert log.read_text() == ""

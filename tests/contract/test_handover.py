@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -525,8 +526,8 @@ def test_a_worker_that_has_not_written_its_stacks_is_seen_to_owe_them(tmp_path: 
     process = serving.Process(child.pid)
     assert not process.owes_stacks()
     os.kill(child.pid, signal.SIGSTOP)
-    stat = f"/proc/{child.pid}/stat"
-    while open(stat).read().rpartition(") ")[2][0] != "T":  # bounded by the test's time
+    stat = Path(f"/proc/{child.pid}/stat")
+    while stat.read_text().rpartition(") ")[2][0] != "T":  # bounded by the test's time
         time.sleep(0.001)
     process.ask_for_stacks()
     assert process.owes_stacks()

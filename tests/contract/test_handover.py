@@ -525,23 +525,29 @@ def test_a_worker_that_has_not_written_its_stacks_is_seen_to_owe_them(tmp_path: 
     assert child.pid is not None
     process = serving.Process(child.pid)
     assert not process.owes_stacks()
-    os.kill(child.pid, signal.SIGSTOP)
-    stat = Path(f"/proc/{child.pid}/stat")
+    try:
+        _owe_and_write(child.pid, process, log)
+    finally:
+        process.kill()  # also where it is stopped still: at the end of this process it would be waited for, for ever
+    assert ended(child) != 0
+    process.close()
+    assert not process.owes_stacks()
+    ours.close()
+
+
+def _owe_and_write(pid: int, process: serving.Process, log: Path) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
     while stat.read_text().rpartition(") ")[2][0] != "T":  # bounded by the test's time
         time.sleep(0.001)
     process.ask_for_stacks()
     assert process.owes_stacks()
     assert log.read_text() == ""
-    os.kill(child.pid, signal.SIGCONT)
+    os.kill(pid, signal.SIGCONT)
     until = time.monotonic() + PATIENCE
     while process.owes_stacks() and time.monotonic() < until:
         time.sleep(0.001)  # there is no event for it
     assert log.read_text().endswith("in <module>\n")
-    process.kill()
-    assert ended(child) != 0
-    process.close()
-    assert not process.owes_stacks()
-    ours.close()
 
 
 def _answer(channel: Channel, log: str) -> None:

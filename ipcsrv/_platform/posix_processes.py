@@ -143,7 +143,8 @@ class Process:
     def owes_stacks(self) -> bool:
         """Whether it has been asked for its stacks and has not written all of them; False where nobody can tell.
 
-        While the signal waits it is pending; while its handler runs it is blocked (proc_pid_status(5), sigaction(2)).
+        While the signal waits it is pending; while its handler runs it is blocked (proc_pid_status(5), sigaction(2));
+        for the instant in between it is neither, which looks as if it were done.
         """
         masks = 0
         with contextlib.suppress(OSError), open(f"/proc/{self.pid}/status", "rb") as file:

@@ -538,8 +538,8 @@ def test_a_worker_that_has_not_written_its_stacks_is_seen_to_owe_them(tmp_path: 
 def _owe_and_write(pid: int, process: serving.Process, log: Path) -> None:
     os.kill(pid, signal.SIGSTOP)
     stat = Path(f"/proc/{pid}/stat")
-    while stat.read_text().rpartition(") ")[2][0] != "T":  # bounded by the test's time
-        time.sleep(0.001)
+    while stat.read_text().rpartition(") ")[2][0] != "T":
+        time.sleep(0.001)  # there is no event for it; bounded by the time that a test may take
     process.ask_for_stacks()
     assert process.owes_stacks()
     assert log.read_text() == ""

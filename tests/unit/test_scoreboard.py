@@ -55,6 +55,17 @@ def test_the_words_have_the_names_of_the_facts_in_the_same_order() -> None:
     assert [getattr(scoreboard, name.upper()) for name in Totals._fields[-3:]] == [QUEUE_WAIT, HANDLER, WHOLE]
 
 
+def test_a_worker_is_idle_that_lives_has_nobody_and_runs_nothing(board: Scoreboard) -> None:
+    words = board.words(0)
+    assert not scoreboard.is_idle(words)  # there is none in the slot
+    words[PID] = 42
+    assert scoreboard.is_idle(words)
+    for busy in (SINCE_NS, scoreboard.HELD):
+        words[busy] = 1
+        assert not scoreboard.is_idle(words)
+        words[busy] = 0
+
+
 def test_two_slots_share_no_cache_line() -> None:
     assert scoreboard.SLOT_BYTES % 64 == 0
     assert scoreboard.SLOT_BYTES >= (WHOLE + HISTOGRAM_BUCKETS) * 8

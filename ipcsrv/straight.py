@@ -25,6 +25,7 @@ from .request import Request
 from .tally import SLOW_MEMORY, SLOW_NS, Tally
 
 RECEIVE_SIZE: Final = 65536  # bytes; any message that is one packet
+LONG_WAIT_NS: Final = 1_000_000  # a client that waited so long may have given up: worth a system call to know
 SPAN_NS: Final = 500_000  # turns do not go on for longer: somebody else may wait
 NEVER: Final = (1 << 63) - 1  # requests
 
@@ -160,6 +161,8 @@ class PurePath:
         tally, words = self._tally, self._words
         began = tally.begin()
         self.size = size = len(payload)
+        if (waited > LONG_WAIT_NS or words[board.SLOW]) and connection.gone():
+            return GONE  # which some systems tell only when all that it sent was read, so that its worker did not know
         request = Request(payload)
         request._context = (connection, began, self._timeout)
         if self.unsecured:

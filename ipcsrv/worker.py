@@ -51,7 +51,6 @@ from .straight import ANSWERED, CONVERSE, ENDED, GONE, LIMIT, NOBODY, RAISED, SI
 from .streaming import Flusher
 from .tally import Tally
 
-LONG_WAIT_NS = 1_000_000  # a client that waited so long may have given up: worth a system call to know
 NEW_CLIENT_GRACE = 1.0  # seconds for a client that has connected as the server stops to ask for something
 CHAT_TURNS = 64  # requests of a chatty client between two looks at whether others wait; fewer if they take long
 FIRST_WORDS_PATIENCE = 0.001  # seconds; a client's first write follows its connect within microseconds
@@ -193,7 +192,7 @@ class Worker:
             return
         if self._path.learns and not stamp and (user := self._admission.user(connection)) is not None:
             self._path.know(*user)
-        if (waited > LONG_WAIT_NS or self.tally.slow) and self._has_left(connection):
+        if (waited > straight.LONG_WAIT_NS or self.tally.slow) and self._has_left(connection):
             return
         self._begun(connection, self._run(connection, DONTWAIT, waited), stamp, waited)
 

@@ -216,16 +216,23 @@ def descriptors() -> None:
 # -- constancy --------------------------------------------------------------------------------------------------------
 
 
+def nobody_is_held(running: support.RunningServer) -> bool:
+    """Whether no client is parked, nor silent in a worker's hands."""
+    found = running.status()
+    return not found["parked"] and not any(worker["held"] for worker in found["workers"])
+
+
 def memory() -> None:
     """1,000,000 small requests (SOAK_REQUESTS): memory and descriptors of every process as after the first 10,000."""
     total = int(os.environ.get("SOAK_REQUESTS", "1000000"))
     with served("handlers_for_tests:echo", "--workers", "2") as running:
         ask(running.path, 10_000)
+        load.wait_until(lambda: nobody_is_held(running), "the clients have gone")
         before = {pid: (load.pss(pid), len(support.descriptors(pid))) for pid in running.processes()}
         began = time.monotonic()
         ask(running.path, total)
         seconds = time.monotonic() - began
-        load.wait_until(lambda: not running.status()["parked"], "the clients have gone")
+        load.wait_until(lambda: nobody_is_held(running), "the clients have gone")
         after = {pid: (load.pss(pid), len(support.descriptors(pid))) for pid in running.processes()}
     growth = {pid: after[pid][0] / before[pid][0] - 1 for pid in before if pid in after}
     constant = all(after[pid][1] == before[pid][1] for pid in before if pid in after)

@@ -30,7 +30,7 @@ from ._platform.serving import HANGUP, READ, WRITE, QueueWriter, Rendezvous
 from .crew import Crew
 from .exchange import failure_packet
 from .headroom import Headroom
-from .intake import PACED
+from .intake import PACED, PASSING
 
 log = logging.getLogger("ipcsrv.master")
 
@@ -41,7 +41,6 @@ CALM = 2.0  # seconds without want after which it is over
 STAMPS = 1024  # connections; a queue of the kernel's holds fewer
 ACCEPTS_A_TURN = 64  # connections accepted before the other events have theirs
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
-_PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # a client's own end, before we took it
 
 
 class Parked:
@@ -117,7 +116,7 @@ class Doorway:
             self._back_off(error)
         elif error.errno == errno.EINVAL and self._draining:
             self._watch_listener(False)  # shut down, and its backlog is empty
-        elif error.errno not in _PASSING:
+        elif error.errno not in PASSING:
             raise error
 
     def _hand_over(self, raw: int, stamp: int) -> bool:

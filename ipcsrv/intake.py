@@ -39,7 +39,7 @@ PACED = 1 << 63  # in a stamp: the connection was parked, and its client is know
 ACCEPTS_A_TURN = 16  # clients served one after the other before other events have their turn
 NOT_EAGER = 32  # turns in which we accept once, after accepting again did not pay
 EXHAUSTED_PAUSE = 0.1  # seconds without accepting when descriptors have run out
-_PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # a client's own end, before we took it
+PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # a client's own end, before we took it
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -114,7 +114,7 @@ class Intake:
             self._keeping.give_back_all()
             self._pause()
             self._keeping.tell("full", os.strerror(error.errno or 0).encode())
-        elif error.errno not in _PASSING:
+        elif error.errno not in PASSING:
             raise error
 
     def _pause(self) -> None:

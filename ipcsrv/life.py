@@ -21,6 +21,7 @@ from .access import worker_for
 from .errors import HandlerImportError, IpcError
 from .handlers import Handler, load_hook
 from .hooks import between_hooks
+from .relief import relievable
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ Hook = Callable[..., object] | None
 def work(job: Job, slot: int, channel: Channel, handler: Handler | None) -> None:
     """The whole life of a worker that has a process to itself."""
     try:
+        gate = serving.handler_gate()
+        if gate is not None:
+            handler = relievable(handler or load_handler(job), gate)
         worker, stop = hire(job, slot, channel, handler)
     except BaseException as error:
         tell_failure(channel, error)

@@ -47,6 +47,8 @@ LAYOUT: Final = (
     board.BYTES_IN, board.BYTES_OUT, board.BUSY_NS, board.HANDLER, board.WHOLE, board.CONNECTIONS,
 )  # fmt: skip
 
+_CALLERS: Final = ("ipcsrv.straight", "ipcsrv.worker", "ipcsrv.relief")  # of handlers
+
 Rest = tuple[Any, Any, Any, Any]
 """`(data, response, unsent, error)`, each None where the outcome does not speak of it."""
 
@@ -172,7 +174,7 @@ class PurePath:
         try:
             response = self._handler(request)
         except BaseException as error:
-            self._rest = (None, None, None, without_own_frame(error))
+            self._rest = (None, None, None, without_own_frames(error))
             return RAISED
         kind = type(response)
         if (kind is not bytes and kind is not Request) or len(response) > self._most_out:
@@ -199,9 +201,12 @@ class PurePath:
         return rest
 
 
-def without_own_frame(error: BaseException) -> BaseException:
+def without_own_frames(error: BaseException) -> BaseException:
     """`error` with a traceback that begins in the handler, and not in whoever called it."""
-    return error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in _CALLERS:
+        trace = trace.tb_next
+    return error.with_traceback(trace)
 
 
 def straight_path(tally: Tally, handler: Handler, most_in: int, most_out: int, timeout: float | None,

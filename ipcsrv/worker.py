@@ -418,7 +418,7 @@ class Worker:
         try:
             return self._handler(request)
         except BaseException as error:
-            raise self.complaints.handler_failed(straight.without_own_frame(error)) from None
+            raise self.complaints.handler_failed(straight.without_own_frames(error)) from None
         finally:
             self._handled(len(request))
 

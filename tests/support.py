@@ -27,7 +27,7 @@ TESTS = ROOT / "tests"
 TIMEOUT = 60.0 if os.name == "nt" else 20.0  # seconds for each wait of a test, on a busy machine
 MARK = "TEST_SERVER_MARK"  # an environment variable by which every descendant of a server is found
 
-have_proc = os.path.isdir("/proc/self/fd")
+have_proc = os.name != "nt" and os.path.isdir("/proc/self/fd")  # Wine shows Linux's, whose processes are others
 have_pidfd = hasattr(os, "pidfd_open")
 paths_are_sockets = True  # and not names of something that is elsewhere
 sigterm_asks = True  # and does not kill
@@ -36,6 +36,12 @@ workers_end_with_master = False  # however busy they are
 appends_are_whole = True  # of several processes to one file
 stacks_in_c = True  # of a thread that does not return to the interpreter
 REPLACED = 1.0  # seconds within which a new worker serves in the place of a dead one
+
+
+def needs_signal(number: int) -> None:
+    """Skip the test where a server cannot be sent this signal (Windows, but SIGTERM)."""
+    if os.name == "nt" and number != signal.SIGTERM:
+        pytest.skip(f"no signal {number} can be sent here")
 
 
 def rounds(count: int) -> int:
@@ -174,8 +180,7 @@ class RunningServer:
     def signal(self, number: int) -> None:
         """Send the master a signal; where one can only kill (Windows), SIGTERM by the event that means the same."""
         if os.name == "nt":
-            if number != signal.SIGTERM:
-                pytest.skip(f"no signal {number} can be sent here")
+            needs_signal(number)
             from ipcsrv._platform import lifecycle
 
             lifecycle.ask_to_stop({"pid": self.pid}, now=False)

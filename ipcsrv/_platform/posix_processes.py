@@ -19,9 +19,12 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .posix_lifecycle import pidfd
+
+if TYPE_CHECKING:
+    import threading
 
 # -- signals ----------------------------------------------------------------------------------------------------------
 
@@ -124,6 +127,11 @@ def answer_timeouts_with(reply: Callable[[], None], relieve: Callable[[], None],
     faulthandler.register(signal.SIGUSR1, file=log_descriptor, all_threads=True, chain=False)
     signal.signal(signal.SIGUSR2, lambda *_: reply())
     signal.signal(signal.SIGURG, lambda *_: relieve())
+
+
+def handler_gate() -> threading.Lock | None:
+    """None: a signal handler runs in the worker's one thread."""
+    return None
 
 
 class Process:

@@ -24,12 +24,16 @@ implemented by `posix_serving` and `windows_serving`, and checked by one routine
 `Lifebuoy()` and `rescue(buoy, known) -> [raw]`
     Copies of connections that outlive a worker, put in by it and taken out by the master; used only where workers
     accept for themselves.
+`answer_timeouts_with(reply, relieve, log_descriptor)`, `handler_gate()`
+    In a worker: how the master's word is heard while the handler runs; and the lock that keeps a thread that hears it
+    from the worker's own, or None where a signal handler does (`relief`).
 `compiled_path()`
     The type of a compiled `straight.StraightPath`, or None.
 `poller()`
     The interface of `select.epoll`: register, modify, unregister, poll(seconds) -> [(fileno, READ | WRITE | HANGUP)].
 `Process(pid)`
-    A worker, for the master: `ask_for_stacks()`, `owes_stacks()`, `ask_for_last_words()`, `kill()`, `close()`.
+    A worker, for the master: `ask_for_stacks()`, `owes_stacks()`, `ask_for_relief()`, `ask_for_last_words()`,
+    `kill()`, `close()`.
 `SharedMemory(size)`
     `.buffer`, a writable buffer that children see too; travels to a spawned child as an argument.
 """
@@ -73,6 +77,7 @@ if sys.platform == "win32":
         default_start_method,
         descriptor_limit,
         enlarge,
+        handler_gate,
         keep_freed_memory,
         lifeline,
         open_descriptors,
@@ -117,6 +122,7 @@ else:
         default_start_method,
         descriptor_limit,
         enlarge,
+        handler_gate,
         keep_freed_memory,
         lifeline,
         open_descriptors,

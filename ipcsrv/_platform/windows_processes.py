@@ -1,7 +1,9 @@
 """Signals, processes and memory on Windows, as the server's half of the seam promises them.  In the master and workers.
 
-No signals reach a process without a console; so a worker listens to its master through two named events.  All
-workers are in a job object that ends them with the master, however that dies.
+No signals reach a process without a console; so a worker listens to its master through named events, in a thread of
+its own.  What that thread does to the worker it does while the worker's own thread is in the handler, and that one does
+not come back from there meanwhile (`handler_gate`).  All workers are in a job object that ends them with the master,
+however that dies.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import secrets
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import POINTER, byref, c_size_t, c_void_p, c_wchar_p
 from ctypes.wintypes import BOOL, DWORD, HANDLE
+from functools import partial
 from multiprocessing import parent_process
 from typing import Any, Final
 
@@ -37,6 +40,7 @@ _PROCESS_QUERY_LIMITED: Final = 0x1000
 _JOB_OBJECT_ASSIGN_PROCESS: Final = 0x0001
 _EVENT_MODIFY_STATE: Final = 0x0002
 _KILLED: Final = 0x10000  # what multiprocessing reads as "terminated"
+_HANDLER_BEGINS: Final = 0.1  # seconds from a request's beginning, by the scoreboard, to the handler's, at most
 
 
 # -- signals ----------------------------------------------------------------------------------------------------------
@@ -214,22 +218,43 @@ def _event_name(pid: int, what: str) -> str:
     return rf"Local\ipcsrv-{what}-{pid}"
 
 
-def answer_timeouts_with(reply: Callable[[], None], _relieve: Callable[[], None], log_descriptor: int) -> None:
-    """In a worker: on the master's word, dump all stacks, or run `reply`; in a thread that waits for it.
+_gate = threading.Lock()  # a worker's own thread has it, but while it is in the handler
+
+
+def handler_gate() -> threading.Lock:
+    """The lock, taken, that a worker's own thread is to release while it is in the handler, and then alone.
+
+    Meanwhile the thread that hears the master may do with its connections what a signal handler does elsewhere.
+    """
+    _gate.acquire()
+    return _gate
+
+
+def answer_timeouts_with(reply: Callable[[], None], relieve: Callable[[], None], log_descriptor: int) -> None:
+    """In a worker: on the master's word, dump all stacks, or run `reply` or `relieve`; in a thread that waits for it.
 
     Unlike a signal handler it needs the interpreter, so it waits for a handler that keeps that to itself (in C).
     """
-    events = [_CreateEvent(None, False, False, _event_name(os.getpid(), what)) for what in ("stacks", "last-words")]
-    arguments = events, reply, log_descriptor
-    threading.Thread(target=_listen_to_master, args=arguments, name="ipcsrv-listener", daemon=True).start()
+    names = ("stacks", "last-words", "relief")
+    events = [_CreateEvent(None, False, False, _event_name(os.getpid(), name)) for name in names]
+    answers = partial(faulthandler.dump_traceback, file=log_descriptor), reply, partial(_in_its_place, relieve)
+    threading.Thread(target=_listen_to_master, args=(events, answers), name="ipcsrv-listener", daemon=True).start()
 
 
-def _listen_to_master(events: list[int], reply: Callable[[], None], log_descriptor: int) -> None:
+def _listen_to_master(events: list[int], answers: Sequence[Callable[[], object]]) -> None:
     while True:
-        if wait_any(events, None) == 0:
-            faulthandler.dump_traceback(file=log_descriptor, all_threads=True)
-        else:
-            reply()
+        heard = wait_any(events, None)
+        if heard is not None:
+            answers[heard]()
+
+
+def _in_its_place(relieve: Callable[[], None]) -> None:
+    """Run it while the worker's own thread is in the handler; if that is over, there is no need."""
+    if _gate.acquire(timeout=_HANDLER_BEGINS):
+        try:
+            relieve()
+        finally:
+            _gate.release()
 
 
 def ask_to_stop_by_event(pid: int) -> None:
@@ -283,7 +308,8 @@ class Process:
         return False
 
     def ask_for_relief(self) -> None:
-        """Nothing: what a worker holds can be given back by its own thread alone, which is in the handler."""
+        """Have it give back what waits behind the request in its hands, if its interpreter still runs."""
+        _set_event_of(self.pid, "relief")
 
     def ask_for_last_words(self) -> None:
         """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""

@@ -30,6 +30,7 @@ from .windows_processes import (
     child_hygiene,
     default_start_method,
     descriptor_limit,
+    handler_gate,
     lifeline,
     open_descriptors,
     resident_bytes,
@@ -43,8 +44,8 @@ __all__ = [
     "Lifebuoy", "Listener", "Process", "QueueReader", "QueueWriter", "Rendezvous", "SharedMemory", "SignalInbox",
     "accept_raw", "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth",
     "become_daemon_child", "channel", "child_hygiene", "close_raw", "compiled_path", "default_start_method",
-    "descriptor_limit", "enlarge", "keep_freed_memory", "lifeline", "open_descriptors", "poller", "queue", "rescue",
-    "resident_bytes", "start_methods",
+    "descriptor_limit", "enlarge", "handler_gate", "keep_freed_memory", "lifeline", "open_descriptors", "poller",
+    "queue", "rescue", "resident_bytes", "start_methods",
 ]  # fmt: skip
 
 SHARED: Final = 0  # whoever waits for the queue is woken, and one of them gets what came

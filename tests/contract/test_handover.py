@@ -515,6 +515,47 @@ def test_a_worker_is_asked_for_its_stacks_and_for_its_last_words(tmp_path: Any) 
     ours.close()
 
 
+def test_a_worker_in_its_handler_gives_relief_when_asked_and_only_while_it_is_there(tmp_path: Path) -> None:
+    ours, theirs = serving.channel()
+    child = spawn(_give_relief, theirs)
+    theirs.close()
+    assert child.pid is not None
+    process = serving.Process(child.pid)
+    for _ in range(3):
+        assert ours.hear() == ("in", b"", None)
+        process.ask_for_relief()
+        assert ours.hear() == ("mid", b"", None)
+        ours.tell("end")
+        assert ours.hear() == ("out", b"False", None)
+    process.close()
+    ours.close()
+    assert ended(child) == 0
+
+
+def _give_relief(channel: Channel) -> None:
+    """Three times in a handler until we are told to come out of it; then say whether relief is being given still."""
+    relieving = False
+
+    def relieve() -> None:
+        nonlocal relieving
+        relieving = True
+        channel.tell("mid")
+        time.sleep(0.05)  # for the handler to end meanwhile, where it can
+        relieving = False
+
+    with open(os.devnull, "w") as file:
+        serving.answer_timeouts_with(relieve, relieve, file.fileno())
+        gate = serving.handler_gate()
+        for _ in range(3):
+            if gate is not None:
+                gate.release()
+            channel.tell("in")
+            channel.hear()
+            if gate is not None:
+                gate.acquire()
+            channel.tell("out", b"%r" % relieving)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="elsewhere nobody can tell")
 def test_a_worker_that_has_not_written_its_stacks_is_seen_to_owe_them(tmp_path: Any) -> None:
     log = tmp_path / "log"

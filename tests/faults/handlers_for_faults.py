@@ -54,11 +54,19 @@ def counts_what_it_serves(request: Any) -> bytes:
     return bytes(request)
 
 
-def long_or_short(request: bytes) -> bytes:
-    """`long N` takes N ms; everything else is echoed at once."""
-    if request.startswith(b"long "):
-        time.sleep(int(request[5:]) / 1000)
+def long_or_short(request: bytes) -> bytes | Iterator[bytes]:
+    """`long N` takes N ms, `stream N` too, for its one chunk; everything else is echoed at once."""
+    word, _, milliseconds = request.partition(b" ")
+    if word == b"stream":
+        return _one_chunk(int(milliseconds))
+    if word == b"long":
+        time.sleep(int(milliseconds) / 1000)
     return request
+
+
+def _one_chunk(milliseconds: int) -> Iterator[bytes]:
+    time.sleep(milliseconds / 1000)
+    yield b"chunk"
 
 
 def computes_in_c(request: bytes) -> bytes:

@@ -118,6 +118,7 @@ def test_a_worker_that_is_stopped_does_not_hold_up_a_stop(server: ServerFactory)
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_second_ctrl_c_does_not_wait(server: ServerFactory, in_background: Background) -> None:
+    support.needs_signal(signal.SIGINT)
     running = server("handlers_for_tests:hang", "--workers", "2")
     call = in_background(running.call)
     busy(running)

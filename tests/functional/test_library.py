@@ -153,11 +153,13 @@ def once():
     with ipcsrv.Server(path, "handlers_for_tests:echo", workers=1, log_level="error"):
         assert ipcsrv.call(path, b"x") == b"x"
 
-once()
-with support.nothing_leaked(os.path.dirname(path)):
-    for _ in range(int(sys.argv[2])):
-        once()
-done.set()
+try:
+    once()
+    with support.nothing_leaked(os.path.dirname(path)):
+        for _ in range(int(sys.argv[2])):
+            once()
+finally:
+    done.set()
 """
 
 

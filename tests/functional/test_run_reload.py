@@ -73,10 +73,10 @@ def test_what_it_cannot_be_together_with_is_said(sock_path: str) -> None:
 
 def test_a_handler_in_the_current_folder_has_all_of_it_watched_and_an_installed_one_its_package(project: Path) -> None:
     assert reloading.places("shop:handle") == [os.getcwd()]
-    (json_folder,) = reloading.places("json.decoder:JSONDecoder")
-    assert os.path.samefile(json_folder, os.path.dirname(sys.modules["json"].__file__ or ""))
-    (zip_file,) = reloading.places("zipfile:main")
-    assert os.path.basename(zip_file).startswith("zipfile")
+    (package,) = reloading.places("_pytest.config:main")
+    assert os.path.samefile(package, os.path.dirname(sys.modules["_pytest"].__file__ or ""))
+    (module,) = reloading.places("pytest_timeout:pytest_configure")
+    assert os.path.basename(module) == "pytest_timeout.py"
     assert reloading.places("no_such_module:handle") == [os.getcwd()]
 
 

@@ -26,7 +26,7 @@ FLOORS = {
     "request": 3, "handlers": 3, "streaming": 3, "conversation": 3, "worker": 3, "spawner": 3, "logs": 3,
     "keeping": 3, "limbo": 3, "straight": 3, "limits": 3, "complaints": 3, "tally": 3, "intake": 3, "doorway": 3,
     "headroom": 3, "vigil": 3, "systemd": 3, "access": 3,
-    "life": 3, "hooks": 3, "inline": 3,
+    "life": 3, "hooks": 3, "relief": 3, "inline": 3,
     "crew": 3, "status": 3, "control": 3, "controller": 3, "master": 3,
     "background": 4, "server": 4,
     "cli": 5, "__main__": 5,

@@ -47,7 +47,6 @@ def _make_no_link(*_: object, **__: object) -> None:
 if os.name == "nt":
     from wine import pipe_sockets, processes
 
-    support.have_proc = False  # Wine shows Linux's /proc, whose processes are not those of the tests
     support.children, support.wait_gone = processes.children, processes.wait_gone
     support.family = processes.family
     support.paths_are_sockets = support.sigterm_asks = support.halves = False

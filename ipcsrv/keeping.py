@@ -23,8 +23,6 @@ from .limbo import Limbo
 PATIENCE = 0.002  # seconds for which a silent connection is held; clients in a loop come back within microseconds
 MAX_SILENT = 64  # connections held silent at a time
 CHATTY_NS = 1_000_000  # a client whose next request comes within 1 ms is in a loop
-
-
 _EXHAUSTED = {getattr(errno, "ETOOMANYREFS", -1), errno.ENOBUFS, errno.ENOMEM}
 
 

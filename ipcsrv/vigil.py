@@ -4,8 +4,9 @@ Nobody is asked: since when a request runs stands in the scoreboard.  Nor does a
 a worker that begins a request with others in its hands, or under a request_timeout, tells us, unless `WATCHED` says
 that we look anyway.  Then a timer looks for as long as there is such a request.
 
-Whoever wants to see what all workers do asks for their stacks, and they are asked one after the other: each writes its
-own in a hundred small pieces, from a signal handler, and two at once would be read by nobody.  Runs in the master.
+Stacks are asked for one after the other, of who is given up and of all when somebody wants to see what they do: each
+writes its own in a hundred small pieces, from a signal handler, and two at once would be read by nobody.  Runs in the
+master.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ log = logging.getLogger("ipcsrv.master")
 
 STACKS_LOOK = 0.01  # seconds between two looks whether a worker has written its stacks
 STACKS_PATIENCE = 0.5  # seconds for a worker that does not write any, for it is stopped, say
+LAST_WORDS = 0.1  # seconds for one that is given up to end, which is told in the log too
 RELIEF = 0.02  # seconds of a request after which what else its worker holds is given to others
 
 
@@ -31,6 +33,8 @@ class Vigil:
 
     def __init__(self, crew: Crew, request_timeout: float | None) -> None:
         self._crew, self._limit = crew, request_timeout
+        self._given_up: Hand | None = None  # the last one
+        self._given_up_at = 0.0
 
     def begin(self) -> float:
         """Somebody has begun a request while nobody was looking out; in how many seconds to look."""
@@ -56,6 +60,8 @@ class Vigil:
         if due or self._limit is not None:
             words[board.WATCHED] = 1
         if not due and self._limit is not None:
+            if not self._is_done_with_the_last(now):
+                return STACKS_LOOK
             self._give_up(hand, age, now)
             return self._limit
         return min(due) - age if due else math.inf
@@ -64,6 +70,14 @@ class Vigil:
         if decided := self._crew.pool.overdue(hand.number, now):
             log.warning("worker %d has been at one request for %.1f s (request_timeout)", hand.number, age)
             self._crew.obey(decided)
+            self._given_up, self._given_up_at = hand, now
+
+    def _is_done_with_the_last(self, now: float) -> bool:
+        """Whether the log has, or will never have, what is to be said of whom we have given up last."""
+        last, waited = self._given_up, now - self._given_up_at
+        if last is None or last.number not in self._crew.hands or last.process is None or waited > STACKS_PATIENCE:
+            return True
+        return waited > LAST_WORDS and not last.process.owes_stacks()
 
 
 class StackRound:

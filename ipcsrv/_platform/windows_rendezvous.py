@@ -146,10 +146,6 @@ class Listener:
                 return instance.handle
         raise BlockingIOError
 
-    def accept_next(self) -> tuple[int, None]:
-        """The same, beside an address that nobody has."""
-        return self.accept(), None
-
     accept_raw = accept
 
     def depth(self) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -86,6 +89,24 @@ def test_a_hung_request_of_a_kept_connection_costs_the_others_nothing(
             hung = in_background(lambda: running.call(b"hang"))
             assert isinstance(hung.error(), ipcsrv.HandlerTimeout)
     assert not clients.failures and not clients.wrong, clients.report()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="their form is that of a signal handler's")
+def test_the_stacks_of_workers_that_are_given_up_at_once_come_one_after_the_other(
+    server: ServerFactory, tmp_path: Path, in_background: Background
+) -> None:
+    log = tmp_path / "log"
+    options = "--workers", "6", "--request-timeout", "0.5", "--log-file", str(log)
+    running = server("handlers_for_tests:hang", *options)
+    calls = [in_background(running.call) for _ in range(6)]
+    for call in calls:
+        assert isinstance(call.error(), ipcsrv.HandlerTimeout)
+    stacks = re.split(r".* stacks of worker [0-9]+ \(pid [0-9]+\) follow\n", log.read_text())[1:]
+    assert len(stacks) == 6
+    for stack in stacks:
+        heading, *frames = itertools.takewhile(lambda line: "_run_module_as_main" not in line, stack.splitlines())
+        assert heading.endswith(" (most recent call first):")
+        assert [line for line in frames if not re.fullmatch('  File "[^"]+", line [0-9?]+ in \\S+', line)] == []
 
 
 # -- others wait for nobody's slow request -------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_who_came_before_a_withdrawal_can_be_accepted_and_nobody_after(sock_path
     assert listener.refuses()
     with pytest.raises(BlockingIOError):
         _platform.attempt(sock_path)
-    connections = [listener.accept_next()[0] for _ in streams]
+    connections = [listener.accept() for _ in streams]
     with pytest.raises(BlockingIOError):
         listener.accept_raw()
     for stream in streams:

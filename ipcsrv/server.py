@@ -275,11 +275,10 @@ def _wait_for_another(path: str, deadline: Deadline) -> None:
 
 
 def default_log_file(path: str) -> str:
-    """Where the log of a detached server goes unless `log_file` says otherwise: in the user's state folder."""
+    """Where the log of a detached server goes unless `log_file` says otherwise: in a folder of the user's own."""
     from binascii import crc32
 
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    folder = os.path.join(base, "ipcsrv")
+    folder = lifecycle.log_folder()
     os.makedirs(folder, mode=0o700, exist_ok=True)
     absolute = os.path.abspath(path)
     digest = f"{crc32(os.fsencode(absolute)):08x}"  # no secret: only to tell paths with the same end apart

@@ -29,7 +29,7 @@ ServerFactory = Callable[..., support.RunningServer]
 def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Logs of started servers go to pytest's own folder, not to the home of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv(support.HOME_OF_LOGS, str(tmp_path_factory.mktemp("state")))
         yield
 
 

@@ -25,6 +25,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
 TIMEOUT = 60.0 if os.name == "nt" else 20.0  # seconds for each wait of a test, on a busy machine
+HOME_OF_LOGS = "LOCALAPPDATA" if os.name == "nt" else "XDG_STATE_HOME"  # an environment variable
 MARK = "TEST_SERVER_MARK"  # an environment variable by which every descendant of a server is found
 
 have_proc = os.name != "nt" and os.path.isdir("/proc/self/fd")  # Wine shows Linux's, whose processes are others

@@ -18,6 +18,7 @@ if sys.platform == "win32":
         is_locked,
         kill,
         kill_all,
+        log_folder,
         open_log,
         record,
         wait_gone,
@@ -26,11 +27,22 @@ if sys.platform == "win32":
     fork_detached = None
 else:
     from . import posix_lifecycle
-    from .posix_lifecycle import ask_to_stop, clean_up, detached, is_locked, kill, kill_all, open_log, record, wait_gone
+    from .posix_lifecycle import (
+        ask_to_stop,
+        clean_up,
+        detached,
+        is_locked,
+        kill,
+        kill_all,
+        log_folder,
+        open_log,
+        record,
+        wait_gone,
+    )
 
     fork_detached = posix_lifecycle.fork_detached
 
 __all__ = [
-    "ask_to_stop", "clean_up", "detached", "fork_detached", "is_locked", "kill", "kill_all", "open_log", "record",
-    "wait_gone",
+    "ask_to_stop", "clean_up", "detached", "fork_detached", "is_locked", "kill", "kill_all", "log_folder", "open_log",
+    "record", "wait_gone",
 ]  # fmt: skip

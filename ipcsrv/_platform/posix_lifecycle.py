@@ -29,6 +29,12 @@ def detached() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
+def log_folder() -> str:
+    """Where the logs of a user's servers go: below the user's state folder (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(base, "ipcsrv")
+
+
 def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int, int]:
     """Fork a process with a session and streams of its own, in which `run` is called with the write end of a pipe.
 

@@ -39,6 +39,11 @@ def detached() -> dict[str, Any]:
     return {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
 
 
+def log_folder() -> str:
+    """Where the logs of a user's servers go: below the local application data."""
+    return os.path.join(os.environ.get("LOCALAPPDATA") or os.path.expanduser("~"), "ipcsrv", "log")
+
+
 def open_log(log_file: str | None) -> int:
     """A descriptor for what a detached server writes to standard error before its log is set up."""
     if log_file is None:

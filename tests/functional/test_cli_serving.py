@@ -20,7 +20,7 @@ from ipcsrv.cli.showing import WIDTH
 @pytest.fixture(autouse=True)
 def _own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where background servers keep their logs: not in the user's own folder."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv(support.HOME_OF_LOGS, str(tmp_path))
 
 
 @pytest.fixture

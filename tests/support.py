@@ -64,6 +64,13 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
+def hide(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every Python started from now on this module is not installed."""
+    (folder / f"{module}.py").write_text("raise ImportError('hidden by a test')\n")
+    paths = os.fspath(folder), os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
 def run_command(
     *arguments: str | os.PathLike[str], input: bytes = b"", timeout: float = TIMEOUT, **extra: str
 ) -> subprocess.CompletedProcess[bytes]:

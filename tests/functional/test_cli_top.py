@@ -13,11 +13,22 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 import support
 
+by_all_means = pytest.mark.usefixtures("canvas")
 _SEQUENCE = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
+
+
+@pytest.fixture(params=["rich", "plain"])
+def canvas(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `top` draws with: rich, or escape sequences of its own where that is not installed."""
+    if request.param == "rich":
+        pytest.importorskip("rich")
+    else:
+        support.hide("rich", tmp_path, monkeypatch)
 
 
 class Terminal:
@@ -70,6 +81,7 @@ class Terminal:
         return self.process.returncode
 
 
+@by_all_means
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
 def test_top_shows_every_worker_at_any_size(echo_server: support.RunningServer, columns: int, rows: int) -> None:
     terminal = Terminal(echo_server.path, columns, rows)
@@ -81,6 +93,7 @@ def test_top_shows_every_worker_at_any_size(echo_server: support.RunningServer, 
     assert terminal.end() == 0
 
 
+@by_all_means
 def test_top_follows_the_terminal_when_it_is_resized(echo_server: support.RunningServer) -> None:
     terminal = Terminal(echo_server.path, 200, 50)
     terminal.wait_for(f"{echo_server.path}  running")
@@ -92,6 +105,7 @@ def test_top_follows_the_terminal_when_it_is_resized(echo_server: support.Runnin
     assert terminal.end() == 0
 
 
+@by_all_means
 def test_the_keys_of_top_reload_and_scale_the_server(echo_server: support.RunningServer) -> None:
     terminal = Terminal(echo_server.path, 80, 24)
     terminal.wait_for("generation 1", "2 wanted")

@@ -24,10 +24,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("watchfiles", [False, True])
 def test_a_saved_file_is_served_and_a_broken_one_breaks_nothing(
-    project: Path, sock_path: str, watchfiles: bool
+    project: Path, sock_path: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
+    watchfiles: bool
 ) -> None:
     if watchfiles:
         pytest.importorskip("watchfiles")
+    else:
+        support.hide("watchfiles", tmp_path_factory.mktemp("hidden"), monkeypatch)
     running = support.RunningServer(sock_path, "shop:handle", "--workers", "1", "--reload")
     try:
         running.wait_until_listening()

@@ -117,8 +117,8 @@ class Conversation:
                 return None
             if data:
                 self._exchange.receive_data(data)
-                if self._exchange.buffered > LARGE:
-                    keep_freed_memory()
+                if (size := self._exchange.buffered) > LARGE:
+                    keep_freed_memory(size)
                 del data  # the decoder's now, to let go when it has used it up
             else:
                 self._exchange.receive_eof()

@@ -202,22 +202,38 @@ def descriptor_limit() -> int:
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_ANY_LARGE = 128 << 10  # bytes; glibc's own threshold
+_MOST_KEPT = 32 << 20
+_threshold = 0  # what it is set to; 0 before the first time
+
+
+def keep_freed_memory(size: int) -> None:
+    """Set the C library up for a request of which so many bytes have come (mallopt(3), glibc).
+
+    It keeps up to 64 MiB of freed memory and takes blocks of up to 32 MiB from it.  Otherwise each large block is given
+    back to the kernel and taken anew, and the page faults of a 10 MB request take four times as long as its copying.
+    What goes beyond that is given back block by block: of memory that is kept, one small block that lies in it keeps
+    all beneath, which would be a whole copy of a request of 200 MB.
+    """
+    global _threshold
+    threshold = _MOST_KEPT if size < _MOST_KEPT else _ANY_LARGE
+    if threshold != _threshold:
+        _threshold = threshold
+        set_option = _mallopt()
+        set_option(_M_MMAP_THRESHOLD, threshold)
+        set_option(_M_TRIM_THRESHOLD, 64 << 20)
+        set_option(_M_TOP_PAD, 1 << 20)
 
 
 @functools.cache
-def keep_freed_memory() -> None:
-    """Have the C library keep up to 64 MiB of freed memory and take blocks of up to 32 MiB from it (mallopt(3), glibc).
-
-    Otherwise each large block is given back to the kernel and taken anew, and the page faults of a 10 MB request take
-    four times as long as its copying.  Once is enough: call it as often as you like.
-    """
+def _mallopt() -> Callable[[int, int], object]:
     import ctypes
 
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-        mallopt(_M_TOP_PAD, 1 << 20)
+    try:
+        mallopt: Callable[[int, int], object] = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return lambda _option, _value: 0
+    return mallopt
 
 
 def resident_bytes(pid: int | None = None) -> int:

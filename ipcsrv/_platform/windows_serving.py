@@ -147,7 +147,7 @@ def poller() -> Poller:
     return Poller()
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(_size: int) -> None:
     """Nothing: the heap does so by itself."""
 
 

@@ -63,7 +63,7 @@ def test_a_killed_worker_fails_only_its_own_request(
 
 def test_who_was_just_answered_outlives_a_worker_that_dies_of_anothers_request(server: ServerFactory) -> None:
     running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
-    for round_ in range(15):
+    for round_ in range(support.rounds(15)):
         load.wait_until(lambda: load.is_whole(running), "the pool is whole")
         answered = [load.raw(running.path) for _ in range(5)]
         for client in answered:  # one after the other: each new one is served as soon as the last was answered

@@ -5,7 +5,7 @@
 #
 # The first run makes .wine-python/ (or $IPCSRV_WINE_PYTHON): about a minute, and 140 MB in the end; later ones use it as it is.
 # .wine-python/winpython is a headless python.exe from then on. --setup makes it and runs nothing.
-# Without arguments it runs every suite, two tests at a time: some six minutes. --coverage measures which lines of the
+# Without arguments it runs every suite, three tests at a time: some five minutes. --coverage measures which lines of the
 # Windows seam run in all its processes that end by themselves, which takes ten, and fails under 90 %.
 # docs/windows.md says what a run under Wine shows, and what it cannot.
 set -euo pipefail
@@ -143,7 +143,7 @@ run_suite() {
         export PYTEST_ADDOPTS='--deselect tests/functional/test_library.py::test_the_client_side_imports_nothing_heavy
             --deselect tests/unit/test_architecture.py::test_the_call_function_loads_nothing_heavy'  # coverage does
     fi
-    [ $# -gt 0 ] || set -- -n 2 --timeout 180 tests/faults tests/functional tests/wine tests/contract tests/unit
+    [ $# -gt 0 ] || set -- -n 3 --timeout 180 tests/faults tests/functional tests/wine tests/contract tests/unit
     # The standard library first: the folders before it are looked into for each module.
     local zip
     zip='Z:'${dir//\//\\}'\python\python312.zip'

@@ -59,21 +59,30 @@ def _parents() -> dict[int, int]:
 
 def is_alive(pid: int) -> bool:
     """Whether it has not ended."""
-    return not _ends_within(pid, 0.0)
+    return bool(wait_gone({pid}, 0.0))
 
 
 def wait_gone(pids: set[int], timeout: float = 20.0) -> set[int]:
-    """Wait until all of these have ended; returns those that had not in time."""
+    """Wait until all of these have ended; returns those that had not in time.
+
+    They are opened before any is waited for: the pid of one that has ended may be another's at once.
+    """
+    opened = {pid: process for pid in pids if (process := _opened(pid)) is not None}
     until = time.monotonic() + timeout
-    return {pid for pid in pids if not _ends_within(pid, max(0.0, until - time.monotonic()))}
-
-
-def _ends_within(pid: int, seconds: float) -> bool:
     try:
-        process = _winapi.OpenProcess(_SYNCHRONIZE, False, pid)
-    except OSError:
-        return True
-    try:
-        return _winapi.WaitForSingleObject(process, int(seconds * 1000)) == _winapi.WAIT_OBJECT_0
+        return {pid for pid, process in opened.items() if not _ends_by(process, until)}
     finally:
-        _winapi.CloseHandle(process)
+        for process in opened.values():
+            _winapi.CloseHandle(process)
+
+
+def _opened(pid: int) -> int | None:
+    try:
+        return _winapi.OpenProcess(_SYNCHRONIZE, False, pid)
+    except OSError:
+        return None
+
+
+def _ends_by(process: int, until: float) -> bool:
+    milliseconds = max(0, int((until - time.monotonic()) * 1000))
+    return _winapi.WaitForSingleObject(process, milliseconds) == _winapi.WAIT_OBJECT_0

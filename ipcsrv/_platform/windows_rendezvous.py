@@ -98,6 +98,14 @@ class _Instance:
         try:
             self.waiting.getresult(True)
         except OSError:
+            return self._is_connected()
+        return True
+
+    def _is_connected(self) -> bool:
+        """Whether a client has opened it though nobody waits for one, as it may until it is closed."""
+        try:
+            _winapi.PeekNamedPipe(self.handle, 0)
+        except OSError:
             return False
         return True
 

@@ -16,6 +16,7 @@ from ipcsrv._platform.win32 import declare_kernel32
 
 _SNAPSHOT_OF_PROCESSES = 2
 _SYNCHRONIZE = 0x00100000
+_QUERY_LIMITED = 0x1000
 
 
 class _Entry(ctypes.Structure):
@@ -29,6 +30,7 @@ class _Entry(ctypes.Structure):
 
 
 _CreateToolhelp32Snapshot = declare_kernel32("CreateToolhelp32Snapshot", HANDLE, DWORD, DWORD)
+_GetProcessTimes = declare_kernel32("GetProcessTimes", BOOL, HANDLE, *[ctypes.POINTER(ctypes.c_uint64)] * 4)
 _Process32First = declare_kernel32("Process32FirstW", BOOL, HANDLE, ctypes.POINTER(_Entry), check=False)
 _Process32Next = declare_kernel32("Process32NextW", BOOL, HANDLE, ctypes.POINTER(_Entry), check=False)
 
@@ -39,11 +41,29 @@ def children(pid: int | None = None) -> set[int]:
 
 
 def family(pid: int) -> set[int]:
-    """The living processes that are this one or descend from it."""
-    found, parents = {pid}, _parents()
+    """The living processes that are this one or descend from it.
+
+    Those that are older than it are not: their parent had the same pid before.
+    """
+    found, parents, since = {pid}, _parents(), _made_at(pid)
     while more := {child for child, parent in parents.items() if parent in found and child not in found}:
-        found |= more
+        found |= {child for child in more if _made_at(child) >= since}
+        parents = {child: parent for child, parent in parents.items() if child not in more}
     return {member for member in found if is_alive(member)}
+
+
+def _made_at(pid: int) -> int:
+    """When a process was made, in units of its system; 0 if there is none."""
+    try:
+        process = _winapi.OpenProcess(_QUERY_LIMITED, False, pid)
+    except OSError:
+        return 0
+    times = [ctypes.c_uint64() for _ in range(4)]
+    try:
+        _GetProcessTimes(process, *map(ctypes.byref, times))
+    finally:
+        _winapi.CloseHandle(process)
+    return times[0].value
 
 
 def _parents() -> dict[int, int]:

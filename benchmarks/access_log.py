@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import ipcsrv
-from ipcsrv import control
+from ipcsrv.client import control
 
 from .build import build
 
@@ -43,7 +43,7 @@ ABSENT, OFF, ON = "absent", "off", "on"
 WITHOUT = """
 import sys, types
 from ipcsrv.worker import Worker
-stub = sys.modules["ipcsrv.access"] = types.ModuleType("ipcsrv.access")
+stub = sys.modules["ipcsrv.worker.access_log"] = types.ModuleType("ipcsrv.worker.access_log")
 stub.worker_for = lambda settings: Worker
 from ipcsrv.cli import main
 sys.exit(main())

@@ -12,8 +12,9 @@ from ._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import aio
-    from .client import Connection, Pool, active_state, call, connect
+    from .client import aio
+    from .client.paths import default_path
+    from .client.sync import Connection, Pool, active_state, call, connect
     from .errors import (
         AddressInUse,
         CallTimeout,
@@ -39,14 +40,13 @@ if TYPE_CHECKING:
         TooLarge,
         Untrusted,
     )
-    from .paths import default_path
     from .peer import Peer
     from .request import QUIT, Request
-    from .server import Server, ensure_running, serve
+    from .server.server import Server, ensure_running, reload, restart, serve, status, stop
     from .state import State
 
 _HOMES = {
-    "client": ("Connection", "Pool", "active_state", "call", "connect"),
+    "client.sync": ("Connection", "Pool", "active_state", "call", "connect"),
     "errors": (
         "AddressInUse",
         "CallTimeout",
@@ -72,10 +72,10 @@ _HOMES = {
         "TooLarge",
         "Untrusted",
     ),
-    "paths": ("default_path",),
+    "client.paths": ("default_path",),
     "peer": ("Peer",),
     "request": ("QUIT", "Request"),
-    "server": ("Server", "ensure_running", "serve"),
+    "server.server": ("Server", "ensure_running", "reload", "restart", "serve", "status", "stop"),
     "state": ("State",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -118,7 +118,11 @@ __all__ = [
     "connect",
     "default_path",
     "ensure_running",
+    "reload",
+    "restart",
     "serve",
+    "status",
+    "stop",
 ]
 
 

@@ -24,7 +24,7 @@ needs_other_users = pytest.mark.skipif(
 
 _PRELUDE = """
 import fcntl, json, os, select, signal, socket, stat, sys, time
-import ipcsrv, ipcsrv.client, ipcsrv.errors, ipcsrv._exchanging, ipcsrv._platform.attempts, ipcsrv.state
+import ipcsrv, ipcsrv.client.sync, ipcsrv.errors, ipcsrv.client.exchanging, ipcsrv.platform.attempts, ipcsrv.state
 uid, gid, groups, *arguments = json.loads(sys.argv[1])
 os.setgroups(groups)
 os.setresgid(gid, gid, gid)

@@ -173,7 +173,7 @@ class RunningServer:
 
     def status(self) -> dict[str, object]:
         """What the server says of itself on its control socket."""
-        from ipcsrv import server
+        from ipcsrv.server import server
 
         return server.status(self.path)
 
@@ -189,7 +189,7 @@ class RunningServer:
         """Send the master a signal; where one can only kill (Windows), SIGTERM by the event that means the same."""
         if os.name == "nt":
             needs_signal(number)
-            from ipcsrv._platform import lifecycle
+            from ipcsrv.platform import lifecycle
 
             lifecycle.ask_to_stop({"pid": self.pid}, now=False)
         else:
@@ -201,7 +201,7 @@ class RunningServer:
         if number is not None:
             self.process.send_signal(number)
             return
-        from ipcsrv import control
+        from ipcsrv.client import control
 
         if wish == "reload":
             threading.Thread(target=self._reload, daemon=True).start()  # as a signal does, it does not wait for the end
@@ -210,7 +210,8 @@ class RunningServer:
             control.request(self.path, command="scale", workers=wanted + (1 if wish == "more" else -1))
 
     def _reload(self) -> None:
-        from ipcsrv import IpcError, control
+        from ipcsrv import IpcError
+        from ipcsrv.client import control
 
         with suppress(IpcError):
             control.request(self.path, command="reload", timeout=TIMEOUT)
@@ -224,7 +225,7 @@ class RunningServer:
         """Ask the master to stop (SIGTERM drains) and return its exit status once it is gone."""
         if self.process.poll() is None:
             if os.name == "nt":
-                from ipcsrv import server
+                from ipcsrv.server import server
 
                 server.stop(self.path, timeout=timeout)
             else:

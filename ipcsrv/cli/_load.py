@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .. import client
+from ..client import sync as client
 from ..errors import IpcError
 
 STEPS = 16  # buckets an octave: a percentile is right within 5 %

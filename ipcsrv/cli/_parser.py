@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .. import _values
-from ..settings import TABLE, Setting
+from ..config import values as _values
+from ..config.settings import TABLE, Setting
 from ._commands import Command, commands, general_help
 from .messages import OK, UsageError
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from .._values import ALLOW, SWITCH
-from ..settings import TABLE
+from ..config.settings import TABLE
+from ..config.values import ALLOW, SWITCH
 from ._simple import is_plain_number
 
 TYPE_CHECKING = False

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 from errno import EINVAL
 
-from .. import _platform, client
+from ..client import sync as client
 from ..errors import CallTimeout, IpcError, NotListening, Progress
+from ..platform import client as platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from .._deadline import Deadline
+    from ..deadline import Deadline
     from ._simple import Asked
 
 _CHUNK = 1 << 16  # bytes a read: what a pipe holds on Linux
@@ -59,7 +60,7 @@ def call(asked: Asked | argparse.Namespace) -> int:
 def is_active(asked: Asked | argparse.Namespace) -> int:
     """Exit 0 if a server listens; otherwise say what is there instead."""
     try:
-        _platform.attempt(asked.path).close()
+        platform.attempt(asked.path).close()
     except IpcError:
         raise
     except OSError:  # a full queue, or worse: a probe takes its time over it, and loads what it needs
@@ -78,7 +79,7 @@ def _connection(asked: Asked | argparse.Namespace, deadline: Deadline) -> client
     try:
         return client.connect(asked.path, deadline, wait_if_busy=False)
     except NotListening:
-        from .. import server
+        from ..server import server
 
         server.ensure_running(asked.path, asked.autostart)
         return client.connect(asked.path, deadline)
@@ -89,7 +90,7 @@ def _standard_input(path: str, deadline: Deadline) -> Iterator[bytes]:
     progress = Progress.NOTHING_SENT
     while True:
         try:
-            piece = _platform.read_within(_STDIN, _CHUNK, deadline)
+            piece = platform.read_within(_STDIN, _CHUNK, deadline)
         except TimeoutError:
             raise CallTimeout(path, deadline.timeout, progress) from None
         if not piece:

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .. import client
+from ..client import sync as client
 from . import _load
 from ._parser import add_path, argument_type, positive_seconds
 from ._text import count, duration, rate

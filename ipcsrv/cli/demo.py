@@ -172,7 +172,7 @@ def _python_files(folder: str) -> Iterator[str]:
 def measure(path: str, sources: Sequence[Source], workers: int, clients: int, interrupted: Interrupted) -> Pass:
     """Start a server with so many workers, have it report on every file, and stop it."""
     from .. import Server
-    from ..complexity import report
+    from .complexity import report
 
     interrupted.check()
     with Server(path, report, workers=workers, log_level="warning"):
@@ -218,7 +218,7 @@ def _gather(expected: int, interrupted: Interrupted, progress: Progress) -> list
 
 def _client(path: str, waiting: queue.SimpleQueue[Source], replies: queue.SimpleQueue[Any]) -> None:
     """One client (in a thread of its own): a connection a file until there are none left."""
-    from ..client import call
+    from ..client.sync import call
 
     try:
         while True:

@@ -1,7 +1,7 @@
 """`doctor`: what is wrong with a path, if anything, a line for each thing that was looked at.
 
 It changes nothing and sends nothing but a `status` to a trusted server's control socket.  What systems differ in is
-looked at by `_platform.inspection`; here it is put together with what servers say.  Runs in the client's process.
+looked at by `platform.inspection`; here it is put together with what servers say.  Runs in the client's process.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .. import _platform, control
-from .._platform import inspection, serving
-from .._platform.findings import Finding, Level, failure, ok, warning
-from .._platform.inspection import LockHolder
 from .._version import __version__
+from ..client import control
 from ..errors import Denied, InvalidPath, IpcError, NotListening
 from ..peer import Peer
+from ..platform import client as platform
+from ..platform import inspection
+from ..platform.findings import Finding, Level, LockHolder, failure, ok, warning
+from ..worker.fastpath import compiled_path
 from . import _text
 from ._parser import add_path
 from .messages import FAILED, OK
@@ -84,7 +85,7 @@ def examine(path: str) -> Iterator[Finding]:
     listener = _listener(path)
     yield _who_listens(listener, holder)
     yield _who_holds(holder)
-    trusted = isinstance(listener, Peer) and _platform.trusted(listener, ())
+    trusted = isinstance(listener, Peer) and platform.trusted(listener, ())
     server = _asked(path) if trusted else None
     if trusted:
         yield _control(server)
@@ -98,7 +99,7 @@ def examine(path: str) -> Iterator[Finding]:
 def _listener(path: str) -> Peer | Exception:
     """Who listens, or why nobody could be reached; sends nothing."""
     try:
-        stream = _platform.attempt(path)
+        stream = platform.attempt(path)
     except (OSError, IpcError) as error:
         return error
     try:
@@ -131,7 +132,7 @@ def _named_listener(peer: Peer) -> Finding:
     command = inspection.command_of(peer.pid) if peer.pid else None
     if command:
         text += f": {_text.cut(command, _COMMAND_WIDTH)}"
-    if not _platform.trusted(peer, ()):
+    if not platform.trusted(peer, ()):
         return failure("listens", text, f"clients refuse it: name {user} in `trust` if it is the right one")
     return ok("listens", text)
 
@@ -173,7 +174,7 @@ def _control(server: dict[str, Any] | IpcError | None) -> Finding:
 
 def _versions(server: dict[str, Any] | IpcError | None, holder: LockHolder | None) -> Iterator[Finding]:
     record: dict[str, Any] = server if isinstance(server, dict) else holder.record if holder is not None else {}
-    compiled = "compiled" if serving.compiled_path() is not None else "in Python alone"
+    compiled = "compiled" if compiled_path() is not None else "in Python alone"
     ours = f"ipcsrv {__version__}, {compiled}, Python {sys.version.split()[0]}"
     theirs = record.get("version")
     if theirs is None:

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from .. import control
+from ..client import control
 from ..errors import IpcError
 
 INTERVAL = 0.5  # seconds between two looks at the files, where nothing tells us of changes

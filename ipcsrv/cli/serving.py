@@ -11,7 +11,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
-from .. import settings
+from ..config import settings
 from .messages import OK, UsageError, complain
 
 TYPE_CHECKING = False
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     _require_operands(arguments)
     with _reloading(arguments, chosen):
-        from .. import server
+        from ..server import server
 
         return server.run_foreground(arguments.path, arguments.target, chosen, banner=_print_banner)
 
@@ -115,7 +115,7 @@ def start(arguments: argparse.Namespace | SimpleNamespace) -> int:
     """Start a server in the background and say where it is."""
     chosen, _ = _settings(arguments)
     _require_operands(arguments)
-    from .. import server
+    from ..server import server
 
     timeout = chosen.startup_timeout + 5.0 if arguments.timeout is None else arguments.timeout
     _say_started(arguments.path, server.start_daemon(
@@ -125,8 +125,8 @@ def start(arguments: argparse.Namespace | SimpleNamespace) -> int:
 
 def stop(arguments: argparse.Namespace) -> int:
     """Stop the server: gracefully, or at once, or gracefully for a while and then at once."""
-    from .. import server
     from ..errors import CallTimeout
+    from ..server import server
 
     path, timeout = arguments.path, arguments.timeout
     if not arguments.now or timeout is not None:
@@ -142,7 +142,7 @@ def stop(arguments: argparse.Namespace) -> int:
 
 def restart(arguments: argparse.Namespace) -> int:
     """Stop the server and start it with the settings that it had."""
-    from .. import server
+    from ..server import server
 
     _say_started(arguments.path, server.restart(arguments.path, arguments.timeout))
     return OK
@@ -150,7 +150,7 @@ def restart(arguments: argparse.Namespace) -> int:
 
 def reload(arguments: argparse.Namespace) -> int:
     """New workers with new code, while the old ones finish what they have."""
-    from .. import server
+    from ..server import server
 
     reply = server.reload(arguments.path)
     print(f"{arguments.path}: generation {reply.get('generation', '?')} serves")

@@ -35,7 +35,7 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
 
 def status(arguments: argparse.Namespace) -> int:
     """Ask the master and print its answer."""
-    from .. import server
+    from ..server import server
 
     facts = server.status(arguments.path, timeout=arguments.timeout or _STATUS_TIMEOUT)
     if arguments.json:

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the server until q or Ctrl-C."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(f"top needs a terminal: try `ipcsrv status {arguments.path}`")
-    from .. import server
+    from ..server import server
 
     facts = server.status(arguments.path)  # where no server is, say so and leave the terminal alone
     view = View(arguments.path, facts, arguments.interval)
@@ -77,7 +77,7 @@ class View:
 
     def look(self) -> None:
         """Ask the server how it is; one that is gone is said to be, and asked again next time."""
-        from .. import server
+        from ..server import server
 
         self._looked = True
         try:
@@ -113,18 +113,18 @@ class View:
             self._say(str(error))
 
     def _reload(self) -> None:
-        from .. import server
+        from ..server import server
 
         self._say("reloading ...")
         server.reload(self._path)
 
     def _scale(self, step: int) -> None:
-        from .. import server
+        from ..server import server
 
         server.scale(self._path, max(1, self._facts["workers_wanted"] + step))
 
     def _stacks(self) -> None:
-        from .. import control
+        from ..client import control
 
         control.request(self._path, "stacks")
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from ipcsrv import _platform
-from ipcsrv._platform import serving
-from ipcsrv._platform.serving import (
+from ipcsrv.platform import client as platform
+from ipcsrv.platform import server as serving
+from ipcsrv.platform.server import (
     DONTWAIT,
     END,
     READ,
@@ -33,7 +33,7 @@ from ipcsrv._platform.serving import (
 )
 
 PATIENCE = 30.0
-Connect = Callable[[], tuple[_platform.Stream, int]]
+Connect = Callable[[], tuple[platform.Stream, int]]
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def connect(sock_path: str) -> Iterator[Connect]:
     place.listen()
     streams = []
 
-    def make() -> tuple[_platform.Stream, int]:
-        stream = _platform.attempt(sock_path)
+    def make() -> tuple[platform.Stream, int]:
+        stream = platform.attempt(sock_path)
         streams.append(stream)
         assert place.listener is not None
         wait_for(place.listener)
@@ -157,7 +157,7 @@ def test_a_connection_is_writable_until_its_client_stops_reading_and_again_when_
     assert b"".join(parts) == data
 
 
-def _read_all(stream: _platform.Stream, parts: list[bytes]) -> None:
+def _read_all(stream: platform.Stream, parts: list[bytes]) -> None:
     while chunk := stream.recv(1 << 20):
         parts.append(chunk)
 

@@ -13,18 +13,20 @@ from typing import Any
 
 import pytest
 
-from ipcsrv import _platform, straight
-from ipcsrv import scoreboard as board
-from ipcsrv._platform import DONTWAIT, Stream, serving
-from ipcsrv.pktline import MAX_DATA, encode
+from ipcsrv.platform import client as platform
+from ipcsrv.platform import server as serving
+from ipcsrv.platform.client import DONTWAIT, Stream
+from ipcsrv.protocol.pktline import MAX_DATA, encode
 from ipcsrv.request import Request
-from ipcsrv.scoreboard import Scoreboard
-from ipcsrv.tally import SLOW_NS, Tally
+from ipcsrv.supervision import scoreboard as board
+from ipcsrv.supervision.scoreboard import Scoreboard
+from ipcsrv.worker import fastpath as straight
+from ipcsrv.worker.stats import SLOW_NS, Tally
 
 HOUR_NS = 3600 * 10**9
 NUMBER = 7  # of the master's copy of the connection
 MAKERS: dict[str, Callable[..., Any]] = {"python": straight.PurePath}
-if serving.compiled_path() is not None:
+if straight.compiled_path() is not None:
     MAKERS["compiled"] = straight.straight_path
 
 
@@ -71,7 +73,7 @@ def stage(request: pytest.FixtureRequest, sock_path: str) -> Iterator[Stage]:
     place = serving.Rendezvous(sock_path)
     place.claim({"pid": os.getpid()})
     place.listen()
-    stream = _platform.attempt(place.path)
+    stream = platform.attempt(place.path)
     poller = serving.poller()
     assert place.listener is not None
     poller.register(place.listener.fileno(), serving.READ)

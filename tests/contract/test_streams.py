@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ipcsrv import _platform
-from ipcsrv._deadline import Deadline
-from ipcsrv._platform import DONTWAIT, Stream, serving
+from ipcsrv.deadline import Deadline
 from ipcsrv.errors import CallTimeout, InvalidPath, NotListening, PathNotFound
+from ipcsrv.platform import client as platform
+from ipcsrv.platform import server as serving
+from ipcsrv.platform.client import DONTWAIT, Stream
 from ipcsrv.state import State
 
 PATIENCE = 20.0
@@ -47,7 +48,7 @@ def accepted(place: serving.Rendezvous) -> serving.Connection:
 @pytest.fixture
 def pair(rendezvous: serving.Rendezvous) -> Iterator[tuple[Stream, serving.Connection]]:
     """Both ends of a connection: the client's, the server's."""
-    stream = _platform.attempt(rendezvous.path)
+    stream = platform.attempt(rendezvous.path)
     connection = accepted(rendezvous)
     yield stream, connection
     stream.close()
@@ -59,21 +60,21 @@ def pair(rendezvous: serving.Rendezvous) -> Iterator[tuple[Stream, serving.Conne
 
 def test_an_attempt_at_a_missing_path_says_so(sock_path: str) -> None:
     with pytest.raises(PathNotFound):
-        _platform.attempt(sock_path)
+        platform.attempt(sock_path)
 
 
 def test_a_missing_path_is_waited_for_only_if_asked(sock_path: str) -> None:
     with pytest.raises(PathNotFound):
-        _platform.connect(sock_path, Deadline(10.0))
+        platform.connect(sock_path, Deadline(10.0))
     with pytest.raises(PathNotFound):
-        _platform.connect(sock_path, Deadline(0.1), wait_if_not_found=True)
+        platform.connect(sock_path, Deadline(0.1), wait_if_not_found=True)
 
 
 def test_a_server_that_starts_meanwhile_is_reached(sock_path: str) -> None:
     streams: list[Stream] = []
 
     def connect() -> None:
-        streams.append(_platform.connect(sock_path, Deadline(PATIENCE), wait_if_not_found=True))
+        streams.append(platform.connect(sock_path, Deadline(PATIENCE), wait_if_not_found=True))
 
     client = threading.Thread(target=connect)
     client.start()
@@ -88,15 +89,15 @@ def test_a_server_that_starts_meanwhile_is_reached(sock_path: str) -> None:
 def test_an_empty_path_and_one_with_nul_are_invalid() -> None:
     for path in ("", "a\0b"):
         with pytest.raises(InvalidPath):
-            _platform.attempt(path)
+            platform.attempt(path)
 
 
 def test_the_states_of_a_path(sock_path: str, rendezvous: serving.Rendezvous) -> None:
-    assert _platform.probe(sock_path + "x") is State.PATH_NOT_FOUND
-    assert _platform.probe(sock_path) is State.LISTENING
-    assert _platform.probe("") is State.INVALID_PATH
+    assert platform.probe(sock_path + "x") is State.PATH_NOT_FOUND
+    assert platform.probe(sock_path) is State.LISTENING
+    assert platform.probe("") is State.INVALID_PATH
     rendezvous.close()
-    assert _platform.probe(sock_path) is State.PATH_NOT_FOUND
+    assert platform.probe(sock_path) is State.PATH_NOT_FOUND
 
 
 def test_a_full_server_is_waited_for_until_the_deadline(sock_path: str) -> None:
@@ -107,11 +108,11 @@ def test_a_full_server_is_waited_for_until_the_deadline(sock_path: str) -> None:
     try:
         with pytest.raises((BlockingIOError, NotListening)):
             for _ in range(100):
-                streams.append(_platform.attempt(sock_path))
+                streams.append(platform.attempt(sock_path))
         with pytest.raises(CallTimeout):
-            _platform.connect(sock_path, Deadline(0.1))
+            platform.connect(sock_path, Deadline(0.1))
         with pytest.raises(NotListening):
-            _platform.connect(sock_path, Deadline(10.0), wait_if_busy=False)
+            platform.connect(sock_path, Deadline(10.0), wait_if_busy=False)
     finally:
         for stream in streams:
             stream.close()
@@ -125,8 +126,8 @@ def test_a_full_server_is_reached_once_it_accepts(sock_path: str) -> None:
     streams = []
     with pytest.raises((BlockingIOError, NotListening)):
         for _ in range(100):
-            streams.append(_platform.attempt(sock_path))
-    reached = threading.Thread(target=lambda: streams.append(_platform.connect(sock_path, Deadline(PATIENCE))))
+            streams.append(platform.attempt(sock_path))
+    reached = threading.Thread(target=lambda: streams.append(platform.connect(sock_path, Deadline(PATIENCE))))
     reached.start()
     wanted = len(streams) + 1
     connections = [accepted(place) for _ in range(wanted)]
@@ -250,20 +251,20 @@ def test_a_stream_can_be_closed_twice(pair: tuple[Stream, serving.Connection]) -
 def test_what_comes_on_a_foreign_pipe_is_read_within_a_deadline() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"here")
-    assert _platform.read_within(reading, 100, Deadline(PATIENCE)) == b"here"
+    assert platform.read_within(reading, 100, Deadline(PATIENCE)) == b"here"
     os.write(writing, b"again")
-    assert _platform.read_within(reading, 100, Deadline(None)) == b"again"
+    assert platform.read_within(reading, 100, Deadline(None)) == b"again"
     os.close(writing)
-    assert _platform.read_within(reading, 100, Deadline(PATIENCE)) == b""
+    assert platform.read_within(reading, 100, Deadline(PATIENCE)) == b""
     os.close(reading)
     with pytest.raises(OSError):
-        _platform.read_within(reading, 100, Deadline(PATIENCE))
+        platform.read_within(reading, 100, Deadline(PATIENCE))
 
 
 def test_a_foreign_pipe_on_which_nothing_comes_times_out() -> None:
     reading, writing = os.pipe()
     with pytest.raises(TimeoutError):
-        _platform.read_within(reading, 100, Deadline(0.05))
+        platform.read_within(reading, 100, Deadline(0.05))
     os.close(writing)
     os.close(reading)
 
@@ -277,7 +278,7 @@ def test_each_end_knows_the_other_by_process_and_user(pair: tuple[Stream, servin
     assert connection.recv(1) == b"x"
     for peer in (stream.peer(), connection.peer()):
         assert peer.pid == os.getpid()
-        assert _platform.trusted(peer, ())
+        assert platform.trusted(peer, ())
         assert pickle.loads(pickle.dumps(peer)) == peer
     assert serving.Admission().admits(connection)
 
@@ -285,13 +286,13 @@ def test_each_end_knows_the_other_by_process_and_user(pair: tuple[Stream, servin
 def test_a_stranger_is_trusted_only_by_name(pair: tuple[Stream, serving.Connection]) -> None:
     own = pair[0].peer()
     stranger = type(own)(1, "S-1-5-21-1-2-3-4" if isinstance(own.uid, str) else 64321, None)
-    assert not _platform.trusted(stranger, ())
-    assert _platform.trusted(stranger, (str(stranger.uid),))
-    assert not _platform.trusted(stranger, ("no-such-user-anywhere",))
+    assert not platform.trusted(stranger, ())
+    assert platform.trusted(stranger, (str(stranger.uid),))
+    assert not platform.trusted(stranger, ("no-such-user-anywhere",))
 
 
 def test_the_runtime_folder_is_there_and_private(tmp_path: object) -> None:
-    folder = _platform.runtime_folder(os.path.join(str(tmp_path), "mine"))
+    folder = platform.runtime_folder(os.path.join(str(tmp_path), "mine"))
     assert os.path.isdir(folder)
     with pytest.raises(InvalidPath):
-        _platform.runtime_folder("relative")
+        platform.runtime_folder("relative")

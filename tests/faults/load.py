@@ -30,8 +30,8 @@ import pytest
 import support
 
 import ipcsrv
-from ipcsrv._platform import serving
 from ipcsrv.errors import Progress
+from ipcsrv.platform import server as serving
 
 PROMPT = 1.0  # seconds within which a failure has to reach the client
 

@@ -18,7 +18,7 @@ from conftest import ServerFactory
 from faults import load
 
 import ipcsrv
-from ipcsrv import pktline
+from ipcsrv.protocol import pktline
 
 SEED = 20_240_901
 

@@ -13,7 +13,7 @@ from conftest import ServerFactory
 from faults import load
 
 import ipcsrv
-from ipcsrv._platform import serving
+from ipcsrv.platform import server as serving
 
 Background = Callable[[Callable[[], object]], load.Future]
 workers_finish = pytest.mark.skipif(support.workers_end_with_master, reason="the system ends workers with their master")

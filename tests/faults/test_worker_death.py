@@ -15,7 +15,7 @@ from conftest import ServerFactory
 from faults import load
 
 import ipcsrv
-from ipcsrv._platform import serving
+from ipcsrv.platform import server as serving
 
 Background = Callable[[Callable[[], object]], load.Future]
 

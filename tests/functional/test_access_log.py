@@ -138,9 +138,9 @@ def test_of_many_clients_and_workers_every_request_has_one_whole_line(server: Se
 
 
 def test_off_there_is_not_a_line_and_not_a_byte_of_its_code_in_the_worker() -> None:
-    from ipcsrv.access import LoggingWorker, worker_for
-    from ipcsrv.settings import make
-    from ipcsrv.worker import Worker
+    from ipcsrv.config.settings import make
+    from ipcsrv.worker.access_log import LoggingWorker, worker_for
+    from ipcsrv.worker.loop import Worker
 
     assert worker_for(make()) is Worker
     assert worker_for(make(access_log=True, log_level="warning")) in (Worker, LoggingWorker)  # as logging is set up
@@ -157,7 +157,7 @@ handler = logging.StreamHandler(sys.stdout)
 handler.setFormatter(Fields())
 logging.basicConfig(handlers=[handler], level=logging.INFO)
 import ipcsrv
-from ipcsrv import control
+from ipcsrv.client import control
 path = sys.argv[1]
 if not os.fork():
     while ipcsrv.active_state(path) is not ipcsrv.State.LISTENING:

@@ -19,10 +19,11 @@ from strangers import NOBODY, needs_other_users, run_as, running_as
 if sys.platform == "win32":
     pytest.skip("what is asserted is what Unix says of paths", allow_module_level=True)
 
-from ipcsrv._platform import inspection, posix_inspection
-from ipcsrv._platform.findings import Finding, Level, failure, ok
-from ipcsrv._platform.posix_inspection import Mount
 from ipcsrv.cli import doctor, main
+from ipcsrv.platform import inspection
+from ipcsrv.platform.findings import Finding, Level, failure, ok
+from ipcsrv.platform.unix import inspection as posix_inspection
+from ipcsrv.platform.unix.inspection import Mount
 
 LINE = re.compile(r"(OK|warning|failure) +(\S+(?: \S+)*?) {2,}(.*)")
 
@@ -179,7 +180,7 @@ def test_a_folder_that_one_may_only_read_is_a_warning() -> None:
     source = """
 print([finding.level.value for finding in place(arguments[0]) if finding.subject == "folder"])
 """
-    imports = "ipcsrv._platform.inspection, pwd\nfrom ipcsrv._platform.posix_inspection import place"
+    imports = "ipcsrv.platform.inspection, pwd\nfrom ipcsrv.platform.unix.inspection import place"
     assert run_as(source, "/usr/s", imports=imports) == "['warning']\n"
 
 

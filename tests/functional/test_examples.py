@@ -39,7 +39,7 @@ def test_a_client_asks_a_running_server(folder: str, server) -> None:
 
 def test_a_client_starts_its_server_once(folder: str) -> None:
     os.mkdir("r", 0o700)
-    stop = "import ipcsrv.server; ipcsrv.server.stop(ipcsrv.default_path('words'))"
+    stop = "import ipcsrv; ipcsrv.stop(ipcsrv.default_path('words'))"
     try:
         assert run("autostart.py", "to be or not to be") == ANSWER
         assert run("autostart.py", "to be or not to be") == ANSWER

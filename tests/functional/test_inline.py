@@ -15,7 +15,7 @@ import support
 from conftest import ServerFactory
 
 import ipcsrv
-from ipcsrv import control
+from ipcsrv.client import control
 
 
 @pytest.mark.usefixtures("leaves_nothing")

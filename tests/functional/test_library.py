@@ -15,8 +15,8 @@ import support
 from conftest import ServerFactory
 
 import ipcsrv
-from ipcsrv._platform import serving
 from ipcsrv.errors import HandlerImportError, Progress
+from ipcsrv.platform import server as serving
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
 

@@ -14,7 +14,7 @@ import support
 from conftest import ServerFactory
 
 import ipcsrv
-from ipcsrv import control
+from ipcsrv.client import control
 
 posix_only = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="an open file cannot be renamed here")
 
@@ -129,7 +129,7 @@ if not client:
         ipcsrv.call(path, b"loud", timeout=10)
     except ipcsrv.HandlerError:
         pass
-    from ipcsrv import control
+    from ipcsrv.client import control
     control.request(path, "stop")
     os._exit(0)
 ipcsrv.serve(path, "handlers_for_tests:raise_error", workers=1)

@@ -80,7 +80,7 @@ def test_the_client_that_starts_its_server_gets_its_answer(folder: Path) -> None
         assert run_program(source) == '[["to", 2], ["be", 2]]\n'
         assert run_program(source) == '[["to", 2], ["be", 2]]\n'  # the second finds it running
     finally:
-        stop = source.partition("ipcsrv.ensure_running")[0] + "from ipcsrv import server; server.stop(path)"
+        stop = source.partition("ipcsrv.ensure_running")[0] + "ipcsrv.stop(path)"
         run_program(stop)
 
 

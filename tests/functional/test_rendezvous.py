@@ -34,8 +34,8 @@ def make_stale_socket(path: str) -> None:
 RACE = """
 import os, sys
 from ipcsrv import IpcError, errors
-from ipcsrv.server import serve
-import ipcsrv.master, multiprocessing, filelock
+from ipcsrv.server.server import serve
+import ipcsrv.master.master, multiprocessing, filelock
 
 path, count = sys.argv[1], int(sys.argv[2])
 gate, open_gate = os.pipe()
@@ -57,8 +57,8 @@ print(*losers, flush=True)
 sys.stdin.read()
 import ipcsrv
 answer = ipcsrv.call(path, b"", timeout=20, wait_if_not_found=True).decode()
-print(answer, ipcsrv.server.status(path)["pid"] in pids, flush=True)
-ipcsrv.server.stop(path)
+print(answer, ipcsrv.status(path)["pid"] in pids, flush=True)
+ipcsrv.stop(path)
 print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 

@@ -98,7 +98,7 @@ def test_a_failed_reload_is_the_last_error_and_changes_nothing_else(server: Serv
     running = server("fleeting:handle", "--workers", "1", "--chdir", str(tmp_path))
     (tmp_path / "fleeting.py").write_text("raise RuntimeError('not today')\n")
     with pytest.raises(ipcsrv.IpcError):
-        ipcsrv.server.reload(running.path)
+        ipcsrv.reload(running.path)
     facts = status(running)
     assert (facts["generation"], facts["state"], facts["totals"]["worker_restarts"]) == (1, "running", 0)
     assert "fleeting" in facts["last_error"]["text"]

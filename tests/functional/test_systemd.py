@@ -232,14 +232,14 @@ def test_a_socket_at_another_path_is_refused_for_its_clients_would_wait_for_ever
 
 
 def test_descriptors_meant_for_another_process_are_left_alone(supervisor: Supervisor, sock_dir: str) -> None:
-    import ipcsrv.systemd as systemd
+    import ipcsrv.master.systemd as systemd
 
     environ = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid() + 1), "LISTEN_FDNAMES": "ipcsrv"}
     assert systemd.take_listener(os.path.join(sock_dir, "s"), environ) is None
 
 
 def test_a_library_leaves_its_callers_sockets_alone(sock_dir: str) -> None:
-    import ipcsrv.systemd as systemd
+    import ipcsrv.master.systemd as systemd
 
     environ = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "web"}
     assert systemd.take_listener(os.path.join(sock_dir, "s"), environ, strict=False) is None
@@ -247,7 +247,7 @@ def test_a_library_leaves_its_callers_sockets_alone(sock_dir: str) -> None:
 
 
 def test_an_abstract_address_is_understood_and_none_is_silence() -> None:
-    from ipcsrv.systemd import Notifier, take_notifier
+    from ipcsrv.master.systemd import Notifier, take_notifier
 
     name = f"ipcsrv-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
@@ -275,8 +275,8 @@ def unit(name: str) -> configparser.ConfigParser:
 
 
 def test_the_unit_files_fit_each_other_and_the_command_line() -> None:
-    from ipcsrv.settings import make
-    from ipcsrv.systemd import NAME
+    from ipcsrv.config.settings import make
+    from ipcsrv.master.systemd import NAME
 
     listen, serve = unit("words.socket")["Socket"], unit("words.service")["Service"]
     command = serve["ExecStart"].split()

@@ -70,8 +70,8 @@ def test_a_start_that_raises_fails_the_request_and_an_end_that_raises_does_not(h
 
 
 def test_without_hooks_the_handler_is_called_directly() -> None:
-    from ipcsrv.hooks import between_hooks
-    from ipcsrv.settings import make
+    from ipcsrv.config.settings import make
+    from ipcsrv.worker.hooks import between_hooks
 
     assert between_hooks(len, make()) is len
 

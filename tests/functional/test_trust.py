@@ -29,8 +29,9 @@ from ipcsrv import errors
 if sys.platform == "win32":
     pytest.skip("Unix users, modes and descriptors", allow_module_level=True)
 
-from ipcsrv._platform import posix_rendezvous, posix_serving
-from ipcsrv._platform.posix_rendezvous import Rendezvous
+from ipcsrv.platform.unix import rendezvous as posix_rendezvous
+from ipcsrv.platform.unix import server as posix_serving
+from ipcsrv.platform.unix.rendezvous import Rendezvous
 
 needs_proc = pytest.mark.skipif(not support.have_proc, reason="reads /proc")
 PACKAGE = Path(ipcsrv.__file__).parent
@@ -142,7 +143,9 @@ if os.fork() == 0:
     os._exit(0)
 ipcsrv.serve(arguments[0], handlers_for_tests.peer, workers=1, start_method="fork")
 """
-SERVE_IMPORTS = "ctypes, handlers_for_tests, filelock, multiprocessing.popen_fork, ipcsrv.server, ipcsrv.master"
+SERVE_IMPORTS = (
+    "ctypes, handlers_for_tests, filelock, multiprocessing.popen_fork, ipcsrv.server.server, ipcsrv.master.master"
+)
 
 
 @needs_other_users
@@ -434,7 +437,7 @@ def test_a_link_put_in_the_place_of_a_running_servers_log_is_not_followed(
 def test_a_dead_socket_of_another_user_is_reported(shared_dir: str, sock_path: str) -> None:
     run_as("socket.socket(socket.AF_UNIX).bind(arguments[0])", sock_path)
     start = """
-from ipcsrv._platform.posix_rendezvous import Rendezvous
+from ipcsrv.platform.unix.rendezvous import Rendezvous
 place = Rendezvous(arguments[0])
 try:
     place.claim({})
@@ -444,7 +447,7 @@ except ipcsrv.IpcError as error:
 finally:
     place.close()
 """
-    said = run_as(start, sock_path, uid=OTHER, gid=OTHER, imports="filelock, ipcsrv._platform.posix_rendezvous")
+    said = run_as(start, sock_path, uid=OTHER, gid=OTHER, imports="filelock, ipcsrv.platform.unix.rendezvous")
     assert sock_path in said
     assert os.listdir(shared_dir) == ["s"]
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import ipcsrv
 from ipcsrv.errors import HandlerError
-from ipcsrv.pktline import MAX_DATA, Decoder, encode
+from ipcsrv.protocol.pktline import MAX_DATA, Decoder, encode
 
 SIZES = [0, 1, 4, 1000, MAX_DATA - 1, MAX_DATA, MAX_DATA + 1, 3 * MAX_DATA + 17, 2_000_000]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipcsrv.errors import ProtocolError
-from ipcsrv.exchange import (
+from ipcsrv.protocol.exchange import (
     ClientExchange,
     Failed,
     PeerClosed,
@@ -15,7 +15,7 @@ from ipcsrv.exchange import (
     ServerExchange,
     Truncated,
 )
-from ipcsrv.pktline import Decoder, decode_exact, encode
+from ipcsrv.protocol.pktline import Decoder, decode_exact, encode
 
 FULL = b"x" * 65516
 

@@ -27,7 +27,7 @@ sys.path[:0] = [os.fspath(TESTS), os.fspath(TESTS.parent)]
 import support  # noqa: E402
 
 import ipcsrv  # noqa: E402
-from ipcsrv import control  # noqa: E402
+from ipcsrv.client import control  # noqa: E402
 
 SHIFTS = 6  # servers a day
 NOBODY = {"waiting": 0, "parked": 0}

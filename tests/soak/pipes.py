@@ -26,7 +26,7 @@ sys.path[:0] = [os.fspath(TESTS), os.fspath(TESTS.parent)]
 import support  # noqa: E402
 
 import ipcsrv  # noqa: E402
-from ipcsrv._platform import lifecycle  # noqa: E402
+from ipcsrv.platform import lifecycle  # noqa: E402
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
 ROUNDS = int(os.environ.get("SOAK_ROUNDS", "5"))
@@ -206,7 +206,7 @@ def starts() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    from ipcsrv import server
+    from ipcsrv.server import server
 
     status: Any = server.status(path)
     left = [_winapi.OpenProcess(0x00100000, False, worker["pid"]) for worker in status["workers"]]

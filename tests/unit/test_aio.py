@@ -14,8 +14,8 @@ from fake_server import FLUSH, answer, echo, message, packet, read_exactly, read
 from support import nothing_leaked
 
 import ipcsrv
-from ipcsrv import State, aio
-from ipcsrv._platform import posix
+from ipcsrv import State
+from ipcsrv.client import aio
 from ipcsrv.errors import (
     CallTimeout,
     ConnectionLost,
@@ -30,6 +30,7 @@ from ipcsrv.errors import (
     TooLarge,
     Untrusted,
 )
+from ipcsrv.platform.unix import client as posix
 
 SIZES = [0, 1, 65516, 65517, 3_000_000]
 SHORT = 0.3  # seconds that a test waits for nothing; a busy machine does within them what comes before
@@ -159,7 +160,7 @@ async def test_a_socket_with_small_buffers_takes_a_request_bit_by_bit(
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return stream
 
-    monkeypatch.setattr("ipcsrv._platform.attempt", attempt_small)
+    monkeypatch.setattr("ipcsrv.platform.client.attempt", attempt_small)
     with serving(sock_path, echo):
         async with aio.connect(sock_path) as connection:
             for size in (60_000, 500_000, 60_000):
@@ -356,7 +357,7 @@ async def test_a_missing_path_is_waited_for_while_the_loop_runs_on(sock_path: st
 @in_a_loop
 async def test_an_untrusted_server_is_sent_nothing(sock_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     received = []
-    monkeypatch.setattr("ipcsrv._platform.trusted", lambda peer, trust: False)  # who is trusted: test_client
+    monkeypatch.setattr("ipcsrv.platform.client.trusted", lambda peer, trust: False)  # who is trusted: test_client
     with serving(sock_path, lambda connection: received.append(connection.recv(100))), pytest.raises(Untrusted):
         await aio.call(sock_path, b"secret")
     assert received == [b""]

@@ -22,7 +22,7 @@ from sample_status import STATUS
 
 from ipcsrv import errors
 from ipcsrv.cli import _commands, _metrics, _parser, _simple, _simple_start, _text, main, messages, showing
-from ipcsrv.settings import TABLE
+from ipcsrv.config.settings import TABLE
 
 OPERANDS = {"PATH": "./s", "MODULE:HANDLER": "zlib:compress", "MODULE:MAIN": "app:main", "SHELL": "bash"}
 
@@ -168,7 +168,7 @@ def test_every_command_explains_itself_within_80_columns(
 
 
 def test_the_help_of_run_shows_every_setting_with_its_default_and_unit(capsys: pytest.CaptureFixture[str]) -> None:
-    from ipcsrv.settings import TABLE
+    from ipcsrv.config.settings import TABLE
 
     main(["run", "--help"])
     shown = " ".join(capsys.readouterr().out.split())

@@ -99,7 +99,7 @@ def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_goes_away_is_said_to_be_gone_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ipcsrv import server
+    from ipcsrv.server import server
 
     def gone(path: str) -> dict[str, Any]:
         raise NotListening(path)

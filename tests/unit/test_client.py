@@ -19,9 +19,7 @@ from support import nothing_leaked
 
 import ipcsrv
 from ipcsrv import State
-from ipcsrv._deadline import Deadline
-from ipcsrv._platform import posix
-from ipcsrv._platform.attempts import Attempts
+from ipcsrv.deadline import Deadline
 from ipcsrv.errors import (
     CallTimeout,
     ConnectionLost,
@@ -39,6 +37,8 @@ from ipcsrv.errors import (
     TooLarge,
     Untrusted,
 )
+from ipcsrv.platform.attempts import Attempts
+from ipcsrv.platform.unix import client as posix
 
 NOBODY = 65534
 SIZES = [0, 1, 4, 65515, 65516, 65517, 131032, 3_000_000]
@@ -212,7 +212,7 @@ def test_a_socket_with_small_buffers_takes_a_request_bit_by_bit(
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return stream
 
-    monkeypatch.setattr("ipcsrv._platform.connect", connect_small)
+    monkeypatch.setattr("ipcsrv.platform.client.connect", connect_small)
     with serving(sock_path, echo), ipcsrv.connect(sock_path) as connection:
         for _ in range(3):
             assert connection.call(pattern(size)) == pattern(size)

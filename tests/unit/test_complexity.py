@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ipcsrv import complexity
+from ipcsrv.cli import complexity
 
 
 def report(source: str | bytes) -> Any:

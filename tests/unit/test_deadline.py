@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ipcsrv._deadline import Deadline
+from ipcsrv.deadline import Deadline
 
 
 class Clock:

@@ -180,7 +180,7 @@ def test_a_failure_reply_becomes_the_error_of_its_code(code, cls):
 def test_what_the_client_needs_imports_nothing_beyond_itself():
     script = (
         "import sys, time; before = set(sys.modules)\n"
-        "import ipcsrv.errors, ipcsrv._deadline, ipcsrv.peer, ipcsrv.pktline, ipcsrv.exchange\n"
+        "import ipcsrv.errors, ipcsrv.deadline, ipcsrv.peer, ipcsrv.protocol.pktline, ipcsrv.protocol.exchange\n"
         "print(sorted(name for name in set(sys.modules) - before if not name.startswith('ipcsrv')))"
     )
     result = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipcsrv import exchange
 from ipcsrv.errors import LocalProtocolError, Progress, ProtocolError, TooLarge
-from ipcsrv.exchange import (
+from ipcsrv.protocol import exchange
+from ipcsrv.protocol.exchange import (
     ClientExchange,
     Failed,
     Lost,
@@ -22,7 +22,7 @@ from ipcsrv.exchange import (
     failure_packet,
     parse_failure,
 )
-from ipcsrv.pktline import FLUSH, MAX_DATA, encode, encode_data
+from ipcsrv.protocol.pktline import FLUSH, MAX_DATA, encode, encode_data
 
 WHOLE = 1 << 30
 CUTS = [WHOLE, 1, 3, 7]

@@ -104,4 +104,4 @@ def test_the_client_does_not_load_the_server() -> None:
     )
     server_side = {"master", "worker", "server", "handlers", "settings", "spawner", "control", "request"}
     assert not loaded & {f"ipcsrv.{name}" for name in server_side}
-    assert "ipcsrv._platform.serving" not in loaded
+    assert "ipcsrv.platform.server" not in loaded

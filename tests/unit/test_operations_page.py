@@ -7,7 +7,7 @@ import re
 import support
 
 from ipcsrv import errors
-from ipcsrv.master import _SIGNALS
+from ipcsrv.master.master import _SIGNALS
 
 PAGE = (support.ROOT / "docs" / "operations.md").read_text()
 
@@ -26,7 +26,7 @@ def test_every_exit_status_of_a_server_is_in_the_table() -> None:
 
 
 def test_every_outcome_of_the_access_log_is_named() -> None:
-    from ipcsrv.access import OUTCOMES
+    from ipcsrv.worker.access_log import OUTCOMES
 
     assert all(f"`{outcome}`" in PAGE for outcome in OUTCOMES.values())
 

@@ -9,7 +9,7 @@ import pytest
 from support import run_python
 
 from ipcsrv import InvalidPath, default_path
-from ipcsrv._platform import posix_folder
+from ipcsrv.platform.unix import folder as posix_folder
 
 OTHER = 12345
 

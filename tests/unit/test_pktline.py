@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipcsrv.errors import ProtocolError, TooLarge
-from ipcsrv.pktline import FLUSH, MAX_DATA, MAX_PACKET, Assembly, Decoder, decode_exact, encode, encode_data
+from ipcsrv.protocol.pktline import FLUSH, MAX_DATA, MAX_PACKET, Assembly, Decoder, decode_exact, encode, encode_data
 
 SIZES = [0, 1, 4, 100, 2047, 2048, MAX_DATA - 1, MAX_DATA, MAX_DATA + 1, 2 * MAX_DATA, 2 * MAX_DATA + 1, 300_000]
 

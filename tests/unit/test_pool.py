@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ipcsrv.pool import (
+from ipcsrv.supervision.supervisor import (
     Command,
     DumpStacks,
     EndGeneration,

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ipcsrv.pool import (
+from ipcsrv.supervision.supervisor import (
     Command,
     DumpStacks,
     EndGeneration,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipcsrv import scoreboard
-from ipcsrv.scoreboard import (
+from ipcsrv.supervision import scoreboard
+from ipcsrv.supervision.scoreboard import (
     BYTES_IN,
     HANDLER,
     HISTOGRAM_BUCKETS,

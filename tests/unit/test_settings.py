@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import support
 
-from ipcsrv import _values, settings
-from ipcsrv._settings_page import page
 from ipcsrv.cli import main
+from ipcsrv.config import settings
+from ipcsrv.config import values as _values
+from ipcsrv.config.settings_page import page
 from ipcsrv.errors import SettingsError
 
 # A value of each setting that is not its default: as a keyword, and as the text of a flag, a variable and TOML.
@@ -269,8 +270,9 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_the_page_of_settings_is_what_the_table_says() -> None:
     written = (support.ROOT / "docs" / "settings.md").read_text()
-    assert written == page(), "run: python -m ipcsrv.settings > docs/settings.md"
-    assert support.run_python("import runpy; runpy.run_module('ipcsrv.settings', run_name='__main__')") == written
+    assert written == page(), "run: python -m ipcsrv.config.settings > docs/settings.md"
+    program = "import runpy; runpy.run_module('ipcsrv.config.settings', run_name='__main__')"
+    assert support.run_python(program) == written
 
 
 def test_the_page_names_every_setting_with_its_flag_and_variable() -> None:

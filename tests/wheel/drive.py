@@ -36,7 +36,7 @@ def check_package() -> None:
     requires = importlib.metadata.requires("ipcsrv") or []
     assert [name for name in requires if "extra ==" not in name] == ["filelock>=3.30"], requires
     if os.name == "posix" and any(map(shutil.which, ("cc", "gcc", "clang"))):
-        importlib.import_module("ipcsrv._platform._straight")
+        importlib.import_module("ipcsrv.worker._fastpath")
 
 
 def check_command(command: list[str], folder: str) -> None:

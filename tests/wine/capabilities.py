@@ -87,7 +87,7 @@ def _is_raised_in(error: BaseException, prefix: str) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = "" if trace is None else trace.tb_frame.f_code.co_filename
-    return Path(where).name.startswith(prefix) and Path(where).parent.name == "_platform"
+    return Path(where).name.startswith(prefix) and Path(where).parent.parent.name == "platform"
 
 
 class ProbedModule(pytest.Module):

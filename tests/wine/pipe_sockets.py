@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from ipcsrv import _platform
-from ipcsrv._deadline import Deadline
-from ipcsrv._platform.windows_pipe import DONTWAIT, give_up, wait_any, wait_readable
+from ipcsrv.deadline import Deadline
 from ipcsrv.errors import CallTimeout, IpcError, NotListening, PathNotFound
+from ipcsrv.platform import client as platform
+from ipcsrv.platform.windows.pipe import DONTWAIT, give_up, wait_any, wait_readable
 
 AF_UNIX = 1  # as on Linux
 
@@ -36,7 +36,7 @@ class PipeSocket:
     def connect(self, path: str) -> None:
         """Open the pipe that stands for the path."""
         try:
-            self._stream = _platform.connect(path, Deadline(self._timeout))
+            self._stream = platform.connect(path, Deadline(self._timeout))
         except CallTimeout:
             raise BlockingIOError(f"{path} is busy") from None
         except PathNotFound as error:

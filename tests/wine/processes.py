@@ -12,7 +12,7 @@ import os
 import time
 from ctypes.wintypes import BOOL, DWORD, HANDLE, LONG, MAX_PATH
 
-from ipcsrv._platform.win32 import declare_kernel32
+from ipcsrv.platform.windows.win32 import declare_kernel32
 
 _SNAPSHOT_OF_PROCESSES = 2
 _SYNCHRONIZE = 0x00100000

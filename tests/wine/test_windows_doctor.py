@@ -13,7 +13,8 @@ import support
 if sys.platform != "win32":
     pytest.skip("for Windows", allow_module_level=True)
 
-from ipcsrv._platform import inspection, win32
+from ipcsrv.platform import inspection
+from ipcsrv.platform.windows import win32
 
 
 def examined(path: str, status: int = 0) -> str:

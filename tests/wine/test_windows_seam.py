@@ -24,12 +24,16 @@ import _winapi
 import asyncio
 
 import ipcsrv
-from ipcsrv import _platform
-from ipcsrv._deadline import Deadline
-from ipcsrv._platform import lifecycle, serving, win32, windows_handover, windows_queue
-from ipcsrv._platform.windows import PIPE_NAME_LIMIT, pipe_name
-from ipcsrv._platform.windows_rendezvous import Listener, pipe_sddl
+from ipcsrv.deadline import Deadline
 from ipcsrv.errors import AddressInUse, InvalidPath, SettingsError, StartError
+from ipcsrv.platform import client as platform
+from ipcsrv.platform import lifecycle
+from ipcsrv.platform import server as serving
+from ipcsrv.platform.windows import handover as windows_handover
+from ipcsrv.platform.windows import queue as windows_queue
+from ipcsrv.platform.windows import win32
+from ipcsrv.platform.windows.client import PIPE_NAME_LIMIT, pipe_name
+from ipcsrv.platform.windows.rendezvous import Listener, pipe_sddl
 from ipcsrv.state import State
 
 PATIENCE = 30.0
@@ -65,12 +69,12 @@ def test_a_name_has_at_most_256_characters() -> None:
     assert len(pipe_name("C:\\" + "x" * room)) == PIPE_NAME_LIMIT
     with pytest.raises(InvalidPath, match="257 characters"):
         pipe_name("C:\\" + "x" * (room + 1))
-    assert _platform.probe("C:\\" + "x" * 300) is State.INVALID_PATH
+    assert platform.probe("C:\\" + "x" * 300) is State.INVALID_PATH
 
 
 def test_case_makes_no_difference_to_a_connect(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
-    assert _platform.probe(sock_path.upper()) is State.LISTENING
+    assert platform.probe(sock_path.upper()) is State.LISTENING
     listener.close()
 
 
@@ -79,7 +83,7 @@ def test_case_makes_no_difference_to_a_connect(sock_path: str) -> None:
 
 def test_owner_and_system_alone_have_access(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
-    with _platform.attempt(sock_path) as stream:
+    with platform.attempt(sock_path) as stream:
         sddl = win32.sddl_of_pipe(stream.fileno())
         own = win32.own_sid()
         assert sddl == f"O:{own}D:P(A;;GA;;;{own})(A;;GA;;;SY)" or sddl == f"O:{own}D:P(A;;FA;;;{own})(A;;FA;;;SY)"
@@ -90,7 +94,7 @@ def test_owner_and_system_alone_have_access(sock_path: str) -> None:
 def test_allow_lets_others_talk_but_not_add_instances(sock_path: str) -> None:
     other = "S-1-5-21-1-2-3-1001"
     listener = Listener(sock_path, pipe_sddl([other]))
-    with _platform.attempt(sock_path) as stream:
+    with platform.attempt(sock_path) as stream:
         sddl = win32.sddl_of_pipe(stream.fileno())
     assert f"(A;;0x12019b;;;{other})" in sddl.lower().replace("s-1-", "S-1-").replace("a;;", "A;;")
     listener.close()
@@ -105,7 +109,7 @@ def test_allow_names_windows_users_or_is_refused(entry: str) -> None:
 
 def test_a_client_is_known_by_its_process_or_by_becoming_it(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
-    with _platform.attempt(sock_path) as stream:
+    with platform.attempt(sock_path) as stream:
         stream.send(b"x")
         with serving.Connection(listener.accept()) as connection:
             assert connection.recv(1) == b"x"
@@ -129,11 +133,11 @@ def test_a_pipe_of_another_program_is_an_address_in_use(sock_path: str) -> None:
 
 def test_a_client_that_holds_on_to_a_dead_server_does_not_keep_the_next_from_the_path(sock_path: str) -> None:
     first = Listener(sock_path, pipe_sddl())
-    stream = _platform.attempt(sock_path)
+    stream = platform.attempt(sock_path)
     connection = first.accept()
     first.close()
     second = Listener(sock_path, pipe_sddl())  # beside the remains, which are ours by owner and access list
-    with _platform.attempt(sock_path):
+    with platform.attempt(sock_path):
         assert second.depth() == 1
     second.close()
     stream.close()
@@ -142,7 +146,7 @@ def test_a_client_that_holds_on_to_a_dead_server_does_not_keep_the_next_from_the
 
 def test_the_remains_of_another_server_are_left_alone(sock_path: str) -> None:
     first = Listener(sock_path, pipe_sddl(["S-1-1-0"]))
-    stream = _platform.attempt(sock_path)
+    stream = platform.attempt(sock_path)
     connection = first.accept()
     first.close()
     with pytest.raises(AddressInUse):
@@ -153,11 +157,11 @@ def test_the_remains_of_another_server_are_left_alone(sock_path: str) -> None:
 
 def test_who_came_before_a_withdrawal_can_be_accepted_and_nobody_after(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
-    streams = [_platform.attempt(sock_path) for _ in range(3)]
+    streams = [platform.attempt(sock_path) for _ in range(3)]
     listener.refuse()
     assert listener.refuses()
     with pytest.raises(BlockingIOError):
-        _platform.attempt(sock_path)
+        platform.attempt(sock_path)
     connections = [listener.accept() for _ in streams]
     with pytest.raises(BlockingIOError):
         listener.accept_raw()
@@ -172,7 +176,7 @@ def test_who_opens_an_instance_that_nobody_waits_for_any_more_has_come_too(sock_
     listener = Listener(sock_path, pipe_sddl(), waiting=1)
     (instance,) = listener._instances
     assert not instance.give_up()
-    stream = _platform.attempt(sock_path)
+    stream = platform.attempt(sock_path)
     assert instance.give_up()
     stream.close()
     listener.close()
@@ -181,7 +185,7 @@ def test_who_opens_an_instance_that_nobody_waits_for_any_more_has_come_too(sock_
 def test_a_client_that_came_and_went_is_accepted_like_any_other(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
     for _ in range(20):
-        _platform.attempt(sock_path).close()
+        platform.attempt(sock_path).close()
         with serving.Connection(listener.accept()) as connection:
             assert connection.recv(1) == b""
             assert connection.gone()
@@ -240,7 +244,7 @@ def spawn(target: Callable[..., None], *arguments: Any) -> Any:
 
 def test_what_a_worker_read_and_died_with_the_next_one_gets(sock_path: str) -> None:
     listener, (writer, reader), (ours, theirs) = Listener(sock_path, pipe_sddl()), serving.queue(), serving.channel()
-    stream = _platform.attempt(sock_path)
+    stream = platform.attempt(sock_path)
     thief = spawn(_read_an_order_and_die, reader, theirs)
     theirs.close()
     writer.put(listener.accept(), 77)
@@ -272,7 +276,7 @@ def _read_an_order_and_die(reader: Any, channel: Any) -> None:
 
 def test_what_a_living_worker_is_about_to_take_is_given_to_nobody_else_however_long_that_takes(sock_path: str) -> None:
     listener, (writer, reader), (ours, theirs) = Listener(sock_path, pipe_sddl()), serving.queue(), serving.channel()
-    stream, poller = _platform.attempt(sock_path), serving.poller()
+    stream, poller = platform.attempt(sock_path), serving.poller()
     slow = spawn(_take_when_told, reader, theirs)
     theirs.close()
     writer.put(listener.accept(), 77)
@@ -316,7 +320,7 @@ def _die(channel: Any) -> None:
 
 def test_a_connection_that_cannot_be_taken_is_closed_and_told(sock_path: str) -> None:
     listener, (writer, reader) = Listener(sock_path, pipe_sddl()), serving.queue()
-    stream, poller = _platform.attempt(sock_path), serving.poller()
+    stream, poller = platform.attempt(sock_path), serving.poller()
     writer.put(listener.accept(), 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows_queue, "pull", _out_of_memory)
@@ -333,7 +337,7 @@ def _out_of_memory(source: Any, handle: int) -> int:
 
 def test_a_connection_whose_message_was_never_sent_is_not_lost(sock_path: str) -> None:
     listener, (ours, theirs) = Listener(sock_path, pipe_sddl()), serving.channel()
-    stream = _platform.attempt(sock_path)
+    stream = platform.attempt(sock_path)
     draft = theirs._outgoing
     where = draft.begin(1, b"kept", b"5")
     handle = listener.accept()
@@ -367,7 +371,7 @@ def test_a_child_that_joined_the_job_ends_with_the_master() -> None:
 
 
 def _be_a_master(channel: Any) -> None:
-    from ipcsrv._platform.windows_processes import keep_workers_from_outliving_us
+    from ipcsrv.platform.windows.processes import keep_workers_from_outliving_us
 
     keep_workers_from_outliving_us()
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
@@ -467,7 +471,7 @@ def test_a_large_message_goes_both_ways_and_a_kept_connection_serves_many(echo: 
 
 
 def test_asyncio_clients_ask_too(echo: str) -> None:
-    from ipcsrv import aio
+    from ipcsrv.client import aio
 
     async def ask() -> list[bytes]:
         async with aio.connect(echo) as connection:

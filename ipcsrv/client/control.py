@@ -1,0 +1,48 @@
+"""Asking a server about itself: the client's half of the control socket (docs/control.md).
+
+The wire is the server's own protocol with one JSON object each way, so this is a call like any other, under the same
+mutual trust.  The other half is `controller`, in the master.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import NotListening, ProtocolError, ServerError
+from . import sync as client
+
+SUFFIX = ".control"
+
+
+def request(path: str, command: str, *, timeout: float | None = 5.0, **arguments: Any) -> dict[str, Any]:
+    """Have the server at `path` carry out a command and return its answer.
+
+    timeout: in seconds, None for no limit.  Raises `NotListening`, `CallTimeout`, `Untrusted`, `ConnectionLost`, and
+    `ServerError` where the server says why it did not do it.
+    """
+    question = json.dumps({"command": command, **arguments}).encode()
+    try:
+        return answer_of(client.call(path + SUFFIX, question, timeout=timeout, wait_if_busy=False), path)
+    except NotListening:
+        raise _not_listening(path) from None
+
+
+def _not_listening(path: str) -> NotListening | ServerError:
+    """The path may have a server with no control socket, which must not be called dead."""
+    if client.active_state(path).value == "listening":
+        return ServerError("control", "it has no control socket (see its log), so it cannot be asked", path)
+    return NotListening(path)
+
+
+def answer_of(data: bytes, path: str) -> dict[str, Any]:
+    """The answer in `data`, if it is a good one; else the error that it stands for."""
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise ProtocolError("the control socket did not answer with a JSON object", path)
+    if not answer.get("ok"):
+        raise ServerError("control", str(answer.get("error")), path)
+    return answer

@@ -1,0 +1,1 @@
+"""Settings: their table, value parsers, files, and how a process finds the handler."""

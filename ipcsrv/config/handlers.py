@@ -1,0 +1,153 @@
+"""Finding the handler: `MODULE:NAME` to a callable, and a callable to something another process can find.
+
+A server's processes are started fresh or forked from a template, so the handler travels as a `HandlerSource`: a
+name to import, or, from a library's caller, a pickled callable (which the pickle module again finds by name).
+Runs in whichever process starts the server (to make the source) and in the template or worker (to load it).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import HandlerImportError
+
+Handler = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class HandlerSource:
+    """Where a process finds the handler.
+
+    `target` is its name for people and, if there is nothing else, what is imported; `pickled` is a pickled callable;
+    `callable` is the object itself, which only forked processes can be given.
+    """
+
+    target: str
+    pickled: bytes | None = None
+    callable: Handler | None = None
+
+    def load(self) -> Handler:
+        """The handler; raises `HandlerImportError` with the traceback."""
+        if self.callable is not None:
+            return self.callable
+        return load(self.target) if self.pickled is None else _unpickle(self.target, self.pickled)
+
+
+def source_of(handler: str | Handler, *, inherit: bool = False) -> HandlerSource:
+    """How another process is to find `handler`.
+
+    handler: `MODULE:NAME`, or a callable; inherit: the process will be forked from this one, so any callable will do.
+    Raises `HandlerImportError` for what is neither, or cannot be found by name.
+    """
+    if isinstance(handler, str):
+        check_target(handler)
+        return HandlerSource(handler)
+    if not callable(handler):
+        raise HandlerImportError(repr(handler), reason="is neither callable nor the text MODULE:NAME")
+    name = f"{getattr(handler, '__module__', '?')}:{getattr(handler, '__qualname__', type(handler).__qualname__)}"
+    if inherit:
+        return HandlerSource(name, callable=handler)
+    import pickle
+
+    try:
+        return HandlerSource(name, pickled=pickle.dumps(handler))
+    except Exception as error:
+        reason = f"another process cannot find it by name ({error}); define it at the top level of a module"
+        raise HandlerImportError(name, reason=reason) from None
+
+
+def check_target(target: str) -> None:
+    """Raise `HandlerImportError` unless `target` has the form MODULE:NAME."""
+    module, colon, name = target.partition(":")
+    if not (colon and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
+        raise HandlerImportError(target, reason="is not of the form MODULE:NAME, such as zlib:compress")
+
+
+def load(target: str) -> Handler:
+    """Import `MODULE:NAME` (NAME may be dotted) and return the callable.
+
+    Raises `HandlerImportError`; where the module itself raised, with its traceback from the module's own frames on.
+    """
+    check_target(target)
+    module_name, _, name = target.partition(":")
+    found = _import(target, module_name)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise HandlerImportError(target, reason=f"module {module_name} has no {name!r}") from None
+    if not callable(found):
+        raise HandlerImportError(target, reason=f"is a {type(found).__name__}, which cannot be called")
+    handler: Handler = found
+    return handler
+
+
+def load_hook(hook: str | Callable[..., object] | None) -> Callable[..., object] | None:
+    """A hook setting as a callable, or None."""
+    return load(hook) if isinstance(hook, str) else hook
+
+
+def fingerprint(target: str) -> str:
+    """A text that changes when the handler's module changes on disk; empty where that cannot be told.
+
+    Of the module's own file: its size and time of modification.  Nothing is imported, not even a package on the way.
+    """
+    path, spec = None, None
+    name = ""
+    for part in target.partition(":")[0].split("."):
+        name = f"{name}.{part}" if name else part
+        try:
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+        except (ImportError, ValueError):
+            return ""
+        path = spec.submodule_search_locations if spec is not None else None
+    try:
+        info = os.stat(spec.origin if spec is not None and spec.origin else "")
+    except OSError:
+        return ""
+    return f"{info.st_size:x}-{info.st_mtime_ns:x}"
+
+
+def _import(target: str, module_name: str) -> Any:
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script's path has its own folder instead
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            reason = f"there is no module {error.name!r} (searched from {os.getcwd()} on)"
+            raise HandlerImportError(target, reason=reason) from None
+        raise HandlerImportError(target, _own_frames()) from None
+    except (Exception, SystemExit):
+        raise HandlerImportError(target, _own_frames()) from None
+
+
+def _own_frames() -> str:
+    """The current exception's traceback without our frames and the import system's."""
+    error = sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1]
+    assert error is not None
+    tail = error.__traceback__
+    while tail is not None and tail.tb_next is not None and _is_machinery(tail.tb_frame.f_code.co_filename):
+        tail = tail.tb_next
+    return "".join(traceback.format_exception(type(error), error, tail))
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename == __file__ or filename.startswith("<frozen importlib") or filename == importlib.__file__
+
+
+def _unpickle(target: str, pickled: bytes) -> Handler:
+    import pickle
+
+    try:
+        handler: Handler = pickle.loads(pickled)  # from the server's own starter, over a private pipe
+    except (Exception, SystemExit):
+        raise HandlerImportError(target, _own_frames()) from None
+    return handler

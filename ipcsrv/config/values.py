@@ -1,0 +1,173 @@
+"""The kinds of value a setting can have: text or a Python value in, a checked value out, and back to text.
+
+One setting reaches us as a keyword (`max_rss=1 << 30`), a TOML value (`mode = 0o660`), or text (`--drain-timeout 5m`,
+`IPCSRV_WORKERS=4`). A `Kind` takes them all, so that the four ways cannot differ, and `show` writes what `parse`
+reads. Pure; runs in whichever process reads settings, and in the command line for its own times.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# Compiled when they are first used: few starts use them all.
+_NUMBER_AND_UNIT = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*"
+_SIZE_UNITS = {"": 1, "b": 1} | {
+    unit: 1024**power for power, letter in enumerate("kmgt", 1) for unit in (letter, f"{letter}b", f"{letter}ib")
+}
+_TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SWITCH_WORDS = {word: True for word in ("1", "true", "yes", "on")} | {
+    word: False for word in ("0", "false", "no", "off")
+}
+_ALLOW = r"(uid|gid):[0-9]+|(user|group):[^\s:,]+|S-1-[0-9-]+"
+_TARGET = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of value is read and written; `parse` raises ValueError with the reason as a sentence's end."""
+
+    metavar: str
+    parse: Callable[[Any], Any]
+    show: Callable[[Any], str]
+    unit: str = ""
+
+
+def _scaled(value: object, units: dict[str, Any], expected: str) -> float:
+    """A number of base units from `value`, a number or text with a unit."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        number, unit = float(value), ""
+    elif isinstance(value, str) and (match := re.fullmatch(_NUMBER_AND_UNIT, value, re.ASCII)):
+        number, unit = float(match[1]), match[2].lower()
+    else:
+        raise ValueError(f"is not {expected}")
+    if unit not in units or not math.isfinite(number):
+        raise ValueError(f"is not {expected}")
+    return number * float(units[unit])
+
+
+def parse_size(value: object) -> int:
+    """Bytes, from a whole number or text such as 64MiB, 1G, 4096."""
+    return round(_scaled(value, _SIZE_UNITS, "a size such as 4096, 64MiB or 1G"))
+
+
+def show_size(size: int) -> str:
+    """Return text that `parse_size` reads."""
+    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size and size % scale == 0:
+            return f"{size // scale}{unit}"
+    return str(size)
+
+
+def parse_seconds(value: object) -> float:
+    """Seconds, from a number or text such as 30, 30s, 250ms, 5m, 1h."""
+    return _scaled(value, _TIME_UNITS, "a time such as 30, 30s, 250ms, 5m or 1h")
+
+
+def show_seconds(seconds: float) -> str:
+    """Return text that `parse_seconds` reads."""
+    for unit, scale in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % scale == 0:
+            return f"{int(seconds // scale)}{unit}"
+    return f"{seconds:.15g}s"
+
+
+def parse_count(value: object) -> int:
+    """Return a whole number, from a number or text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]+\s*", value, re.ASCII):
+        return int(value)
+    raise ValueError("is not a whole number")
+
+
+def parse_switch(value: object) -> bool:
+    """Return True or False, from a bool or words such as on, off, yes, no."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in _SWITCH_WORDS:
+        return _SWITCH_WORDS[value.strip().lower()]
+    raise ValueError("is neither on nor off")
+
+
+def show_switch(value: bool) -> str:
+    """Return on or off."""
+    return "on" if value else "off"
+
+
+def parse_text(value: object) -> str:
+    """Return text that is not empty."""
+    if isinstance(value, str) and value and "\0" not in value:
+        return value
+    raise ValueError("is not text")
+
+
+def parse_file(value: object) -> str:
+    """A file's name: text or a path object."""
+    return parse_text(value.__fspath__() if hasattr(value, "__fspath__") else value)
+
+
+def parse_mode(value: object) -> int:
+    """Permission bits: 0o660 as a number, or octal digits as text."""
+    if isinstance(value, str) and re.fullmatch(r"\s*(0o)?[0-7]{1,4}\s*", value, re.ASCII):
+        value = int(value.strip().removeprefix("0o"), 8)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
+        return value
+    raise ValueError("is not a mode in octal such as 0600 or 0o660, at most 0777")
+
+
+def show_mode(mode: int) -> str:
+    """Return four octal digits."""
+    return f"{mode:04o}"
+
+
+def parse_allow(value: object) -> tuple[str, ...]:
+    """Who else may connect: entries `uid:N`, `gid:N`, `user:NAME`, `group:NAME` or a Windows SID.
+
+    A bare number is a uid and a bare name a user; text holds several with commas between.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, Iterable):
+        raise ValueError("is not a list of users or groups")
+    entries = (part.strip() for entry in value for part in str(entry).split(","))
+    return tuple(_allow_entry(entry) for entry in entries if entry)
+
+
+def _allow_entry(entry: str) -> str:
+    if ":" not in entry and not entry.startswith("S-1-"):
+        entry = f"uid:{entry}" if entry.isdecimal() else f"user:{entry}"
+    if not re.fullmatch(_ALLOW, entry, re.ASCII):
+        raise ValueError("is not a list of uid:N, gid:N, user:NAME, group:NAME or Windows SIDs")
+    return entry
+
+
+def parse_hook(value: object) -> object:
+    """A callable, or the text MODULE:CALLABLE that leads to one."""
+    if callable(value) or (isinstance(value, str) and re.fullmatch(_TARGET, value)):
+        return value
+    raise ValueError("is neither MODULE:CALLABLE nor a callable")
+
+
+def show_hook(value: object) -> str:
+    """MODULE:CALLABLE of a hook, so that another process can import it."""
+    if isinstance(value, str):
+        return value
+    return f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+COUNT = Kind("N", parse_count, str)
+SIZE = Kind("SIZE", parse_size, show_size, "bytes")
+SECONDS = Kind("TIME", parse_seconds, show_seconds, "seconds")
+SWITCH = Kind("on|off", parse_switch, show_switch)
+TEXT = Kind("TEXT", parse_text, str)
+FILE = Kind("FILE", parse_file, str)
+FOLDER = Kind("FOLDER", parse_file, str)
+MODE = Kind("MODE", parse_mode, show_mode, "octal")
+ALLOW = Kind("WHO,...", parse_allow, ",".join)
+HOOK = Kind("MODULE:CALLABLE", parse_hook, show_hook)

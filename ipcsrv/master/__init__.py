@@ -1,0 +1,1 @@
+"""The master process: hold the path, accept, pass connections to workers, supervise."""

@@ -1,0 +1,97 @@
+"""What the master says of the server: the facts behind `status`, `top` and the metrics (docs/control.md).
+
+Everything is read, nothing is asked: workers write the scoreboard as they go, so this is right also when all of them
+are busy.  Runs in the master.
+"""
+
+from __future__ import annotations
+
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+from ..platform.server import resident_bytes
+from ..supervision import scoreboard as board
+from ..supervision.supervisor import Phase, State
+from .worker_processes import Hand
+
+if TYPE_CHECKING:
+    from .master import Master
+
+_STATES = {State.STARTING: "starting", State.RUNNING: "running"}
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+_STAGES = ("queue_wait", "handler", "whole")
+_TOTALS = ("requests", "ok", "handler_errors", "timeouts", "too_large", "malformed", "denied", "cancelled", "probes",
+           "lost", "bytes_in", "bytes_out")
+
+
+def of(master: Master) -> dict[str, Any]:
+    """The status, in the shape that docs/control.md describes."""
+    now = monotonic()
+    pool, totals = master.crew.pool, master.crew.scoreboard.totals()
+    window = master.recent.window(now, totals)
+    state = "stopping" if master.draining else _STATES.get(pool.state, "stopping")
+    return {
+        "state": state,
+        "pid": master.pid,
+        "version": __version__,
+        "name": master.settings.name or master.source.target,
+        "handler": master.source.target,
+        "path": master.rendezvous.path,
+        "uptime_seconds": now - master.started,
+        "generation": pool.generation,
+        "fingerprint": master.crew.fingerprint,
+        "workers": [_worker(master, hand, now) for hand in sorted(master.crew.hands.values(), key=lambda h: h.slot)],
+        "workers_wanted": pool.size,
+        "queue": master.doorway.facts(),
+        "parked": len(master.doorway.parked),
+        "totals": {
+            "connections": master.doorway.accepted + totals.connections,
+            **{name: getattr(totals, name) for name in _TOTALS},
+            "worker_restarts": pool.restarts,
+        },
+        "latency": {
+            "since_start": _latency(totals),
+            "last_minute": {**_latency(window.totals), "requests_per_second": window.rate("requests")},
+        },
+        "last_error": master.last_error,
+        "log_file": master.record()["log_file"],
+        "lock_file": master.rendezvous.lock_path,
+        "settings": master.settings.to_dict(),
+    }
+
+
+def _worker(master: Master, hand: Hand, now: float) -> dict[str, Any]:
+    facts = master.crew.scoreboard.facts(hand.slot)
+    record = master.crew.pool.workers.get(hand.number)
+    totals = facts.totals
+    return {
+        "pid": facts.pid or (hand.process.pid if hand.process else None),
+        "slot": hand.slot,
+        "generation": hand.generation,
+        "state": _state(record.phase if record else Phase.KILLED, facts.since_ns),
+        "busy_seconds": (monotonic_ns() - facts.since_ns) / 1e9 if facts.since_ns else 0.0,
+        "requests": totals.requests,
+        "errors": totals.requests - totals.ok,
+        "rss_bytes": resident_bytes(facts.pid) if facts.pid else 0,
+        "held": facts.held,
+        "restarts": master.crew.slot_restarts.get(hand.slot, 0),
+        "uptime_seconds": max(0.0, now - facts.started_ns / 1e9) if facts.started_ns else 0.0,
+    }
+
+
+def _state(phase: Phase, since: int) -> str:
+    if phase is Phase.STARTING:
+        return "starting"
+    if phase is Phase.READY:
+        return "busy" if since else "idle"
+    return "leaving"
+
+
+def _latency(totals: board.Totals) -> dict[str, Any]:
+    return {stage: _percentiles(getattr(totals, stage)) for stage in _STAGES}
+
+
+def _percentiles(counts: tuple[int, ...]) -> dict[str, float | None]:
+    counted = any(counts)
+    return {name: board.percentile(counts, q) if counted else None for name, q in _QUANTILES.items()}

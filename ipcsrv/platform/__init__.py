@@ -1,0 +1,1 @@
+"""The contract with the operating system and its implementations, for clients and servers."""

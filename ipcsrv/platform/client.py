@@ -1,0 +1,65 @@
+"""The client's half of the platform seam: the contract, and the one choice of system for it.
+
+Everything above this floor is the same code on every system.  Imports here are paid by every `ipcsrv call`, so both
+sides keep them light.  What a system must offer (implemented by `posix` and `windows`):
+
+`attempt(path) -> Stream`
+    One try to connect, which never waits.  Raises `BlockingIOError` where the server's queue is full (or its pipe
+    instances busy), `NotListening` (refused), `PathNotFound`, `InvalidPath`, `Denied`, or the bare `OSError` of
+    anything else.
+`connect(path, deadline, *, wait_if_busy=True, wait_if_not_found=False) -> Stream`
+    The same, repeated for as long as PROTOCOL.md section 3 says.  Raises `CallTimeout` where the queue stays full.
+`probe(path, timeout=1.0) -> State`
+    What is at the path; sends nothing and raises nothing.
+`trusted(peer, trust) -> bool`
+    Whether a server with these credentials is one's own, root's, or named by `trust` (PROTOCOL.md section 5).
+`read_within(descriptor, size, deadline) -> bytes`
+    At most `size` bytes of what comes on a descriptor that others made (standard input), `b""` at its end;
+    `TimeoutError` past the deadline, after which nobody reads it any more.
+`runtime_folder(override=None) -> str`
+    A folder that belongs to this user alone, made if need be, and checked (`InvalidPath` says what is wrong).
+`Stream`
+    A connection.  It belongs to whoever called `connect`, who closes it.
+
+    `send(data, DONTWAIT) -> int`      what fits at once; `BlockingIOError` if nothing does
+    `recv(size) -> bytes`              waits for ever; `b""` is the peer's end
+    `receive(size, deadline) -> bytes` the same within a `Deadline`; `TimeoutError` past it, whatever there is to read
+    `transfer(buffers, deadline) -> bytes | None`
+                                       send from the front of `buffers` (consumed in place) and listen meanwhile:
+                                       bytes as soon as some arrive while sending has to wait, else None once all is
+                                       sent or the peer takes no more (what it refused is then left in `buffers`)
+    `peer() -> Peer`                   the credentials of whoever listens, from the kernel
+    `close()`                          may be called twice
+    Sending to, or receiving from, a peer that is gone raises `ConnectionError`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "win32":
+    from .windows.client import (
+        DONTWAIT,
+        Stream,
+        attempt,
+        connect,
+        probe,
+        read_within,
+        runtime_folder,
+        trusted,
+    )
+else:
+    from .unix.client import (
+        DONTWAIT,
+        Stream,
+        attempt,
+        connect,
+        probe,
+        read_within,
+        runtime_folder,
+        trusted,
+    )
+
+__all__ = [
+    "DONTWAIT", "Stream", "attempt", "connect", "probe", "read_within", "runtime_folder", "trusted",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The platform contract on Linux, macOS and the BSDs."""

@@ -1,0 +1,301 @@
+"""Signals, processes and memory on Unix, as the server's half of the seam promises them.
+
+In the master and its children.
+"""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform != "win32"
+
+import contextlib
+import faulthandler
+import functools
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .lifecycle import pidfd
+
+if TYPE_CHECKING:
+    import threading
+
+# -- signals ----------------------------------------------------------------------------------------------------------
+
+
+class SignalInbox:
+    """Signals as bytes to read: the handlers do nothing, the interpreter writes each number into a socket.
+
+    Use in the main thread; `restore()` gives the process back its own handlers (a library's caller wants them).
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._theirs.setblocking(False)
+        self._old_wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
+        self._old = {}
+        for name in names:
+            number = getattr(signal, name)
+            self._old[number] = signal.signal(number, _ignore)
+
+    def fileno(self) -> int:
+        """Becomes readable when a signal has come."""
+        return self._ours.fileno()
+
+    def receive(self) -> list[str]:
+        """The names of the signals that came since the last time."""
+        try:
+            return [signal.Signals(number).name for number in self._ours.recv(4096)]
+        except BlockingIOError:
+            return []
+
+    def restore(self) -> None:
+        """Put back the handlers that were there before."""
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._ours.close()
+        self._theirs.close()
+
+
+def _ignore(*_: Any) -> None:
+    """A handler and not SIG_IGN, which a handler's own subprocesses would inherit."""
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def default_start_method() -> str:
+    """fork where it is safe (Linux), spawn elsewhere (macOS: its frameworks do not survive a fork)."""
+    return "fork" if hasattr(select, "epoll") else "spawn"
+
+
+def start_methods() -> tuple[str, ...]:
+    """The start methods that work on this system."""
+    return ("fork", "forkserver", "spawn")
+
+
+def open_descriptors() -> set[int]:
+    """The numbers of all open descriptors of this process."""
+    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    numbers = {int(name) for name in os.listdir(folder)}
+    return {number for number in numbers if _is_open(number)}  # the listing's own descriptor is closed by now
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def child_hygiene(keep: Iterable[int] | None = None) -> None:
+    """In a new child of ours: close every descriptor but `keep`, and leave signals to the master.
+
+    keep: None in a fresh interpreter, which has only what it was given.
+
+    A child that kept the listener would make a dead server look alive, one that kept the lock would keep it locked.
+    SIGINT and SIGTERM reach a whole terminal or service group: the master decides what they mean.
+    """
+    for number in sorted(open_descriptors() - {0, 1, 2}):
+        with contextlib.suppress(OSError):
+            if keep is None:
+                os.set_inheritable(number, False)  # it has come through one exec(2), and is for no other
+            elif number not in keep:
+                os.close(number)
+    signal.set_wakeup_fd(-1)
+    for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), _ignore)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def announce_descriptors(*things: Any) -> list[int]:
+    """The descriptor numbers of sockets, pollers or numbers, for `child_hygiene(keep=...)`."""
+    return [thing if isinstance(thing, int) else thing.fileno() for thing in things]
+
+
+def answer_timeouts_with(reply: Callable[[], None], relieve: Callable[[], None], log_descriptor: int) -> None:
+    """In a worker: on the master's word, dump all stacks (also from C code), or run `reply` or `relieve`."""
+    faulthandler.register(signal.SIGUSR1, file=log_descriptor, all_threads=True, chain=False)
+    signal.signal(signal.SIGUSR2, lambda *_: reply())
+    signal.signal(signal.SIGURG, lambda *_: relieve())
+
+
+def handler_gate() -> threading.Lock | None:
+    """None: a signal handler runs in the worker's one thread."""
+    return None
+
+
+class Process:
+    """A worker as the master knows it: a process that cannot be confused with another that gets its pid later.
+
+    (Where there are no pidfds, the template's not having reaped it yet has to do.)
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._handle = pidfd(pid)
+
+    def ask_for_stacks(self) -> None:
+        """Have it write the stacks of all its threads into the log."""
+        self._send(signal.SIGUSR1)
+
+    def owes_stacks(self) -> bool:
+        """Whether it has been asked for its stacks and has not written all of them; False where nobody can tell.
+
+        While the signal waits it is pending; while its handler runs it is blocked (proc_pid_status(5), sigaction(2));
+        for the instant in between it is neither, which looks as if it were done.
+        """
+        masks = 0
+        with contextlib.suppress(OSError), open(f"/proc/{self.pid}/status", "rb") as file:
+            for name, _, value in (line.partition(b":") for line in file):
+                masks |= int(value, 16) if name in (b"SigPnd", b"ShdPnd", b"SigBlk") else 0
+        return bool(masks >> signal.SIGUSR1 - 1 & 1)
+
+    def ask_for_relief(self) -> None:
+        """Have it give back what waits behind the request in its hands, if its interpreter still runs."""
+        self._send(signal.SIGURG)
+
+    def ask_for_last_words(self) -> None:
+        """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""
+        self._send(signal.SIGUSR2)
+
+    def ask_to_reopen_log(self) -> None:
+        """Have it see that the log file was rotated (`logs.reopen_on_hangup`)."""
+        self._send(signal.SIGHUP)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._send(signal.SIGKILL)
+
+    def close(self) -> None:
+        """It has been reaped."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = self.pid = -1
+
+    def _send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if sys.platform == "linux" and self._handle >= 0:
+                signal.pidfd_send_signal(self._handle, number)
+            elif self.pid > 0:
+                os.kill(self.pid, number)
+
+
+def become_daemon_child() -> None:
+    """Detach from the caller's terminal and session (setsid(2))."""
+    os.setsid()
+
+
+def descriptor_limit() -> int:
+    """How many descriptors this process may have open (RLIMIT_NOFILE, soft)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit if limit != resource.RLIM_INFINITY else 1 << 20
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_ANY_LARGE = 128 << 10  # bytes; glibc's own threshold
+_MOST_KEPT = 32 << 20
+_threshold = 0  # what it is set to; 0 before the first time
+
+
+def keep_freed_memory(size: int) -> None:
+    """Set the C library up for a request of which so many bytes have come (mallopt(3), glibc).
+
+    It keeps up to 64 MiB of freed memory and takes blocks of up to 32 MiB from it.  Otherwise each large block is given
+    back to the kernel and taken anew, and the page faults of a 10 MB request take four times as long as its copying.
+    What goes beyond that is given back block by block: of memory that is kept, one small block that lies in it keeps
+    all beneath, which would be a whole copy of a request of 200 MB.
+    """
+    global _threshold
+    threshold = _MOST_KEPT if size < _MOST_KEPT else _ANY_LARGE
+    if threshold != _threshold:
+        _threshold = threshold
+        set_option = _mallopt()
+        set_option(_M_MMAP_THRESHOLD, threshold)
+        set_option(_M_TRIM_THRESHOLD, 64 << 20)
+        set_option(_M_TOP_PAD, 1 << 20)
+
+
+@functools.cache
+def _mallopt() -> Callable[[int, int], object]:
+    import ctypes
+
+    try:
+        mallopt: Callable[[int, int], object] = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return lambda _option, _value: 0
+    return mallopt
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process, of this one if none is named, in bytes.
+
+    From /proc/PID/statm; elsewhere this process's peak (getrusage(2)), and 0 for another.
+    """
+    try:
+        with open(f"/proc/{pid or 'self'}/statm", "rb") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if pid is None else 0
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+class SharedMemory:
+    """Memory that the master and its workers see: an unnamed file, so that nothing is left however all die."""
+
+    def __init__(self, size: int, descriptor: int | None = None) -> None:
+        self._descriptor = _unnamed_file(size) if descriptor is None else descriptor
+        self.size = size
+        self.buffer = mmap.mmap(self._descriptor, size)
+
+    def fileno(self) -> int:
+        """The descriptor behind it."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close the descriptor, and the mapping, which holds another one; with its last user, if there is one still."""
+        os.close(self._descriptor)
+        with contextlib.suppress(BufferError):
+            self.buffer.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        from multiprocessing.reduction import DupFd
+
+        return _rebuild_memory, (self.size, DupFd(self._descriptor))
+
+
+def _rebuild_memory(size: int, duplicate: Any) -> SharedMemory:
+    return SharedMemory(size, duplicate.detach())
+
+
+def _unnamed_file(size: int) -> int:
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("ipcsrv-scoreboard")
+    else:
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+@contextlib.contextmanager
+def quiet_about_threads() -> Any:
+    """A server forks only where the caller has no other threads, or asked for it by name."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*", category=DeprecationWarning)
+        yield

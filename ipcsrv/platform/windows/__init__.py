@@ -1,0 +1,1 @@
+"""The platform contract on Windows."""

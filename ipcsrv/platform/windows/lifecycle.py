@@ -1,0 +1,145 @@
+"""Looking after a server from outside, on Windows (see `lifecycle`)."""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform == "win32"
+
+import _winapi
+import contextlib
+import msvcrt
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from filelock import lock_descriptor
+
+from ...deadline import Deadline
+from ...errors import StartError
+from .pipe import wait_any
+from .processes import Process, ask_to_stop_by_event
+from .rendezvous import LOCK_SUFFIX, read_record
+
+REPORT_INTERVAL: Final = 5.0  # seconds between two words on what is being waited for
+POLL: Final = 0.01  # seconds between two looks at a lock
+_APPEND: Final = 0x00100004  # FILE_APPEND_DATA, SYNCHRONIZE: every write goes to the end, whoever else writes
+_SHARE_ALL: Final = 7  # others may read, write, rename and delete it (log rotation)
+_OPEN_ALWAYS: Final = 4
+_SYNCHRONIZE: Final = 0x00100000
+
+
+def detached() -> dict[str, Any]:
+    """Arguments of `subprocess.Popen` for a process that survives its starter's console.
+
+    With a console of its own that has no window: had it none, each of its children would open one.
+    """
+    return {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+
+
+def log_folder() -> str:
+    """Where the logs of a user's servers go: below the local application data."""
+    return os.path.join(os.environ.get("LOCALAPPDATA") or os.path.expanduser("~"), "ipcsrv", "log")
+
+
+def open_log(log_file: str | None) -> int:
+    """A descriptor for what a detached server writes to standard error before its log is set up."""
+    if log_file is None:
+        return os.open(os.devnull, os.O_WRONLY)
+    try:
+        handle = _winapi.CreateFile(log_file, _APPEND, _SHARE_ALL, 0, _OPEN_ALWAYS, 0, 0)
+    except OSError as error:
+        raise StartError(f"the log file {log_file} cannot be opened: {error.strerror}") from None
+    return msvcrt.open_osfhandle(handle, os.O_APPEND)
+
+
+def is_locked(path: str) -> bool:
+    """Whether a server holds the lock of `path`.  It is tried for a moment, which a starting server sits out."""
+    try:
+        descriptor = os.open(path + LOCK_SUFFIX, os.O_RDWR | os.O_BINARY | os.O_NOINHERIT)
+    except OSError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    finally:
+        os.close(descriptor)
+
+
+def record(path: str) -> dict[str, Any] | None:
+    """What the server that holds the lock of `path` says of itself; None if no server does."""
+    return read_record(path + LOCK_SUFFIX) if is_locked(path) else None
+
+
+def ask_to_stop(record: dict[str, Any], now: bool) -> None:
+    """Ask a server that does not answer on its control pipe: by an event it waits for; by force where it is urgent."""
+    pid = record.get("pid")
+    if isinstance(pid, int):
+        if now:
+            kill(pid)
+        else:
+            ask_to_stop_by_event(pid)
+
+
+def kill_all(path: str, record: dict[str, Any]) -> None:
+    """End a server that does not react: the master, and those of its workers that the lock file names."""
+    if is_locked(path):
+        latest = read_record(path + LOCK_SUFFIX) or record
+        for pid in (latest.get("pid"), *latest.get("workers", ())):
+            if isinstance(pid, int):
+                kill(pid)
+
+
+def kill(pid: int) -> None:
+    """End a process at once."""
+    process = Process(pid)
+    process.kill()
+    process.close()
+
+
+def wait_gone(path: str, record: dict[str, Any], deadline: Deadline, report: Callable[[], None] | None) -> bool:
+    """Wait until the server that `record` describes has ended and left nothing locked; False at the deadline.
+
+    A library's `serve` ends without its process ending: then the lock being free is all there is to wait for.
+    """
+    next_report = time.monotonic() + REPORT_INTERVAL
+    with _process_of(record.get("pid")) as process:
+        while is_locked(path):
+            if deadline.expired:
+                return False
+            if report is not None and time.monotonic() >= next_report:
+                report()
+                next_report = time.monotonic() + REPORT_INTERVAL
+            _wait(process, POLL)
+        if process is not None and record.get("own_process"):
+            _wait(process, deadline.remaining())
+    return True
+
+
+@contextlib.contextmanager
+def _process_of(pid: Any) -> Iterator[int | None]:
+    """A handle of the process, which is set when it ends; None where it has."""
+    try:
+        handle = _winapi.OpenProcess(_SYNCHRONIZE, False, pid)
+    except (OSError, TypeError):
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        _winapi.CloseHandle(handle)
+
+
+def _wait(process: int | None, seconds: float | None) -> None:
+    if process is None:
+        time.sleep(POLL if seconds is None else min(POLL, seconds))
+    else:
+        wait_any([process], seconds)
+        time.sleep(0 if seconds is None else min(POLL, seconds) / 10)  # it has ended, and its files are being closed
+
+
+def clean_up(path: str) -> None:
+    """Remove what a killed server left at `path`; Windows refuses where a new one has it open."""
+    with contextlib.suppress(OSError):
+        os.unlink(path + LOCK_SUFFIX)

@@ -1,0 +1,1 @@
+"""What a program calls to start, stop and run a server."""

@@ -1,0 +1,112 @@
+"""A server in a process of its own: what the new process runs, and the order that it is given.
+
+Whoever starts it (`server`) writes one pickled `Order` to its standard input and reads its reports from its standard
+output, both private pipes: first that it listens (a line of JSON) or why it does not, last how it ended (both pickles).
+What handlers print goes to standard error.  Unless it is detached, the server stops when its standard input ends, so it
+does not outlive a starter that was killed.
+
+The process is a fresh interpreter, for its starter may have threads; or, where the starter is a short-lived command of
+our own, a fork of it (`serve_forked`), which has nothing to read and little left to import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import IO, Any
+
+from ..config.handlers import HandlerSource
+from ..config.settings import Settings
+from ..errors import IpcError, StartError
+from ..master.master import Master
+from ..platform import server as serving
+from . import inline
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to serve, and the surroundings in which the handler is found."""
+
+    path: str
+    source: HandlerSource
+    settings: Settings
+    preparation: dict[str, Any] | None  # multiprocessing's: the starter's sys.path and main module; None after a fork
+    detached: bool
+
+
+def main() -> None:
+    """Serve as ordered on standard input."""
+    import pickle
+
+    order_stream, reports = _private_pipes()
+    with order_stream, reports:
+        order = pickle.load(order_stream)
+        raise SystemExit(_carry_out(order, None if order.detached else order_stream, reports))
+
+
+def serve_forked(order: Order, descriptor: int) -> int:
+    """Serve in a process that was forked for it, reporting to a pipe; returns the exit status."""
+    with os.fdopen(descriptor, "wb", buffering=0) as reports:
+        return _carry_out(order, None, reports)
+
+
+def _carry_out(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> int:
+    """Serve, report how it ended, and return the exit status."""
+    try:
+        _prepare(order.preparation)
+        _serve(order, lifeline, reports)
+    except IpcError as error:
+        _report(reports, error)
+        return error.exit_code
+    except Exception as error:  # a fault of ours: its starter, or the log, must have it
+        text = traceback.format_exc()
+        _report(reports, StartError(f"{type(error).__name__}: {error}", traceback_text=text))
+        sys.stderr.write(text)
+        return 1
+    _report(reports, None)
+    return 0
+
+
+def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """The order's and the reports' pipes, moved away from where handlers and their children would find them."""
+    order = os.fdopen(os.dup(0), "rb")
+    reports = os.fdopen(os.dup(1), "wb", buffering=0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return order, reports
+
+
+def _prepare(preparation: dict[str, Any] | None) -> None:
+    if preparation is not None:
+        from multiprocessing import spawn
+
+        spawn.prepare(preparation)
+
+
+def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None:
+    def make(settings: Settings, **more: Any) -> Master:
+        master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}),
+                        on_listening=lambda master: _send(reports, json.dumps(master.record()).encode() + b"\n"),
+                        **more)
+        if lifeline is not None:
+            master.watch_lifeline(serving.lifeline(lifeline.fileno()))
+        return master
+
+    inline.run(order.settings, make)
+
+
+def _report(reports: IO[bytes], ending: IpcError | None) -> None:
+    import pickle
+
+    _send(reports, pickle.dumps(ending))
+
+
+def _send(reports: IO[bytes], report: bytes) -> None:
+    with contextlib.suppress(OSError):  # a starter that has gone need not know
+        reports.write(report)

@@ -1,0 +1,175 @@
+"""Requests handled in the master's own process, for a debugger: `workers = 0`.
+
+A worker process has no terminal, and a debugger that stops it has not stopped the others.  So here the one worker
+runs in the main thread of the process that was started, where `breakpoint()` has standard input and Ctrl-C, and the
+master in a second thread beside it.  Nothing else changes: the master supervises, parks and answers for the server, and
+it hands connections over as it always does; only what it starts is not a process.
+
+What a person at a prompt would only curse is off: nobody is timed out, replaced, reloaded or killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..config.handlers import Handler
+from ..config.settings import Settings
+from ..platform import server as serving
+from ..platform.server import Channel
+from ..supervision.messages import START_FAILED
+from ..worker import main as life
+
+if TYPE_CHECKING:
+    import queue
+
+    from ..master.master import Master
+    from ..master.spawner import Facts
+from ..platform.job import Job
+
+_UNHURRIED = 365 * 86400.0  # seconds
+INTERRUPTED = 130  # as the exit status of a process that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class Engagement:
+    """A worker that the main thread is to be, and how its end is told."""
+
+    job: Job
+    slot: int
+    channel: Channel
+    ending: Channel
+
+
+class InlineSpawner:
+    """Has the main thread be the worker, by way of `engagements`."""
+
+    def __init__(self, job: Job, facts: Facts, engagements: queue.SimpleQueue[Engagement | None]) -> None:
+        self.lost = False
+        self._job, self._facts, self._engagements = job, facts, engagements
+
+    def begin(self) -> None:
+        """There is nothing to prepare: the worker imports the handler itself."""
+        self._facts.generation_ready(self._job.generation)
+
+    def spawn(self, number: int, slot: int, end: Channel) -> None:
+        """Let the main thread have it; `end` is its to close."""
+        ours, theirs = serving.channel()
+
+        def ended() -> None:
+            message = ours.hear()
+            self._facts.unwatch(ours.fileno())
+            ours.close()
+            self._facts.dead(number, int(message[1]) if message is not None else None)
+
+        self._facts.watch(ours.fileno(), ended)
+        self._engagements.put(Engagement(self._job, slot, end, theirs))
+
+    def reopen_log(self) -> None:
+        """There is no other process."""
+
+    def end(self) -> None:
+        """The worker leaves by itself."""
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+def run(settings: Settings, make: Callable[..., Master]) -> None:
+    """Run the master that `make(settings, ...)` makes: beside its worker if there are to be none, else alone."""
+    if settings.workers != 0:
+        make(settings).run()
+        return
+    import queue
+
+    engagements: queue.SimpleQueue[Engagement | None] = queue.SimpleQueue()
+    patient = replace(settings, request_timeout=None, startup_timeout=_UNHURRIED, max_requests=None, max_rss=None)
+    master = make(patient, spawner_for=lambda job, facts: InlineSpawner(job, facts, engagements))
+    _run_beside(master, engagements)
+
+
+def _run_beside(master: Master, engagements: queue.SimpleQueue[Engagement | None]) -> None:
+    """The master in a thread; here, one worker after the other until it has stopped."""
+    failures: list[BaseException] = []
+
+    def run_master() -> None:
+        try:
+            master.run()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            engagements.put(None)
+
+    thread = threading.Thread(target=run_master, name="ipcsrv-master")
+    with _interrupts_stop(master):
+        thread.start()
+        while (engagement := engagements.get()) is not None:
+            _work(engagement)
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _work(engagement: Engagement) -> None:
+    """Be the worker, to its end."""
+    status = 0
+    with contextlib.closing(engagement.channel), contextlib.closing(engagement.ending):
+        try:
+            handler = _leaving_interrupts(life.load_handler(engagement.job))
+            worker, stop = life.hire(engagement.job, engagement.slot, engagement.channel, handler)
+        except Exception as error:
+            life.tell_failure(engagement.channel, error)
+            status = START_FAILED
+        else:
+            try:
+                life.serve(engagement.job, worker, engagement.channel, stop)
+            except KeyboardInterrupt:
+                status = INTERRUPTED
+        engagement.ending.tell("dead", b"%d" % status)
+
+
+def _leaving_interrupts(handler: Handler) -> Handler:
+    """`handler`, after which Ctrl-C is ours again: pdb's `continue` takes it, to come back to its prompt."""
+    if threading.current_thread() is not threading.main_thread():
+        return handler
+
+    def handled(request: Any) -> Any:
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            return handler(request)
+        finally:
+            if signal.getsignal(signal.SIGINT) not in (before, signal.default_int_handler):
+                signal.signal(signal.SIGINT, before)
+
+    return handled
+
+
+@contextlib.contextmanager
+def _interrupts_stop(master: Master) -> Iterator[None]:
+    """The first Ctrl-C drains, as ever; the next ones are a `KeyboardInterrupt` for the handler, or the debugger."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ear, mouth = os.pipe()
+    master.watch_lifeline(serving.lifeline(ear))
+    ours = [mouth]
+
+    def interrupted(*_: Any) -> None:
+        while ours:
+            os.close(ours.pop())  # the end of the lifeline, which the master's thread sees
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(ear)
+        while ours:
+            os.close(ours.pop())

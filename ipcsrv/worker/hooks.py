@@ -1,0 +1,65 @@
+"""The handler between its request hooks: for tracing, and what else wants to know of each request.  In the worker.
+
+`on_request_start(request)` is called before the handler; what it raises fails the request, as if the handler had
+raised it.  `on_request_end(request, error)` is called when the handler is done, which for a response that is streamed
+is when its iterator has ended: `error` is what was raised, None if nothing, `GeneratorExit` if the client went away
+from a stream.  What it raises is logged, and no more: the response is made.
+
+Both run in the thread of the handler, in its context (`contextvars`).  Without hooks the handler is itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..config.handlers import Handler, load_hook
+from ..config.settings import Settings
+
+log = logging.getLogger("ipcsrv.worker")
+
+
+def between_hooks(handler: Handler, settings: Settings) -> Handler:
+    """`handler` with the hooks that the settings name around it; itself, if they name none."""
+    start, end = load_hook(settings.on_request_start), load_hook(settings.on_request_end)
+    if end is not None:
+        handler = _with_end(handler, end)
+    return handler if start is None else _with_start(handler, start)
+
+
+def _with_start(handler: Handler, start: Callable[..., object]) -> Handler:
+    def started(request: Any) -> Any:
+        start(request)
+        return handler(request)
+
+    return started
+
+
+def _with_end(handler: Handler, end: Callable[..., object]) -> Handler:
+    def ended(request: Any, error: BaseException | None) -> None:
+        try:
+            end(request, error)
+        except Exception:
+            log.exception("on_request_end failed")
+
+    def stream(request: Any, chunks: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from chunks
+        except BaseException as error:
+            ended(request, error)
+            raise
+        ended(request, None)
+
+    def handled(request: Any) -> Any:
+        try:
+            response = handler(request)
+        except BaseException as error:
+            ended(request, error)
+            raise
+        if isinstance(response, Iterator):
+            return stream(request, response)
+        ended(request, None)
+        return response
+
+    return handled

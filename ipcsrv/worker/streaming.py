@@ -1,0 +1,165 @@
+"""Streamed responses: chunks go out within 5 ms of being yielded, small ones together.  In the worker.
+
+A system call and a packet header for each of ten thousand small chunks would cost more than making them.  So chunks
+gather in a list, and go out together when there is a buffer's worth, or after a few milliseconds.  The handler's
+generator may take its time over the next chunk, though, in the middle of which nobody else's code runs: so the
+few milliseconds are kept by a thread, the one that a worker ever has, and only while it has streams.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..platform.server import DONTWAIT, Connection
+from ..protocol.pktline import encode_data
+
+FLUSH_INTERVAL = 0.003  # seconds; with the switch interval below it keeps the promise of 5 ms
+SWITCH_INTERVAL = 0.001  # seconds for which a busy handler may keep the thread from running, while it streams
+GATHER = 32 * 1024  # bytes of chunks that go out without waiting for more
+FULL = 256 * 1024  # bytes unsent, at which the handler has to wait for its client
+BUFFERS_A_CALL = 64
+
+
+class Gone(Exception):
+    """The client of a stream has closed its end."""
+
+
+class Coalescer:
+    """One response in the making: chunks in, packets out.
+
+    `add` and `flush` are called by the handler's thread, `flush` also by the flusher's; the lock is for the order on
+    the wire.  `full` says that the client must read first.
+    """
+
+    __slots__ = ("_connection", "_gathered", "_lock", "_packets", "_pending", "broken", "quiet", "total", "unsent")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._pending: list[bytes] = []  # chunks, in order; appended to without the lock (list operations are atomic)
+        self._packets: list[Any] = []  # what has been encoded and is not sent yet
+        self._gathered = 0
+        self.total = 0  # bytes of the response so far
+        self.unsent = 0  # bytes in _packets
+        self.quiet = True  # nothing has come for an interval: the next chunk goes out at once
+        self.broken = False
+
+    def add(self, chunk: bytes) -> bool:
+        """Take a chunk; True if it is time to flush."""
+        self._pending.append(chunk)
+        size = len(chunk)
+        self._gathered += size
+        self.total += size
+        return self.quiet or self._gathered >= GATHER
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is unsent that the handler has to wait."""
+        return self.unsent > FULL
+
+    def add_packets(self, packets: list[Any]) -> None:
+        """Take packets that are not a chunk's: the end of the response."""
+        with self._lock:
+            self._encode_pending()
+            self._append(packets)
+
+    def flush(self) -> None:
+        """Send what there is, as far as the client takes it; raises `Gone`."""
+        self.quiet = False
+        self._gathered = 0
+        with self._lock:
+            self._encode_pending()
+            self._push()
+        if self.broken:
+            raise Gone
+
+    def flush_in_background(self) -> None:
+        """The same from the flusher's thread, which has nobody to raise to."""
+        if not self._pending and not self._packets:
+            self.quiet = True
+            return
+        with self._lock:
+            self._encode_pending()
+            self._push()
+        if self.broken:
+            self.quiet = True  # so that the handler's thread learns of it at its next chunk
+
+    def _encode_pending(self) -> None:
+        count = len(self._pending)
+        if count:
+            data = b"".join(self._pending[:count])
+            del self._pending[:count]
+            self._append(encode_data(data))
+
+    def _append(self, buffers: list[Any]) -> None:
+        self._packets += buffers
+        self.unsent += sum(map(len, buffers))
+
+    def _push(self) -> None:
+        try:
+            while self._packets:
+                sent = self._connection.sendmsg(self._packets[:BUFFERS_A_CALL], (), DONTWAIT)
+                self.unsent -= sent
+                drop_sent(self._packets, sent)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.broken = True
+            self._packets.clear()
+            self.unsent = 0
+
+
+def drop_sent(buffers: list[Any], sent: int) -> None:
+    """Take the first `sent` bytes off a list of buffers."""
+    count = 0
+    for buffer in buffers:
+        if sent < len(buffer):
+            break
+        sent -= len(buffer)
+        count += 1
+    del buffers[:count]
+    if sent:
+        buffers[0] = memoryview(buffers[0])[sent:]
+
+
+class Flusher:
+    """The thread that keeps the 5 ms for all streams of a worker; started by the first one, asleep between them."""
+
+    def __init__(self) -> None:
+        self._streams: set[Coalescer] = set()
+        self._wanted = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def stream(self, connection: Connection) -> Iterator[Coalescer]:
+        """A coalescer for one response, looked after until the block ends."""
+        coalescer = Coalescer(connection)
+        self._watch(coalescer)
+        try:
+            yield coalescer
+        finally:
+            self._streams.discard(coalescer)
+
+    def _watch(self, coalescer: Coalescer) -> None:
+        self._streams.add(coalescer)
+        if self._thread is None:
+            sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
+            self._thread = threading.Thread(target=self._run, name="ipcsrv-flusher", daemon=True)
+            self._thread.start()
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            time.sleep(FLUSH_INTERVAL)
+            for coalescer in tuple(self._streams):
+                coalescer.flush_in_background()
+            if not self._streams:
+                self._wanted.clear()
+                if self._streams:  # one came between the look and the clear
+                    self._wanted.set()

@@ -1,4 +1,4 @@
-"""What a command costs from nothing: `ipcsrv call` and `ipcsrv start`, side by side with `python -c pass`.
+"""What a command costs from nothing: `ipcsrvc call`, `ipcsrv call` and `ipcsrv start` beside `python -c pass`.
 
     python -m benchmarks.coldstart [ROUNDS]
 
@@ -10,6 +10,7 @@ which takes a third of a call.  It runs in a folder of its own, without configur
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 
 NOTHING = "python -c pass"
 CALL = "ipcsrv call"
+NATIVE = "ipcsrvc call"
 START = "ipcsrv start, 4 workers"
 SCRIPT = """#!{python}
 import sys
@@ -27,6 +29,7 @@ from ipcsrv.cli import main
 if __name__ == '__main__':
     sys.exit(main())
 """
+COMPILE = Path(__file__).parent.parent / "ipcsrv" / "native" / "compile.py"
 Figures = dict[str, list[float]]
 HANDLER = """
 def pong(request):
@@ -43,6 +46,9 @@ class Workplace:
         self.command.write_text(SCRIPT.format(python=sys.executable))
         self.command.chmod(0o755)
         (folder / "pong.py").write_text(HANDLER)
+        self.native = folder / "ipcsrvc"
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no compiler
+            subprocess.run([sys.executable, str(COMPILE), str(self.native)], check=True)
         self._count = folder / "cpu"
         self.counts = shutil.which("perf") is not None and self._run("perf", "stat", "-e", "task-clock", "true") == 0
 
@@ -82,6 +88,8 @@ def take(rounds: int, folder: Path) -> tuple[Figures, Figures]:
         CALL: (ipcsrv, "call", served, "ping"),
         START: (ipcsrv, "start", started, *options),
     }
+    if place.native.exists():
+        commands[NATIVE] = (str(place.native), "call", served, "ping")
     passed: Figures = {name: [] for name in commands}
     used: Figures = {name: [] for name in commands}
     place.do(ipcsrv, "start", served, *options)

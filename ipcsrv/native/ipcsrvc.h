@@ -1,0 +1,77 @@
+/* ipcsrvc: the commands of ipcsrv that are worth a process without Python (docs/native-client.md).
+ *
+ * Messages in errors.c, connecting in connect.c, one exchange in exchange.c, the commands in main.c.
+ */
+#ifndef IPCSRVC_H
+#define IPCSRVC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "messages.h" /* generated from ipcsrv/errors.py: the texts and exit codes of both clients are the same */
+
+#define EXIT_OK 0
+#define EXIT_FAILED 1
+#define EXIT_USAGE 2
+#define EXIT_INTERRUPTED 130 /* 128 + SIGINT */
+#define EXIT_BROKEN_PIPE 141 /* 128 + SIGPIPE */
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0 /* macOS has SO_NOSIGPIPE in its place */
+#endif
+
+/* errors.c */
+
+/* Write `ipcsrv: TEXT` as one line to standard error. In `text`, \1 stands for `path`, \2 for `first`, \3 for `second`. */
+void complain(const char *text, const char *path, const char *first, const char *second);
+/* Say why a system call failed; returns EXIT_FAILED. */
+int complain_system(int number);
+/* Allocate, or exit. */
+void *allocate(size_t size);
+char *duplicate(const char *text);
+char *formatted(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* connect.c */
+
+struct deadline {
+    bool set;
+    double timeout; /* seconds, as asked for */
+    double end;     /* of the monotonic clock */
+};
+
+struct deadline deadline_after(double seconds);
+struct deadline no_deadline(void);
+/* Milliseconds left, for poll(2): rounded up; -1 without a deadline. */
+int remaining_ms(const struct deadline *deadline);
+void sleep_ms(int milliseconds);
+/* Write the timeout as it is shown to people into `text`. */
+const char *shown_timeout(const struct deadline *deadline, char text[32]);
+
+enum refusal { REFUSED_BUSY = -2, REFUSED_DEAD = -3, REFUSED_ABSENT = -4, REFUSED_OTHER = -5 };
+
+/* Connect once. Returns a descriptor, or why not; nothing has been written to standard error. */
+int attempt(const char *path);
+/* Say why the last attempt failed; returns the exit code. */
+int explain_refusal(const char *path, int refusal);
+/* Connect to a trusted server, trying again while it is busy. Returns a descriptor; else -1 and the exit code. */
+int connect_trusted(const char *path, const struct deadline *deadline, bool wait_if_busy, int *exit_code);
+/* True if the server at the other end runs as this user or as root; else the message is written. */
+bool trusted(int connection, const char *path);
+
+/* exchange.c */
+
+struct request {
+    const char *data; /* NULL: standard input */
+    size_t size;
+};
+
+struct sink {
+    char *data; /* NULL: standard output */
+    size_t size, used;
+};
+
+/* Send the request, pass the response on as it comes; returns the exit code, after a message if it is not 0. */
+int exchange(int connection, const char *path, struct request request, const struct deadline *deadline,
+             struct sink *sink);
+
+#endif

@@ -12,6 +12,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 
 from ..config import settings
+from ..config.files import project_file
 from .messages import OK, UsageError, complain
 
 TYPE_CHECKING = False
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 _VALUES = (
     "SIZE is bytes or has a unit (4096, 64MiB, 1G); TIME is seconds or has a unit (30, 250ms, 5m, 1h); `none` is the "
-    "value of what is not set. Every setting can also come from its variable (IPCSRV_WORKERS), from ipcsrv.toml or "
-    "from [tool.ipcsrv] in pyproject.toml, both of the current folder. A flag wins over a variable, that over a file."
+    "value of what is not set. Every setting can also come from its variable (IPCSRV_WORKERS) or from a file "
+    "(--config FILE; without PATH and MODULE:HANDLER, ipcsrv.toml of the current folder). A flag wins over a variable, "
+    "that over a file."
 )
 
 
@@ -80,7 +82,7 @@ def _serving_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="MODULE:HANDLER", nargs="?", help="a callable from bytes to bytes, such as zlib:compress"
     )
-    parser.add_argument("--config", metavar="FILE", help="read settings from this TOML file (default: see below)")
+    parser.add_argument("--config", metavar="FILE", help="read settings from this TOML file (see below)")
     add_settings(parser)
     parser.epilog = _VALUES
 
@@ -160,7 +162,11 @@ def reload(arguments: argparse.Namespace) -> int:
 def _settings(
     arguments: argparse.Namespace | SimpleNamespace,
 ) -> tuple[settings.Settings, dict[str, settings.Source]]:
-    files = [arguments.config] if arguments.config else settings.configuration_files("")
+    if arguments.config:
+        files = [arguments.config]
+    else:  # without arguments the user asks for this folder's program
+        found = project_file("") if arguments.path is None else None
+        files = [] if found is None else [found]
     given = {name: getattr(arguments, name) for name in settings.BY_NAME if hasattr(arguments, name)}
     return settings.load(given, environ=os.environ, files=files, how="flag")
 

@@ -1,34 +1,103 @@
-"""A section of a TOML file with the line of each key, so that an error can point at it.
+"""Configuration files: which one may be read, and the keys and values in it.  Runs in the process that starts a server.
 
-`tomllib` reads the values, but forgets where they stood; the lines are found by a second look at the text, which
-needs to understand only headers and bare or quoted keys. Runs in whoever reads settings, before a server starts.
+A configuration file can name hooks, which are code, so `ipcsrv.toml` of a folder is trusted only if no other user could
+have written it (`project_file`).  A file that the user names himself (`--config FILE`) is read as it is.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from typing import Any
 
 from ..errors import SettingsError
 
-_HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?")
-_KEY = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*[=.]""")
+PROJECT_FILE = "ipcsrv.toml"
+OPERANDS = ("path", "handler")  # keys that are no settings: what `run` and `start` serve if they are not told
+
+_HAS_MODES = hasattr(os, "geteuid")  # elsewhere (Windows) modes and owners of files say nothing
 _WHERE = re.compile(r"\(at line (\d+)")
 
 
-def read_section(path: str, section: str) -> list[tuple[str, Any, int]]:
-    """Name, value and line (from 1) of each key in `section` ("" is the file itself); none if it is missing.
+def project_file(folder: str) -> str | None:
+    """Return the path of `ipcsrv.toml` in `folder`, checked; None if there is none.
 
-    Raises SettingsError for a file that cannot be read, is not TOML, or has a section that is no table.
+    The file must be a regular file, not a symbolic link; it and its folder must belong to this user or root, and nobody
+    else may be able to write the file, or to replace it (a folder that others can write is accepted if it is sticky).
+
+    Args:
+        folder: the folder to look in; "" is the current folder.
+
+    Raises:
+        SettingsError: the file is there and is not to be trusted.
+    """
+    path = os.path.join(folder, PROJECT_FILE)
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise SettingsError(f"cannot be read: {error.strerror}", source=path) from None
+    fault = _fault(info) or _folder_fault(os.stat(folder or os.curdir), folder or os.curdir)
+    if fault is not None:
+        raise SettingsError(f"is not trusted: {fault}; name it with --config if it is to be read", source=path)
+    return path
+
+
+def _fault(info: os.stat_result) -> str | None:
+    """Why another user could have written a file, or None."""
+    if stat.S_ISLNK(info.st_mode):
+        return "it is a symbolic link"
+    if not stat.S_ISREG(info.st_mode):
+        return "it is not a regular file"
+    if not _is_own(info):
+        return f"it belongs to user {info.st_uid}"
+    if _HAS_MODES and info.st_mode & 0o022:
+        return f"others can write it (mode {info.st_mode & 0o7777:04o}, `chmod go-w` it)"
+    return None
+
+
+def _folder_fault(info: os.stat_result, folder: str) -> str | None:
+    """Why another user could have put a file into a folder, or None."""
+    if not _is_own(info):
+        return f"its folder belongs to user {info.st_uid}"
+    if _HAS_MODES and info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
+        return f"others can write its folder {folder} (mode {info.st_mode & 0o7777:04o})"
+    return None
+
+
+def _is_own(info: os.stat_result) -> bool:
+    """Whether something belongs to this user or root."""
+    own = getattr(os, "geteuid", lambda: info.st_uid)
+    return info.st_uid in (0, own())
+
+
+def read(path: str) -> list[tuple[str, Any, int | None]]:
+    """Return name, value and line of each key of a TOML file.
+
+    The line, counted from 1, is the only one that sets the key; None where a plain search finds none or several.
+
+    Raises:
+        SettingsError: the file cannot be read or is not TOML.
     """
     text = _text(path)
-    table = _parsed(path, text)
-    for step in section.split(".") if section else ():
-        table = table.get(step, {})
-        if not isinstance(table, dict):
-            raise SettingsError("not a table", name=section, source=path)
-    lines = _lines_of_keys(text, section)
-    return [(name, value, lines.get(name, 1)) for name, value in table.items()]
+    return [(name, value, _line_of(name, text)) for name, value in _parsed(path, text).items()]
+
+
+def operands(path: str) -> dict[str, str]:
+    """Return what a configuration file says to serve: `path` and `handler`, each only if it is there.
+
+    Raises:
+        SettingsError: the file cannot be read or is not TOML, or one of the two is not text.
+    """
+    found = {}
+    for name, value, line in read(path):
+        if name in OPERANDS:
+            if not isinstance(value, str) or not value:
+                raise SettingsError(f"{value!r} is not text", name=name, source=path, line=line)
+            found[name] = value
+    return found
 
 
 def _text(path: str) -> str:
@@ -51,15 +120,8 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
         raise SettingsError(f"not TOML: {error}", source=path, line=line) from None
 
 
-def _lines_of_keys(text: str, section: str) -> dict[str, int]:
-    """The first line on which each key of `section` stands; sub-tables count as keys."""
-    lines: dict[str, int] = {}
-    current = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.fullmatch(line):
-            current = "".join(header[1].split())
-            if not section or current.startswith(section + "."):
-                lines.setdefault(current.removeprefix(section + ".").split(".")[0], number)
-        elif current == section and (key := _KEY.match(line)):
-            lines.setdefault(key[1], number)
-    return lines
+def _line_of(name: str, text: str) -> int | None:
+    """Return the line that sets a key, if exactly one line looks like it."""
+    key = re.compile(rf"""^[ \t]*\[?[ \t]*["']?{re.escape(name)}["']?[ \t]*[\].=]""", re.MULTILINE)
+    lines = [text.count("\n", 0, match.start()) + 1 for match in key.finditer(text)]
+    return lines[0] if len(lines) == 1 else None

@@ -1,12 +1,12 @@
 """The settings of a server: one table, from which everything else that knows a setting is made.
 
 A field of `Settings` below is the only place where a setting is written down. Its keyword, its `--flag`, its
-`IPCSRV_*` variable, its key in `ipcsrv.toml` or `[tool.ipcsrv]`, its range, its help and its entry in
-docs/settings.md all come from there, so that they cannot disagree.
+`IPCSRV_*` variable, its key in a configuration file, its range, its help and its entry in docs/settings.md all come
+from there, so that they cannot disagree.
 
-A keyword or flag wins over an environment variable, which wins over `ipcsrv.toml`, which wins over `pyproject.toml`,
-which wins over the default. Read by whoever starts a server (the command line, or the caller of the library); the
-server's processes get the finished `Settings` as JSON.
+A keyword or flag wins over an environment variable, which wins over a configuration file, which wins over the default.
+The process that starts a server reads them (the command line, or the caller of the library); the server's processes get
+the finished `Settings` as JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from ..errors import SettingsError
 from . import values as kinds
 
 ENVIRONMENT_PREFIX = "IPCSRV_"
-FILE_NAMES = ("ipcsrv.toml", "pyproject.toml")
 _YEAR = 365 * 86400.0  # the longest time: what select() and friends take on every system
 _NOTHING_WORDS = frozenset({"none", "auto", ""})
 
@@ -259,11 +258,6 @@ def load(
     return _parsed(given)
 
 
-def configuration_files(folder: str) -> list[str]:
-    """The configuration files that `folder` holds, the one that wins first."""
-    return [path for name in FILE_NAMES if os.path.isfile(path := os.path.join(folder, name))]
-
-
 def _from_keywords(keywords: Mapping[str, Any], how: str) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
     for name, value in keywords.items():
@@ -283,11 +277,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
 
 
 def _from_file(path: str) -> dict[str, _Given]:
-    from . import files as _toml
+    from . import files
 
     given: dict[str, _Given] = {}
-    for name, value, line in _toml.read_section(path, "tool.ipcsrv" if path.endswith(FILE_NAMES[1]) else ""):
-        given |= _entry(name.replace("-", "_"), value, Source("file", path, line))
+    for name, value, line in files.read(path):
+        if name not in files.OPERANDS:
+            given |= _entry(name.replace("-", "_"), value, Source("file", path, line))
     return given
 
 

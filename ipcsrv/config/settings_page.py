@@ -20,13 +20,15 @@ A setting has one name everywhere. `max_rss`, for example, is
 - the keyword of the library: `ipcsrv.Server(path, handler, max_rss="1GiB")`,
 - the flag of the commands that start a server: `--max-rss 1GiB`,
 - the environment variable `IPCSRV_MAX_RSS=1GiB`,
-- the key `max_rss = "1GiB"` in `ipcsrv.toml`, or in the table `[tool.ipcsrv]` of `pyproject.toml`, in the folder
-  where the server is started (`--config FILE` names another file).
+- the key `max_rss = "1GiB"` in a TOML file: the one that `--config FILE` names, or, for `ipcsrv run` and
+  `ipcsrv start` without `PATH` and `MODULE:HANDLER`, `ipcsrv.toml` of the current folder.
 
-The first of these that sets a value wins, in that order; `ipcsrv.toml` wins over `pyproject.toml`.
-`ipcsrv run --print-settings` shows every value and where it came from. A name that is no setting, or a value that
-does not fit, is an error that names the place and the nearest valid name. The files are read by the command line alone:
-a program that uses the library is not to be changed by the folder it is started in.
+The first of these that sets a value wins, in that order. `ipcsrv run --print-settings` shows every value and where it
+came from. An unknown name, or a value that does not fit, is an error that names the place and the nearest valid name.
+
+A configuration file can name code that runs (hooks). So `ipcsrv.toml` is read only if it and its folder belong to you
+or root and nobody else can write them; no other file of the current folder is read (`pyproject.toml` is not), and the
+library reads no file at all.
 
 Sizes are bytes, or have a unit: `4096`, `64MiB`, `1G` (K, M, G and T are powers of 1024). Times are seconds, or have
 a unit: `30`, `250ms`, `5m`, `1h`. Switches are `on` or `off`, in TOML and Python true and false, and as flags

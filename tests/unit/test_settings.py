@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import support
 
 from ipcsrv.cli import main
-from ipcsrv.config import settings
+from ipcsrv.config import files, settings
 from ipcsrv.config import values as _values
 from ipcsrv.config.settings_page import page
 from ipcsrv.errors import SettingsError
@@ -95,25 +96,90 @@ def test_what_a_setting_shows_it_reads_back(name: str) -> None:
     assert setting.parse(setting.show(setting.default)) == setting.default
 
 
-def test_a_keyword_wins_over_a_variable_over_ipcsrv_toml_over_pyproject_toml(tmp_path: Path) -> None:
-    (tmp_path / "ipcsrv.toml").write_text("workers = 2\nbacklog = 2\nname = 'two'\n")
-    (tmp_path / "pyproject.toml").write_text("[tool.ipcsrv]\nworkers = 1\nbacklog = 1\nname = 'one'\nchdir = '/1'\n")
-    files = settings.configuration_files(str(tmp_path))
-    chosen, sources = load({"workers": 4}, {"IPCSRV_WORKERS": "3", "IPCSRV_BACKLOG": "3"}, files)
-    assert (chosen.workers, chosen.backlog, chosen.name, chosen.chdir) == (4, 3, "two", "/1")
+def test_keyword_wins_over_variable_over_file(tmp_path: Path) -> None:
+    file = tmp_path / "any.toml"
+    file.write_text("workers = 2\nbacklog = 2\nname = 'two'\n")
+    chosen, sources = load({"workers": 4}, {"IPCSRV_WORKERS": "3", "IPCSRV_BACKLOG": "3"}, [file])
+    assert (chosen.workers, chosen.backlog, chosen.name) == (4, 3, "two")
     assert [sources[name].how for name in ("workers", "backlog", "name", "mode")] == [
         "keyword",
         "variable",
         "file",
         "default",
     ]
-    assert str(sources["chdir"]) == f"{tmp_path / 'pyproject.toml'}:5"
 
 
-def test_a_pyproject_without_our_section_says_nothing(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\nworkers = 'many'\n")
-    chosen, _ = load(files=settings.configuration_files(str(tmp_path)))
-    assert chosen == settings.make()
+# -- configuration files ----------------------------------------------------------------------------------------------
+
+
+def test_project_file_is_found_when_it_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.project_file(str(tmp_path)) is None
+    (tmp_path / "pyproject.toml").write_text("[tool.ipcsrv]\nworkers = 1\n")
+    assert files.project_file(str(tmp_path)) is None
+    (tmp_path / "ipcsrv.toml").write_text("workers = 2\n")
+    monkeypatch.chdir(tmp_path)
+    assert files.project_file("") == "ipcsrv.toml"
+    assert files.project_file(str(tmp_path)) == str(tmp_path / "ipcsrv.toml")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of Unix")
+@pytest.mark.parametrize(
+    ("folder_mode", "mode", "reason"),
+    [
+        (0o755, 0o666, "others can write it (mode 0666, `chmod go-w` it)"),
+        (0o755, 0o620, "others can write it (mode 0620"),
+        (0o777, 0o600, "others can write its folder"),
+        (0o1777, 0o622, "others can write it"),
+        (0o1777, 0o644, None),
+        (0o755, 0o600, None),
+    ],
+)
+def test_project_file_is_refused_when_others_could_write_it(
+    folder_mode: int, mode: int, reason: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "ipcsrv.toml"
+    file.write_text("workers = 2\n")
+    file.chmod(mode)
+    tmp_path.chmod(folder_mode)
+    if reason is None:
+        assert files.project_file(str(tmp_path)) == str(file)
+        return
+    with pytest.raises(SettingsError, match=re.escape(reason)) as caught:
+        files.project_file(str(tmp_path))
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_project_file_of_another_user_is_refused(given: str, tmp_path: Path) -> None:
+    file = tmp_path / "ipcsrv.toml"
+    file.write_text("workers = 2\n")
+    os.chown(file if given == "file" else tmp_path, 65534, 65534)
+    with pytest.raises(SettingsError, match="belongs to user 65534"):
+        files.project_file(str(tmp_path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links of Unix")
+@pytest.mark.parametrize("kind", ["symbolic link", "regular file"])
+def test_project_file_that_is_no_plain_file_is_refused(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "ipcsrv.toml"
+    if kind == "symbolic link":
+        (tmp_path / "other").write_text("workers = 2\n")
+        file.symlink_to(tmp_path / "other")
+    else:
+        os.mkfifo(file)
+    with pytest.raises(SettingsError, match=f"is not trusted: it is (not )?a {kind}"):
+        files.project_file(str(tmp_path))
+
+
+def test_operands_of_a_file_are_no_settings(tmp_path: Path) -> None:
+    file = tmp_path / "any.toml"
+    file.write_text("path = './z.sock'\nhandler = 'zlib:compress'\nworkers = 2\n")
+    assert files.operands(str(file)) == {"path": "./z.sock", "handler": "zlib:compress"}
+    assert load(files=[file])[0].workers == 2
+    file.write_text("# nothing to serve\nhandler = 7\n")
+    with pytest.raises(SettingsError, match=r"any\.toml, line 2: handler: 7 is not text"):
+        files.operands(str(file))
 
 
 @pytest.mark.parametrize(
@@ -167,13 +233,20 @@ def test_a_name_like_no_setting_at_all_gets_no_suggestion() -> None:
     assert (caught.value.suggestion, str(caught.value)) == (None, "zzz: there is no such setting")
 
 
-def test_an_unknown_key_in_a_file_names_file_line_and_nearest_setting(tmp_path: Path) -> None:
-    file = tmp_path / "pyproject.toml"
-    file.write_text("[project]\nidle_exti = 1\n\n[tool.ipcsrv]\nworkers = 2\n\nidle_exti = 5\n")
+def test_unknown_key_in_a_file_names_line_and_nearest_setting(tmp_path: Path) -> None:
+    file = tmp_path / "any.toml"
+    file.write_text("# idle_exti = 1\nworkers = 2\n\nidle_exti = 5\n")
     with pytest.raises(SettingsError) as caught:
         load(files=[file])
-    assert str(caught.value) == f"{file}, line 7: idle_exti: there is no such setting: did you mean `idle_exit`?"
-    assert (caught.value.source, caught.value.line, caught.value.suggestion) == (str(file), 7, "idle_exit")
+    assert str(caught.value) == f"{file}, line 4: idle_exti: there is no such setting: did you mean `idle_exit`?"
+    assert (caught.value.source, caught.value.line, caught.value.suggestion) == (str(file), 4, "idle_exit")
+
+
+def test_key_is_named_without_a_line_when_several_look_like_it(tmp_path: Path) -> None:
+    file = tmp_path / "any.toml"
+    file.write_text('name = """\nmode = 600\n"""\nmode = 600\n')
+    with pytest.raises(SettingsError, match=r"any\.toml: mode: 600 is not a mode"):
+        load(files=[file])
 
 
 def test_a_wrong_value_in_a_file_names_file_and_line(tmp_path: Path) -> None:
@@ -201,12 +274,11 @@ def test_a_table_where_a_value_belongs_is_refused_at_its_line(tmp_path: Path) ->
     ("text", "reason"),
     [
         ("workers = = 3\n", r", line 1: not TOML: Invalid value"),
-        ("[tool]\nipcsrv = 3\n", r": tool\.ipcsrv: not a table"),
         ("name = '\xff'", r": cannot be read: .*invalid start byte"),
     ],
 )
 def test_a_file_that_cannot_be_understood_is_named(tmp_path: Path, text: str, reason: str) -> None:
-    file = tmp_path / "pyproject.toml"
+    file = tmp_path / "any.toml"
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(SettingsError, match=f"^{re.escape(str(file))}{reason}"):
         load(files=[file])

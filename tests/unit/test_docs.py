@@ -23,3 +23,13 @@ def test_every_complaint_has_a_test() -> None:
     complaints = [block for block in blocks if block.startswith("**")]
     assert len(complaints) >= 26
     assert [block.splitlines()[0] for block in complaints if "`test_" not in block] == []
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    """Sphinx demands it as well; here it is noticed at once."""
+    listed = set()
+    for page in (ROOT / "docs").rglob("*.md"):
+        for tree in re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+            names = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / f"{name}.md").resolve() for name in names}
+    assert {page.resolve() for page in (ROOT / "docs").rglob("*.md")} - listed == {(ROOT / "docs" / "index.md").resolve()}

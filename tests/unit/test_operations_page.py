@@ -30,8 +30,3 @@ def test_every_outcome_of_the_access_log_is_named() -> None:
 
     assert all(f"`{outcome}`" in PAGE for outcome in OUTCOMES.values())
 
-
-def test_every_page_is_in_the_index() -> None:
-    pages = {page.name for page in (support.ROOT / "docs").glob("*.md")} - {"index.md"}
-    index = (support.ROOT / "docs" / "index.md").read_text()
-    assert pages == set(re.findall(r"\]\(([a-z]+\.md)\)", index))

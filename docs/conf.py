@@ -1,0 +1,53 @@
+"""Sphinx configuration of the documentation site and the manual page: `tox -e docs`."""
+
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS)]
+
+from ipcsrv import __version__  # noqa: E402  (the path is set above)
+
+project = "ipcsrv"
+author = "the ipcsrv authors"
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "pages_from_code"]
+exclude_patterns = ["_build"]
+default_role = "py:obj"  # `name` in a docstring links to that name's entry
+suppress_warnings = ["myst.xref_missing"]  # replaced by the stricter check of tests/unit/test_docs.py
+
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"ipcsrv {release}"
+html_static_path = ["_static"]
+html_css_files = ["ipcsrv.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+
+man_pages = [("commands", "ipcsrv", "local IPC server with a pool of worker processes", [], 1)]
+man_show_urls = True
+
+
+def _literal_quotes(app, what, name, obj, options, lines):
+    """Make `text` in a docstring literal where it is no name of an object: `--flag`, `ERR <code>`, `status --json`."""
+    for number, line in enumerate(lines):
+        lines[number] = re.sub(r"(?<![`:\w])`(?![\w.]+`)([^`]+)`(?!`)", r"``\1``", line)
+
+
+def setup(app):
+    """Register what this file adds to autodoc."""
+    app.connect("autodoc-process-docstring", _literal_quotes, priority=100)

@@ -28,7 +28,7 @@ from ipcsrv import errors  # noqa: E402  (the path is set above)
 from ipcsrv.cli import messages  # noqa: E402
 from ipcsrv.cli._commands import commands as command_table  # noqa: E402
 from ipcsrv.cli._parser import build  # noqa: E402
-from ipcsrv.settings import TABLE, Setting  # noqa: E402
+from ipcsrv.config.settings import TABLE, Setting  # noqa: E402
 
 WRITTEN = ("settings.md", "exit-codes.md")  # pages whose parts are kept in the repository too
 _PART = re.compile(r"(<!-- from code: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -37,7 +37,7 @@ _MEANINGS = {
     messages.OK: "success",
     messages.FAILED: "the server answered with a failure (`ERR ...`), a worker died, or the server itself failed",
     messages.USAGE: "wrong usage, an invalid setting, or a handler that cannot be imported",
-    messages.NO_SERVER: "no server: nothing listens at the path, or the path does not exist; or the connection was lost",
+    messages.NO_SERVER: "no server listens at the path, or the connection was lost",
     messages.TIMED_OUT: "timed out",
     messages.DENIED: "the server denied this user, or the client does not trust the server's user",
     messages.IN_USE: "another server has the path",
@@ -82,9 +82,9 @@ def accepted_text(setting: Setting) -> str:
 def exit_codes() -> Iterator[str]:
     """Every exit code with its meaning and the errors of the library that it stands for."""
     yield "| code | meaning | error in the library |\n|---|---|---|\n"
-    kinds = error_types()
+    kinds = [kind for kind in error_types() if kind is not errors.IpcError]
     for code, meaning in _MEANINGS.items():
-        named = ", ".join(f"`{kind.__name__}`" for kind in kinds if kind.exit_code == code and kind is not errors.IpcError)
+        named = ", ".join(f"`{kind.__name__}`" for kind in kinds if kind.exit_code == code)
         yield f"| {code} | {meaning} | {named} |\n"
 
 
@@ -146,8 +146,8 @@ def error_tree() -> Iterator[str]:
 
 
 def _branch(kind: type[errors.IpcError], lead: str, indent: str) -> Iterator[str]:
-    others = [base.__name__ for base in kind.__bases__ if not issubclass(base, errors.IpcError) and base is not Exception]
-    also = f"   (also a {others[0]})" if others else ""
+    others = [base.__name__ for base in kind.__bases__ if not issubclass(base, errors.IpcError)]
+    also = f"   (also a {others[0]})" if others and kind is not errors.IpcError else ""
     yield f"{lead + kind.__name__:<36}{kind.exit_code}{also}\n"
     children = [child for child in error_types() if child.__bases__[0] is kind]
     for child in children:
@@ -191,5 +191,5 @@ def setup(app: Any) -> dict[str, bool]:
 
 if __name__ == "__main__":
     for name in WRITTEN:
-        page = DOCS / name
-        page.write_text(filled(page.read_text("utf-8")), "utf-8")
+        path = DOCS / name
+        path.write_text(filled(path.read_text("utf-8")), "utf-8")

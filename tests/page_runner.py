@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import support
 
-TEXT_LANGUAGES = ("", "text", "diff")  # read by people alone
+TEXT_LANGUAGES = ("", "text", "diff", "bat")  # read by people alone, or by Windows
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,}|:{3,})(.*)$")
 _FILE_NAME = re.compile(r"^(?:#|//|;) ([\w./-]+\.\w+)$")
 _NUMBER = re.compile(r"\b\d{3,}\b")
@@ -139,9 +139,8 @@ class Reader:
             assert_output("\n".join(expected), done.stdout, {})
 
     def _session(self, text: str) -> None:
-        for command, expected in steps(text):
-            for shown, actual in self._numbers.items():
-                command = re.sub(rf"\b{shown}\b", actual, command)
+        for shown, expected in steps(text):
+            command = _NUMBER.sub(lambda match: self._numbers.get(match[0], match[0]), shown)
             if command == "^C":
                 self._interrupt(*self._servers.pop())
             elif command.startswith(". "):

@@ -323,9 +323,3 @@ def nearest(name: str, cutoff: float = 0.6) -> str | None:
 
     matches = difflib.get_close_matches(name.replace("-", "_"), BY_NAME, 1, cutoff)
     return matches[0] if matches else None
-
-
-if __name__ == "__main__":
-    from .settings_page import page
-
-    print(page(), end="")

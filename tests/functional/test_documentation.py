@@ -9,7 +9,7 @@ import pytest
 import support
 
 PAGES = [support.ROOT / "README.md", *sorted((support.ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"README", "quickstart"}  # test_readme.py, test_quickstart.py
+ELSEWHERE = {"quickstart"}  # test_quickstart.py
 WITH_CODE = [page for page in PAGES if any(page_runner.blocks(page.read_text("utf-8"))) and page.stem not in ELSEWHERE]
 
 

@@ -103,11 +103,3 @@ def read_spans(text: str) -> list[dict[str, dict[str, int]]]:
         spans.append(span)
         text = text[at + 1 + end :]
     return spans
-
-
-def test_the_recipe_in_the_page_is_the_example() -> None:
-    page = (support.ROOT / "docs" / "tracing.md").read_text()
-    example = " ".join((support.ROOT / "examples" / "tracing.py").read_text().split())
-    for block in page.split("```python\n")[1].partition("```")[0].split("\n\n"):
-        for line in block.splitlines():
-            assert " ".join(line.split()) in example, line

@@ -794,22 +794,3 @@ with ipcsrv.Server(sys.argv[1], "zlib:compress", workers=1):
                           env={**support.environment(), "PYTHONPATH": str(PACKAGE.parent)}, timeout=support.TIMEOUT)
     assert (done.stdout, done.stderr) == (b"LISTENING\n", b"")
     assert not marker.exists()
-
-
-def test_the_page_on_security_names_tests_that_exist_and_every_one_of_these() -> None:
-    page = (PACKAGE.parent / "docs" / "security.md").read_text("utf-8")
-    named = set(re.findall(r"`(test_\w+)`", page))
-    tree = ast.parse(Path(__file__).read_bytes())
-    here = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
-    assert named <= here
-    unnamed = {
-        "test_supplementary_groups_are_read_where_the_credentials_have_them",
-        "test_the_command_says_which_folder_and_how_to_allow_it",
-        "test_a_sticky_folder_is_good_enough",
-        "test_the_default_folder_is_made_private",
-        "test_every_process_of_a_user_finds_the_same_default_path",
-        "test_a_server_in_the_background_holds_none_of_its_starters_descriptors",
-        "test_a_server_in_the_background_has_its_starters_environment_and_folder_and_no_input",
-        "test_the_page_on_security_names_tests_that_exist_and_every_one_of_these",
-    }
-    assert here - named == unnamed  # promises, but no threats

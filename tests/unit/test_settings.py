@@ -16,7 +16,6 @@ import support
 from ipcsrv.cli import main
 from ipcsrv.config import files, settings
 from ipcsrv.config import values as _values
-from ipcsrv.config.settings_page import page
 from ipcsrv.errors import SettingsError
 
 # A value of each setting that is not its default: as a keyword, and as the text of a flag, a variable and TOML.
@@ -338,17 +337,3 @@ def test_what_depends_on_the_machine_is_filled_in_when_asked() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         settings.make().workers = 3  # type: ignore[misc]
-
-
-def test_the_page_of_settings_is_what_the_table_says() -> None:
-    written = (support.ROOT / "docs" / "settings.md").read_text()
-    assert written == page(), "run: python -m ipcsrv.config.settings > docs/settings.md"
-    program = "import runpy; runpy.run_module('ipcsrv.config.settings', run_name='__main__')"
-    assert support.run_python(program) == written
-
-
-def test_the_page_names_every_setting_with_its_flag_and_variable() -> None:
-    text = page()
-    for setting in settings.TABLE:
-        assert f"### `{setting.name}`\n\n{setting.help}\n" in text
-        assert f"`{setting.flag}`, `{setting.variable}`" in text

@@ -1,8 +1,8 @@
 """Every error that ipcsrv raises, in one tree.
 
-Errors carry data, not only text: a caller decides by type and attribute, a person reads `str()`, which is one line
-of the form *what, why, what to do*, and the command line exits with the class's `exit_code`. Each error survives
-pickle with its attributes, because those of a background server are raised again in the process that started it.
+Errors carry data: a program decides by type and attribute. `str()` is one line, *what failed: why; what to do next*,
+and the command line exits with the class's `exit_code`. Each error survives pickle with its attributes, because the
+errors of a background server are raised again in the process that started it.
 
     IpcError                      path                                      exit 1
      +- NotListening              path                                           3
@@ -15,20 +15,21 @@ pickle with its attributes, because those of a background server are raised agai
      +- ProtocolError             reason                                         1
      |   +- LocalProtocolError    reason                                         1
      +- SettingsError             reason, name, source, line, suggestion         2   (also a ValueError)
-     +- HandlerImportError        target, traceback_text, reason                 2
+     +- HandlerImportError        target, traceback_text, reason, suggestion     2
      +- StartError                reason, log_path, traceback_text               1
      +- SocketStolen              path                                           8
      +- ServerError               code, message      the server answered `ERR code message`   1
          +- HandlerError          "handler"                                      1
          |   +- HandlerTimeout    "timeout"                                      1
+         |   +- HandlerCrashed    "crashed"                                      1
          +- TooLarge              "too-large"                                    1
          +- Malformed             "malformed"                                    1   (also a ProtocolError)
          +- Denied                "denied"                                       5
          +- ServerBusy            "busy"                                         1
          +- ServerStopping        "stopping"                                     1
 
-Imported by the client on its way to its first byte, so it imports nothing itself (`enum` alone would cost a quarter
-of what a whole `ipcsrv call` may take).
+Every `ipcsrv call` imports this module, so it imports nothing itself (`enum` alone would cost a quarter of the time
+of a call).
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ if TYPE_CHECKING:
 
 
 class Progress(str):
-    """How far an exchange got before it failed, which is what says whether it is safe to repeat.
+    """How far an exchange got before it failed: it says whether a repetition is safe.
 
-    Exactly three values exist, as class attributes, and each is one object in a process: compare with `is` or `==`.
+    There are three values, as class attributes, each one object per process: compare with `is` or `==`.
     """
 
     __slots__ = ()
 
-    #: Not one byte of the request left: repeating it is safe.
+    #: No byte of the request was sent: a repetition is safe.
     NOTHING_SENT: Progress
-    #: Some or all of the request left, nothing came back: the handler may have run.
+    #: Some or all of the request was sent, nothing was received: the request may have been executed.
     REQUEST_SENT: Progress
-    #: Part of the response was read: the handler has run.
+    #: Part of the response was received: the request was executed.
     RESPONSE_BEGUN: Progress
 
     def __new__(cls, value: str) -> Progress:
@@ -71,22 +72,28 @@ Progress.REQUEST_SENT = _progress("request-sent")
 Progress.RESPONSE_BEGUN = _progress("response-begun")
 
 _ADVICE = {
-    Progress.NOTHING_SENT: "nothing had been sent: it is safe to try again",
-    Progress.REQUEST_SENT: "the request had been sent: the handler may have run",
-    Progress.RESPONSE_BEGUN: "part of the response had been read: the handler has run",
+    Progress.NOTHING_SENT: "nothing was sent, so it is safe to try again",
+    Progress.REQUEST_SENT: "the request may have been executed",
+    Progress.RESPONSE_BEGUN: "part of the response was received, so the request was executed",
 }
 
 
 def _one_line(text: str) -> str:
-    """Text that is safe on a terminal and stays one line, whatever a path or a server's message holds."""
+    """Return text that stays one line and is safe on a terminal, whatever a path or a server's message contains."""
     if text.isprintable():
         return text
     line = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
-def _joined(parts: Iterable[str | None]) -> str:
-    return ": ".join(part for part in parts if part)
+def _message(parts: Iterable[str | None], advice: str | None = None) -> str:
+    """Return *what failed: why; what to do next* without the parts that are empty."""
+    text = ": ".join(part for part in parts if part)
+    return f"{text}; {advice}" if advice else text
+
+
+def _at(what: str, path: str | None) -> str:
+    return f"{what} at {path}" if path else what
 
 
 def _restored(cls: type[IpcError], args: tuple[Any, ...], attributes: dict[str, Any]) -> IpcError:
@@ -97,20 +104,22 @@ def _restored(cls: type[IpcError], args: tuple[Any, ...], attributes: dict[str, 
 
 
 class IpcError(Exception):
-    """The root of the tree: whatever ipcsrv raises on purpose is one of these.
+    """The root of the tree: every error that ipcsrv raises on purpose.
 
-    `path` is the path of the server concerned, or None where there is none; `text` becomes `str()`.
+    Args:
+        text: the message, one line.
+        path: the path of the server concerned, if there is one.
     """
 
     exit_code = 1
     path: str | None
 
     def __init__(self, text: str = "", path: str | None = None) -> None:
-        super().__init__(_one_line(text or _joined((path, "failed"))))
+        super().__init__(_one_line(text or _message((path, "failed"))))
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default repeats the constructor with `args`, which holds the text and not what the constructor takes.
+        # The default calls the constructor with `args`: the text, which is not what the constructors take.
         return _restored, (type(self), self.args, self.__dict__)
 
 
@@ -119,29 +128,30 @@ class NotListening(IpcError):
 
     exit_code = 3
 
-    def __init__(self, path: str | None = None) -> None:
-        super().__init__(_joined((path, "no server listens there", "start one with `ipcsrv start`")), path)
+    def __init__(self, path: str | None = None, reason: str = "nothing listens on the socket") -> None:
+        super().__init__(_message((_at("no server", path), reason), "start one with `ipcsrv start`"), path)
 
 
 class PathNotFound(NotListening):
-    """Nothing exists at the path, or a folder on the way to it is missing."""
+    """Nothing exists at the path, or a folder of the path is missing."""
 
     def __init__(self, path: str | None = None) -> None:
-        IpcError.__init__(self, _joined((path, "no such path, so no server", "start one with `ipcsrv start`")), path)
+        super().__init__(path, "the socket does not exist")
 
 
 class InvalidPath(IpcError):
-    """A server cannot be at this path: it is not a socket, cannot be looked at, is too long; `reason` says which."""
+    """A server cannot be at this path; `reason` says why: not a socket, too long, not accessible."""
 
     exit_code = 7
 
     def __init__(self, path: str | None = None, reason: str = "not a path for a server") -> None:
-        super().__init__(_joined((path, reason)), path)
+        advice = None if ";" in reason else "choose another path"
+        super().__init__(_message((path, reason), advice), path)
         self.reason = reason
 
 
 class AddressInUse(IpcError):
-    """Another server lives at the path; `pid` and `command` name it where that is known."""
+    """Another server has the path; `pid` and `command` are its process and command line where they are known."""
 
     exit_code = 6
 
@@ -154,29 +164,29 @@ class AddressInUse(IpcError):
     ) -> None:
         owner = f" by process {pid}" if pid is not None else ""
         running = f" ({command})" if command else ""
-        text = f"address in use{owner}{running}"
-        super().__init__(_joined((path, text, reason or "stop that server, or choose another path")), path)
+        advice = None if reason and ";" in reason else "stop that server, or choose another path"
+        super().__init__(_message((path, f"address in use{owner}{running}", reason), advice), path)
         self.pid = pid
         self.command = command
         self.reason = reason
 
 
 class Untrusted(IpcError):
-    """The server at the path runs as a user the client does not trust; not a byte was sent to it."""
+    """The server at the path runs as a user that the client does not trust; nothing was sent."""
 
     exit_code = 5
 
     def __init__(self, path: str | None = None, peer: Peer | None = None, expected: object = None) -> None:
-        who = f"its server runs as user {peer.uid}" if peer is not None else "its server could not be identified"
+        what = f"the server runs as user {peer.uid}" if peer is not None else "the server could not be identified"
         trusted = f", not as {expected}" if expected is not None else ""
-        advice = "nothing was sent; name that user in `trust` if it is the right one"
-        super().__init__(_joined((path, who + trusted, advice)), path)
+        advice = "nothing was sent; if it is the right server, name its user in `trust`"
+        super().__init__(_message((path, what + trusted), advice), path)
         self.peer = peer
         self.expected = expected
 
 
 class CallTimeout(IpcError, TimeoutError):
-    """The time given for the call is over; `timeout` is in seconds, `progress` says how far it got."""
+    """The time for the call is over; `timeout` is in seconds, `progress` says how far the call got."""
 
     exit_code = 4
 
@@ -187,37 +197,39 @@ class CallTimeout(IpcError, TimeoutError):
         progress: Progress = Progress.NOTHING_SENT,
     ) -> None:
         after = "timed out" if timeout is None else f"timed out after {timeout:g} s"
-        super().__init__(_joined((path, after, _ADVICE[progress])), path)
+        super().__init__(_message((path, after), _ADVICE[progress]), path)
         self.timeout = timeout
         self.progress = progress
 
 
 class ConnectionLost(IpcError, ConnectionError):
-    """The server closed the connection, or died, before its response was whole; `progress` says how far it got."""
+    """The server closed the connection before the response was complete; `progress` says how far the call got."""
 
     exit_code = 3
 
     def __init__(self, path: str | None = None, progress: Progress = Progress.NOTHING_SENT) -> None:
-        super().__init__(_joined((path, "connection lost", _ADVICE[progress])), path)
+        when = "in the middle of the response" if progress is Progress.RESPONSE_BEGUN else "before a response"
+        super().__init__(_message((path, f"connection closed {when}"), _ADVICE[progress]), path)
         self.progress = progress
 
 
 class ProtocolError(IpcError):
-    """The other side sent what the protocol does not allow; `reason` says what."""
+    """The peer sent what the protocol does not allow; `reason` says what."""
 
     def __init__(self, reason: str, path: str | None = None) -> None:
-        super().__init__(_joined((path, "protocol error", reason)), path)
+        super().__init__(_message((path, "protocol error", reason)), path)
         self.reason = reason
 
 
 class LocalProtocolError(ProtocolError):
-    """This side tried what the protocol does not allow at this point, such as a second response to one request."""
+    """This side tried what the protocol does not allow in this state, such as a second response to one request."""
 
 
 class SettingsError(IpcError, ValueError):
     """A setting that does not exist, or a value that it cannot have.
 
-    `name` is the setting's, `source` and `line` say where it was given, `suggestion` is the nearest valid name.
+    `name` is the name of the setting, `source` and `line` the place where it was given, `suggestion` the nearest name
+    that exists.
     """
 
     exit_code = 2
@@ -233,7 +245,7 @@ class SettingsError(IpcError, ValueError):
     ) -> None:
         where = f"{source}, line {line}" if source and line is not None else source
         advice = f"did you mean `{suggestion}`?" if suggestion else None
-        super().__init__(_joined((where, name, reason, advice)))
+        super().__init__(_message((where, name, reason), advice))
         self.reason = reason
         self.name = name
         self.source = source
@@ -242,48 +254,78 @@ class SettingsError(IpcError, ValueError):
 
 
 class HandlerImportError(IpcError):
-    """The handler `target` cannot be imported or called; `traceback_text` is the traceback in the server."""
+    """The handler (or hook) `target` cannot be imported or called.
+
+    `traceback_text` is the traceback of its module: the last frames are in the message, all of it is a note of the
+    exception. `suggestion` is a target that probably was meant. A `reason` that is the whole text of such an error, as
+    another process reported it, stays the text.
+    """
 
     exit_code = 2
 
-    def __init__(self, target: str, traceback_text: str | None = None, reason: str | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        traceback_text: str | None = None,
+        reason: str | None = None,
+        suggestion: str | None = None,
+        what: str = "handler",
+    ) -> None:
         if reason is None:
             reason = _last_line(traceback_text)
-        super().__init__(_joined((f"handler {target}", reason or "cannot be imported")))
+        frames = _last_frames(traceback_text)
+        advice = f"see {' and '.join(frames)}" if frames else None
+        if suggestion:
+            advice = f"did you mean `{suggestion}`?"
+        if reason is not None and reason.startswith(_CANNOT_LOAD):
+            super().__init__(reason)
+        else:
+            super().__init__(_message((f"{_CANNOT_LOAD}{what} {target}", reason), advice))
         self.target = target
         self.traceback_text = traceback_text
         self.reason = reason
+        self.suggestion = suggestion
+        if traceback_text and frames:
+            self.add_note(traceback_text.rstrip())
+
+
+_CANNOT_LOAD = "cannot load "
 
 
 class StartError(IpcError):
-    """The server could not start, for a reason that has no error of its own; `log_path` is where it logged."""
+    """The server could not start, for a reason that has no error of its own; `log_path` is the path of its log."""
 
     def __init__(self, reason: str, log_path: str | None = None, traceback_text: str | None = None) -> None:
         advice = f"see {log_path}" if log_path else None
-        super().__init__(_joined(("the server did not start", reason, _last_line(traceback_text), advice)))
+        super().__init__(_message(("the server did not start", reason, _last_line(traceback_text)), advice))
         self.reason = reason
         self.log_path = log_path
         self.traceback_text = traceback_text
 
 
 class SocketStolen(IpcError):
-    """The running server's socket was removed or replaced, so that no new client could reach it."""
+    """The socket of the running server was removed or replaced, so no new client could reach it."""
 
     exit_code = 8
 
     def __init__(self, path: str | None = None) -> None:
         advice = "find out what deletes it, then start the server again"
-        super().__init__(_joined((path, "the server's socket was taken away from it", advice)), path)
+        super().__init__(_message((path, "the socket of the running server was removed or replaced"), advice), path)
 
 
 class ServerError(IpcError):
-    """The server answered with a failure, `ERR <code> <message>` (PROTOCOL.md section 2)."""
+    """The server answered with a failure, `ERR <code> <message>`, or refused a command of the control socket."""
 
     def __init__(self, code: str, message: str, path: str | None = None) -> None:
-        # By name: in Malformed the next class in line is ProtocolError, which takes other arguments.
-        IpcError.__init__(self, _joined((path, "the server answered with a failure", code, message)), path)
+        shown = (message,) if code == "control" else ("the server reported a failure", code, message)
+        # Not super(): in Malformed the next class is ProtocolError, which takes other arguments.
+        IpcError.__init__(self, _message((path, *shown)), path)
         self.code = code
         self.message = message
+
+    def _explain(self, what: str, advice: str | None = None) -> None:
+        """Set the text of a failure whose code is known."""
+        self.args = (_one_line(_message((self.path, what), advice)),)
 
 
 class HandlerError(ServerError):
@@ -291,6 +333,7 @@ class HandlerError(ServerError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__("handler", message, path)
+        self._explain(f"handler raised {message}".rstrip(), "the traceback is in the server's log (`ipcsrv logs`)")
 
 
 class HandlerTimeout(HandlerError):
@@ -298,15 +341,23 @@ class HandlerTimeout(HandlerError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         ServerError.__init__(self, "timeout", message, path)
+        self._explain(_message(("handler timed out", message)), "its stack is in the server's log (`ipcsrv logs`)")
+
+
+class HandlerCrashed(HandlerError):
+    """The process of the handler died; `message` says how. The request may have been executed."""
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        ServerError.__init__(self, "crashed", message, path)
+        self._explain(_message(("the handler's process died", message)), "the request may have been executed")
 
 
 class TooLarge(ServerError):
-    """A message is larger than its receiver accepts. Also raised here, for a response beyond `max_response_size`."""
+    """A message is larger than its receiver accepts; also raised by the client for its own `max_response_size`."""
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__("too-large", message, path)
-        # Not always the server's answer, so it does not say that it is.
-        self.args = (_one_line(_joined((path, "too large", message))),)
+        self._explain(_message(("too large", message)), "raise the limit, or send less")
 
 
 class Malformed(ServerError, ProtocolError):
@@ -314,6 +365,7 @@ class Malformed(ServerError, ProtocolError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__("malformed", message, path)
+        self._explain(_message(("the server rejected the request as malformed", message)))
         self.reason = message
 
 
@@ -324,6 +376,7 @@ class Denied(ServerError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__("denied", message, path)
+        self._explain(_message(("permission denied", message)), "ask the server's owner for --allow and --mode")
 
 
 class ServerBusy(ServerError):
@@ -331,17 +384,20 @@ class ServerBusy(ServerError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__("busy", message, path)
+        self._explain(_message(("the server is busy", message)), "try again later")
 
 
 class ServerStopping(ServerError):
-    """The server stopped before it could answer."""
+    """The server stopped before it answered."""
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__("stopping", message, path)
+        self._explain(_message(("the server is stopping", message)), "try again when it runs again")
 
 
 _BY_CODE = {
     "handler": HandlerError,
+    "crashed": HandlerCrashed,
     "timeout": HandlerTimeout,
     "too-large": TooLarge,
     "malformed": Malformed,
@@ -352,12 +408,27 @@ _BY_CODE = {
 
 
 def from_reply(code: str, message: str, path: str | None = None) -> ServerError:
-    """The error for a failure reply; a code from a newer server is a plain `ServerError`."""
+    """Return the error for a failure reply; for an unknown code (of a newer server) a plain `ServerError`."""
     known = _BY_CODE.get(code)
     return known(message, path) if known else ServerError(code, message, path)
 
 
 def _last_line(text: str | None) -> str | None:
-    """What a traceback ends with: the exception's type and text."""
+    """Return the last line of a traceback: the exception's type and text."""
     lines = text.strip().splitlines() if text else []
     return lines[-1] if lines else None
+
+
+_FRAME = '  File "'
+_FRAMES_SHOWN = 2
+
+
+def _last_frames(traceback_text: str | None) -> list[str]:
+    """Return the last frames of a traceback, the innermost first, as `FILE:LINE`."""
+    frames = []
+    for line in (traceback_text or "").splitlines():
+        if line.startswith(_FRAME):
+            file, _, rest = line.removeprefix(_FRAME).partition('", line ')
+            if not file.startswith("<"):  # of the import system
+                frames.append(f"{file}:{rest.partition(',')[0]}")
+    return list(dict.fromkeys(reversed(frames)))[:_FRAMES_SHOWN]

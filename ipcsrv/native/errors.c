@@ -113,18 +113,21 @@ void complain(const char *text, const char *path, const char *first, const char 
         }
         const char *argument = arguments[*text - 1];
         put_safely(&line, argument, *text == 1);
-        if (!*argument && text[1] == ':') /* an empty part is left out with its colon */
+        if (*argument)
+            continue;
+        if (text[1] == ':') /* an empty part is left out with the colon beside it */
             text += 2;
+        else
+            while (line.used > 8 && strchr(": ", line.data[line.used - 1]))
+                line.used--;
     }
-    if (memcmp(line.data + line.used - 2, ": ", 2) == 0 && line.used > 8)
-        line.used -= 2;
     line.data[line.used++] = '\n';
     (void)!write(2, line.data, line.used); /* one write: lines of several processes do not mix */
 }
 
 int complain_system(int number) {
-    const char *advice = number == EMFILE   ? ": raise the limit on open files (ulimit -n)"
-                         : number == ENOSPC ? ": free some space"
+    const char *advice = number == EMFILE   ? "; raise the limit on open files (ulimit -n)"
+                         : number == ENOSPC ? "; free some space"
                                             : "";
     complain("\2\3", "", strerror(number), advice);
     return EXIT_FAILED;

@@ -73,7 +73,7 @@ static bool parse(int argc, char **argv, struct options *options) {
             options->worker = true;
         } else if (i + 1 == argc || argv[i + 1][0] == '-') {
             return false;
-        } else if (strcmp(argv[i], "--timeout") == 0) {
+        } else if (strcmp(argv[i], "--timeout") == 0 || strcmp(argv[i], "-t") == 0) {
             if (!parse_timeout(argv[++i], &options->deadline))
                 return false;
         } else if (strcmp(argv[i], "--autostart") == 0) {
@@ -139,6 +139,9 @@ int main(int argc, char **argv) {
     if (!parse(argc, argv, &options))
         return exec_python(argv);
     bool one = options.operand_count == 1, extra = options.autostart != NULL || options.worker;
+    bool file = options.operand_count == 2 && options.operands[1][0] == '@', terminal = isatty(STDOUT_FILENO);
+    if (file || (terminal && strcmp(command, "call") == 0)) /* where a newline may have to follow the response */
+        return exec_python(argv);
     if (strcmp(command, "call") == 0 && options.operand_count >= 1 && !options.worker)
         return call(&options, argv);
     if (strcmp(command, "is-active") == 0 && one && !extra && !options.deadline.set)

@@ -293,8 +293,8 @@ def test_call_sends_its_operand_and_prints_the_response_as_it_is(
     [
         (b"0010ERR denied n", 5, "denied"),
         (b"001dERR handler ValueError: x", 1, "ValueError: x"),
-        (b"000cpart", 3, "connection lost"),
-        (b"", 3, "connection lost"),
+        (b"000cpart", 3, "connection closed in the middle of the response"),
+        (b"", 3, "connection closed before a response"),
         (b"what is this", 1, "protocol error"),
     ],
 )

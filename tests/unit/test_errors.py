@@ -50,6 +50,7 @@ CASES = [
     (errors.ServerError("odd", "text", PATH), {"code": "odd", "message": "text", "path": PATH}, 1),
     (errors.HandlerError("ValueError: x", PATH), {"code": "handler", "message": "ValueError: x", "path": PATH}, 1),
     (errors.HandlerTimeout("after 5 s", PATH), {"code": "timeout", "message": "after 5 s", "path": PATH}, 1),
+    (errors.HandlerCrashed("SIGSEGV", PATH), {"code": "crashed", "message": "SIGSEGV", "path": PATH}, 1),
     (errors.TooLarge("more than 5", PATH), {"code": "too-large", "message": "more than 5", "path": PATH}, 1),
     (errors.Malformed("bad", PATH), {"code": "malformed", "message": "bad", "reason": "bad", "path": PATH}, 1),
     (errors.Denied("user 5", PATH), {"code": "denied", "message": "user 5", "path": PATH}, 5),
@@ -102,6 +103,7 @@ def test_every_error_of_the_module_is_in_the_cases_and_in_the_printed_tree():
         (errors.SettingsError, ValueError),
         (errors.PathNotFound, errors.NotListening),
         (errors.HandlerTimeout, errors.HandlerError),
+        (errors.HandlerCrashed, errors.HandlerError),
         (errors.Malformed, errors.ProtocolError),
         (errors.Malformed, errors.ServerError),
         (errors.LocalProtocolError, errors.ProtocolError),
@@ -162,6 +164,7 @@ def test_progress_has_no_other_values():
     [
         ("handler", errors.HandlerError),
         ("timeout", errors.HandlerTimeout),
+        ("crashed", errors.HandlerCrashed),
         ("too-large", errors.TooLarge),
         ("malformed", errors.Malformed),
         ("denied", errors.Denied),

@@ -39,7 +39,6 @@ pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
 man_pages = [("commands", "ipcsrv", "local IPC server with a pool of worker processes", [], 1)]
-man_show_urls = True
 
 
 def _literal_quotes(app, what, name, obj, options, lines):

@@ -88,6 +88,12 @@ def exit_codes() -> Iterator[str]:
         yield f"| {code} | {meaning} | {named} |\n"
 
 
+def exit_status() -> Iterator[str]:
+    """The exit codes as a list, for the manual page."""
+    for code, meaning in _MEANINGS.items():
+        yield f"{code}\n: {meaning[0].upper()}{meaning[1:]}.\n\n"
+
+
 def error_types() -> list[type[errors.IpcError]]:
     """Every error class, in the order of the source."""
     return [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.IpcError)]
@@ -102,18 +108,19 @@ def commands() -> Iterator[str]:
         yield f"{parser.description}\n\n"
         yield from _arguments(parser)
         if parser.epilog:
-            yield f"```text\n{parser.epilog}\n```\n\n"
+            indented = any(line.startswith(" ") for line in parser.epilog.splitlines())
+            yield f"```text\n{parser.epilog}\n```\n\n" if indented else f"{_sentence(parser.epilog)}\n\n"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
     """A definition list of the arguments that are not settings."""
-    names = {setting.name for setting in TABLE}
-    own = [action for action in parser._actions if action.dest not in names and action.dest != "help"]
+    described = {"help", "path", *(setting.name for setting in TABLE)}  # these are described once, for all commands
+    own = [action for action in parser._actions if action.dest not in described]
     for action in own:
         if action.help is argparse.SUPPRESS:
             continue
         yield f"{_invocation(action)}\n: {_sentence(action.help)}\n\n"
-    if len(own) < len(parser._actions) - 1:
+    if any(action.dest == TABLE[0].name for action in parser._actions):
         yield "This command also takes every [setting](#settings) as an option.\n\n"
 
 
@@ -167,6 +174,7 @@ def error_entries() -> Iterator[str]:
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "settings": settings,
     "exit-codes": exit_codes,
+    "exit-status": exit_status,
     "commands": commands,
     "setting-options": setting_options,
     "error-tree": error_tree,

@@ -101,3 +101,50 @@ def test_code_is_in_fenced_blocks(page: Path) -> None:
 def test_files_named_on_a_page_exist(page: Path) -> None:
     named = re.findall(r"`((?:docs|tests|examples|benchmarks)/[\w./-]+)`", page.read_text("utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+PEER = ipcsrv.Peer(1, 1000, 1000)
+MESSAGES = [
+    ipcsrv.AddressInUse("s"),
+    ipcsrv.CallTimeout("s", 1.0),
+    ipcsrv.ConnectionLost("s"),
+    ipcsrv.Denied("uid 1000"),
+    ipcsrv.HandlerCrashed("signal SIGSEGV"),
+    ipcsrv.HandlerError("ValueError: no"),
+    ipcsrv.HandlerImportError("m:h", reason="there is no module 'm'"),
+    ipcsrv.HandlerTimeout("2 s"),
+    ipcsrv.Malformed("no packet"),
+    ipcsrv.NotListening("s"),
+    ipcsrv.PathNotFound("s"),
+    ipcsrv.ServerBusy(""),
+    ipcsrv.ServerStopping(""),
+    ipcsrv.SocketStolen("s"),
+    ipcsrv.StartError("no"),
+    ipcsrv.TooLarge("5 bytes"),
+    ipcsrv.Untrusted("s", PEER),
+]
+
+
+@pytest.mark.parametrize("error", MESSAGES, ids=lambda error: type(error).__name__)
+def test_message_is_explained(error: ipcsrv.IpcError) -> None:
+    page = (DOCS / "troubleshooting.md").read_text("utf-8").partition("## Observations")[0]
+    for heading in re.findall(r"^### (.+)$", page, re.MULTILINE):
+        parts = re.split(r"\.\.\.|\(.*?\)", heading)
+        if re.search(".*".join(re.escape(part.strip()) for part in parts), str(error)):
+            return
+    pytest.fail(f"docs/troubleshooting.md does not explain: {error}")
+
+
+def test_examples_of_bytes_are_right() -> None:
+    """The messages on the page about the protocol are what the encoder makes, or what the decoder reads."""
+    from ipcsrv.protocol.pktline import MAX_DATA, Decoder, encode
+
+    page = (DOCS / "protocol.md").read_text("utf-8")
+    for name, packets in re.findall(r"^\| `(\w+)`(?: in two packets)? \| `(\w+)` \|", page, re.MULTILINE):
+        decoder = Decoder()
+        decoder.feed(packets.encode())
+        assert decoder.next_message() == name.encode()
+    assert [len(b"".join(encode(bytes(size)))) for size in (MAX_DATA, MAX_DATA + 1)] == [65524, 65529]
+    assert "65,516 bytes" in page and "65,524 bytes" in page and "65,529 bytes" in page
+    (reply,) = re.findall(r"^([0-9a-f]{4})(ERR .*?)  +and then", page, re.MULTILINE)
+    assert int(reply[0], 16) == 4 + len(reply[1])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import configparser
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -262,35 +260,3 @@ def test_an_abstract_address_is_understood_and_none_is_silence() -> None:
         assert inbox.recv(100) == b"READY=1\nSTATUS=well"
         notifier.close()
     Notifier().ready("unheard")
-
-
-# -- the unit files ----------------------------------------------------------------------------------------------------
-
-
-def unit(name: str) -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(support.ROOT / "examples" / "systemd" / name)
-    return parser
-
-
-def test_the_unit_files_fit_each_other_and_the_command_line() -> None:
-    from ipcsrv.config.settings import make
-    from ipcsrv.master.systemd import NAME
-
-    listen, serve = unit("words.socket")["Socket"], unit("words.service")["Service"]
-    command = serve["ExecStart"].split()
-    assert command[1:] == ["run", listen["ListenStream"], "words:count"]
-    assert listen["FileDescriptorName"] == NAME
-    assert serve["Type"].startswith("notify")
-    assert float(serve["TimeoutStopSec"]) > make().drain_timeout
-    assert serve["RestartPreventExitStatus"].split() == ["2", "6", "7"]
-    assert "RuntimeDirectory" not in serve
-
-
-def test_the_unit_files_are_what_systemd_itself_understands() -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("no systemd-analyze here")
-    files = sorted(map(str, (support.ROOT / "examples" / "systemd").glob("words.s*")))
-    done = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True)
-    assert "Unknown" not in done.stderr

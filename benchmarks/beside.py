@@ -1,6 +1,6 @@
 """How fast a call is beside what programs use today: the table of the README.
 
-    python -m benchmarks.beside [--rounds N] [--write README.md]
+    python -m benchmarks.beside [--rounds N] [--write README.md docs/performance.md] [--svg docs/figures/beside.svg]
 
 Every row is a way to have a Python function run in another process of the machine, with what the standard library has
 for it. Two figures are taken, in interleaved rounds, in which the rows take turns; the medians are reported:
@@ -8,7 +8,8 @@ for it. Two figures are taken, in interleaved rounds, in which the rows take tur
 - the time of one call that does nothing: connect, ask, be answered, close (or start a program), by one client;
 - calls per second of a function that computes in Python for a millisecond, by four clients at the same time.
 
-`--write FILE` puts the table between the comments `<!-- figures: beside -->` and `<!-- end -->` of a file.
+`--write` puts the table between the comments `<!-- figures: beside -->` and `<!-- end -->` of each file; `--svg`
+draws it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from . import chart
 from .coldstart import COMPILE
 
 ROOT = Path(__file__).parent.parent
@@ -198,7 +200,7 @@ ROWS = (
     Row("`http.server`, threads", by_http),
     Row("`multiprocessing.connection`, threads", by_connection),
     Row("`socketserver` on a Unix socket, threads", by_socket),
-    Row("**ipcsrv**, start the native client for each call", by_native_command),
+    Row("**ipcsrv**, start `ipcsrvc` for each call", by_native_command),
     Row("**ipcsrv**, `ipcsrv.call`", by_ipcsrv),
     Row("**ipcsrv**, a kept connection", by_kept_connection),
 )
@@ -265,20 +267,44 @@ def _client(row: Row, folder: str, seconds: float, ready: object, counts: object
     counts.put(count)  # type: ignore[attr-defined]
 
 
-def table(rounds: int, seconds: float) -> str:
-    """Measure everything and return the table as Markdown."""
+class Figures(NamedTuple):
+    """The medians of a row: seconds for a call that does nothing, and calls per second of one that computes."""
+
+    name: str
+    call: float
+    rate: float
+
+
+def measured(rounds: int, seconds: float) -> list[Figures]:
+    """Measure every row in every round, in turn."""
+    calls: dict[str, list[float]] = {row.name: [] for row in ROWS}
+    rates: dict[str, list[float]] = {row.name: [] for row in ROWS}
     with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp") as folder, servers(folder):
-        calls: dict[str, list[float]] = {row.name: [] for row in ROWS}
-        rates: dict[str, list[float]] = {row.name: [] for row in ROWS}
         for _ in range(rounds):
             for row in ROWS:
                 calls[row.name].append(one_call(row, folder, seconds))
                 rates[row.name].append(throughput(row, folder, seconds))
-    lines = ["| one program calls another by | one call | 1 ms of Python, 4 clients |", "|---|---|---|"]
-    for row in ROWS:
-        rate = statistics.median(rates[row.name])
-        lines.append(f"| {row.name} | {duration(statistics.median(calls[row.name]))} | {rate:,.0f} calls/s |")
-    return "\n".join(lines)
+    return [Figures(name, statistics.median(calls[name]), statistics.median(rates[name])) for name in calls]
+
+
+def table(figures: list[Figures]) -> str:
+    """The figures as Markdown, with what they were taken on."""
+    lines = ["| a function is called by | one call | 1 ms of Python, 4 clients |", "|---|---|---|"]
+    lines += [f"| {row.name} | {duration(row.call)} | {row.rate:,.0f} calls/s |" for row in figures]
+    return "\n".join([*lines, "", method()])
+
+
+def picture(figures: list[Figures]) -> str:
+    """The figures as two panels of bars."""
+    panels = (
+        ("A call that does nothing, 1 client", {row.name: 1 / row.call for row in figures}),
+        (f"A call that computes for 1 ms in Python, {CLIENTS} clients", {row.name: row.rate for row in figures}),
+    )
+    body, top = [], 0
+    for title, rates in panels:
+        body += chart.panel(title, [(re.sub("[*`]", "", name), rate) for name, rate in rates.items()], top)
+        top += chart.HEAD + len(rates) * chart.ROW + 24
+    return chart.drawing("Calls per second of ipcsrv and of what the standard library has", body, top)
 
 
 def duration(seconds: float) -> str:
@@ -298,14 +324,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beside", description="The table of the README.")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved rounds (default 5)")
     parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="of each figure (default 0.5)")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the comments of this file")
+    parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="FILE", help="put the table into these")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the figures there")
     options = parser.parse_args()
-    text = f"{table(options.rounds, options.seconds)}\n\n{method()}"
+    figures = measured(options.rounds, options.seconds)
+    text = table(figures)
     print(text)
-    if options.write:
-        page = options.write.read_text("utf-8")
+    for file in options.write:
         part = re.compile(r"(<!-- figures: beside -->\n).*?(<!-- end -->)", re.DOTALL)
-        options.write.write_text(part.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page), "utf-8")
+        page = part.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", file.read_text("utf-8"))
+        file.write_text(page, "utf-8")
+    if options.svg:
+        options.svg.write_text(picture(figures), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,28 @@
 """Draws the comparison as an SVG: two panels of bars. `python -m benchmarks.chart RESULTS.json CHART.svg`.
 
-No colour of the background is assumed: text and grid are drawn in `currentColor`-like greys that a media query turns
-over, and the bars in two colours that can be told from each other and from both backgrounds.
+The drawing has a background of its own, which a media query makes dark, so it can be read on any page.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 from html import escape
 from pathlib import Path
 
-WIDTH, LABELS, VALUES = 760, 210, 100  # pixels: the drawing, the names on the left, the figures on the right
+WIDTH, LABELS, VALUES = 760, 290, 100  # pixels: the drawing, the names on the left, the figures on the right
+MARGIN = 16
 ROW, BAR, HEAD = 24, 16, 54
 
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #24292f }
 .title { font-weight: 600; font-size: 15px } .note { font-size: 12px; fill: #57606a }
+.card { fill: #ffffff }
 .ours { fill: #0969da } .limit { fill: #9aa4af } .peer { fill: #d4853a } .name-ours { font-weight: 600 }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3 } .note { fill: #9aa4af }
+  text { fill: #e6edf3 } .note { fill: #9aa4af } .card { fill: #161b22 }
   .ours { fill: #4d9bf5 } .limit { fill: #6e7781 } .peer { fill: #e0954d }
 }
 """
@@ -45,11 +47,12 @@ def bars(results: list[dict[str, object]], peers: str, limit: str) -> list[tuple
 def panel(title: str, rows: list[tuple[str, float]], top: int) -> list[str]:
     """One set of bars, from `top` downwards."""
     longest = max((value for _, value in rows), default=1.0)
+    note = f"requests per second, on {os.cpu_count()} cores; longer is better"
     lines = [f'<text class="title" x="0" y="{top + 16}">{escape(title)}</text>',
-             f'<text class="note" x="0" y="{top + 36}">requests per second, on 2 cores; longer is better</text>']
+             f'<text class="note" x="0" y="{top + 36}">{note}</text>']
     for number, (name, value) in enumerate(rows):
         y = top + HEAD + number * ROW
-        kind = "ours" if name == "ipcsrv" else "limit" if name.startswith("bare C") else "peer"
+        kind = "ours" if name.startswith("ipcsrv") else "limit" if name.startswith("bare C") else "peer"
         length = max(1.0, value / longest * (WIDTH - LABELS - VALUES))
         own = ' class="name-ours"' if kind == "ours" else ""
         lines += [
@@ -68,11 +71,17 @@ def svg(document: dict[str, object]) -> str:
         if rows:
             body += panel(title, rows, top)
             top += HEAD + len(rows) * ROW + 24
-    label = "Requests per second of ipcsrv, its Python peers and a bare C loop"
-    size = f'viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}"'
+    return drawing("Requests per second of ipcsrv, its Python peers and a bare C loop", body, top)
+
+
+def drawing(label: str, body: list[str], height: int) -> str:
+    """Return the panels on a background, as a whole SVG."""
+    width, height = WIDTH + 2 * MARGIN, height + MARGIN
+    size = f'viewBox="{-MARGIN} {-MARGIN} {width} {height}" width="{width}" height="{height}"'
+    card = f'<rect class="card" x="{-MARGIN}" y="{-MARGIN}" width="{width}" height="{height}" rx="8"/>'
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">',
-        f"<title>{label}</title>", f"<style>{STYLE}</style>", *body, "</svg>", "",
+        f"<title>{label}</title>", f"<style>{STYLE}</style>", card, *body, "</svg>", "",
     ])
 
 

@@ -297,7 +297,9 @@ class StartError(IpcError):
 
     def __init__(self, reason: str, log_path: str | None = None, traceback_text: str | None = None) -> None:
         advice = f"see {log_path}" if log_path else None
-        super().__init__(_message(("the server did not start", reason, _last_line(traceback_text)), advice))
+        last = _last_line(traceback_text)
+        cause = None if last and last in reason else last
+        super().__init__(_message(("the server did not start", reason, cause), advice))
         self.reason = reason
         self.log_path = log_path
         self.traceback_text = traceback_text

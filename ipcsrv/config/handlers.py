@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import inspect
 import os
 import sys
 import traceback
@@ -19,6 +20,41 @@ from typing import Any
 from ..errors import HandlerImportError
 
 Handler = Callable[..., Any]
+
+FACTORY_PARAMETERS = ("path", "settings")
+
+
+@dataclass(frozen=True)
+class Factory:
+    """What `MODULE:NAME()` leads to: a callable that each worker calls once, and that returns the handler."""
+
+    target: str
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Never called by a server (see `make`): it makes a factory pass for what a handler is, a callable."""
+        raise TypeError(f"{self.target} is a factory, not a handler")
+
+    def check(self) -> None:
+        """Raise `HandlerImportError` if the factory asks for something that a server cannot give."""
+        self._arguments(dict.fromkeys(FACTORY_PARAMETERS))
+
+    def make(self, **offered: Any) -> Any:
+        """Call the factory with those of the offered arguments that it has parameters for, by name."""
+        return self.function(**self._arguments(offered))
+
+    def _arguments(self, offered: dict[str, Any]) -> dict[str, Any]:
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):  # some callables that are written in C have none to look at
+            return {}
+        chosen = {name: value for name, value in offered.items() if name in signature.parameters}
+        try:
+            signature.bind(**chosen)
+        except TypeError as error:
+            reason = f"is a factory that asks for more than {' and '.join(FACTORY_PARAMETERS)} ({error})"
+            raise HandlerImportError(self.target, reason=reason) from None
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -64,19 +100,19 @@ def source_of(handler: str | Handler, *, inherit: bool = False) -> HandlerSource
 
 
 def check_target(target: str) -> None:
-    """Raise `HandlerImportError` unless `target` has the form MODULE:NAME."""
-    module, colon, name = target.partition(":")
+    """Raise `HandlerImportError` unless `target` has the form MODULE:NAME or MODULE:NAME()."""
+    module, colon, name = target.removesuffix("()").partition(":")
     if not (colon and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
         raise HandlerImportError(target, reason="is not of the form MODULE:NAME, such as zlib:compress")
 
 
 def load(target: str) -> Handler:
-    """Import `MODULE:NAME` (NAME may be dotted) and return the callable.
+    """Import `MODULE:NAME` (NAME may be dotted) and return the callable; for `MODULE:NAME()` a `Factory`.
 
     Raises `HandlerImportError`; where the module itself raised, with its traceback from the module's own frames on.
     """
     check_target(target)
-    module_name, _, name = target.partition(":")
+    module_name, _, name = target.removesuffix("()").partition(":")
     found = _import(target, module_name)
     for part in name.split("."):
         try:
@@ -85,13 +121,45 @@ def load(target: str) -> Handler:
             raise HandlerImportError(target, reason=f"module {module_name} has no {name!r}") from None
     if not callable(found):
         raise HandlerImportError(target, reason=f"is a {type(found).__name__}, which cannot be called")
-    handler: Handler = found
+    handler: Handler = Factory(target, found) if target.endswith("()") else found
     return handler
 
 
-def load_hook(hook: str | Callable[..., object] | None) -> Callable[..., object] | None:
-    """A hook setting as a callable, or None."""
-    return load(hook) if isinstance(hook, str) else hook
+def load_hook(hook: str | Callable[..., object] | None, name: str, *arguments: object) -> Callable[..., object] | None:
+    """Return a hook as a callable, or None.
+
+    Args:
+        hook: the setting's value.
+        name: of the setting.
+        arguments: such as the hook will be called with.
+
+    Raises:
+        HandlerImportError: under the hook's own name, if it cannot be imported or called with these arguments.
+    """
+    if hook is None:
+        return None
+    try:
+        found = load(hook) if isinstance(hook, str) else hook
+    except HandlerImportError as error:
+        raise HandlerImportError(error.target, error.traceback_text, error.reason, what=name) from None
+    if (reason := cannot_be_called(found, *arguments)) is not None:
+        target = hook if isinstance(hook, str) else getattr(hook, "__qualname__", repr(hook))
+        raise HandlerImportError(target, reason=reason, what=name)
+    return found
+
+
+def cannot_be_called(function: Callable[..., object], *arguments: object) -> str | None:
+    """Why `function` cannot be called with so many arguments, or None if it can as far as its signature tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions that are written in C have none to look at
+        return None
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        number = {0: "without arguments", 1: "with one argument, the request"}.get(len(arguments))
+        return f"is called {number or f'with {len(arguments)} arguments'}, but its signature is {signature} ({error})"
+    return None
 
 
 def fingerprint(target: str) -> str:

@@ -29,6 +29,7 @@ from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import READ, QueueWriter, Rendezvous, SignalInbox
+from ..platform.titles import set_title
 from ..supervision import scoreboard as board
 from ..supervision.supervisor import State
 from .control_server import Controller
@@ -77,7 +78,7 @@ class Master:
         self.rendezvous = Rendezvous(path, mode=resolved.mode, backlog=resolved.backlog,
                                      insecure_dir=resolved.insecure_dir, control=resolved.control,
                                      allow=resolved.allow)
-        self.crew = Crew(self, resolved, source, inherited, spawner_for)
+        self.crew = Crew(self, self.rendezvous.path, resolved, source, inherited, spawner_for)
         self._vigil = Vigil(self.crew, resolved.request_timeout)
         self._stacks = StackRound(self.crew)
         self.recent = board.Recent()
@@ -110,6 +111,8 @@ class Master:
         `StartError` where its workers died too often, and `SocketStolen` where its path was taken away.
         """
         logs.configure(self.settings)
+        if self._own_process:
+            set_title("master", self.settings.name)
         # From before there is a file that a signal could make us leave behind.
         signals = SignalInbox(_SIGNALS) if threading.current_thread() is threading.main_thread() else None
         try:

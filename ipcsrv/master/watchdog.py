@@ -56,14 +56,15 @@ class Vigil:
         if age >= RELIEF and hand.relieved != since and hand.process is not None:
             hand.relieved = since
             hand.process.ask_for_relief()
-        due = [limit for limit in (RELIEF, self._limit) if limit is not None and limit > age]
-        if due or self._limit is not None:
+        limit = None if self._limit is None else self._limit + words[board.GRACE_NS] / 1e9
+        due = [when for when in (RELIEF, limit) if when is not None and when > age]
+        if due or limit is not None:
             words[board.WATCHED] = 1
-        if not due and self._limit is not None:
+        if not due and limit is not None:
             if not self._is_done_with_the_last(now):
                 return STACKS_LOOK
             self._give_up(hand, age, now)
-            return self._limit
+            return limit
         return min(due) - age if due else math.inf
 
     def _give_up(self, hand: Hand, age: float, now: float) -> None:

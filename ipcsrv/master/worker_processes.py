@@ -85,11 +85,12 @@ class Crew:
     inherited: descriptors that were open before the server began, which its children keep.
     """
 
-    def __init__(self, office: Office, settings: Settings, source: HandlerSource, inherited: frozenset[int],
+    def __init__(self, office: Office, path: str, settings: Settings, source: HandlerSource, inherited: frozenset[int],
                  spawner_for: Callable[[Job, Facts], Spawner] = spawner_for) -> None:
         assert settings.workers is not None
         self._spawner_for = spawner_for
         self._office, self._settings, self._source, self._inherited = office, settings, source, inherited
+        self._path = path
         self._slots = max(_FEWEST_SLOTS, 4 * settings.workers)
         self._memory = SharedMemory(board.size(self._slots))
         self.scoreboard = board.Scoreboard(self._memory.buffer, self._slots)
@@ -147,7 +148,7 @@ class Crew:
     def _start_generation(self, command: commands.StartGeneration) -> None:
         writer, reader = serving.queue()
         job = Job(command.generation, self._settings, self._source, reader, self.listener, self._memory, self._slots,
-                  self._inherited)
+                  self._inherited, self._path)
         spawner = self._spawner_for(job, self)
         self.fingerprint = fingerprint(self._source.target)
         self._generations[command.generation] = Generation(command.generation, writer, reader, spawner)

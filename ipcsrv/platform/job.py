@@ -21,3 +21,4 @@ class Job:
     memory: SharedMemory
     slots: int
     inherited: frozenset[int]  # descriptors that the caller of the library had open, which its handler may use
+    path: str  # where the server listens

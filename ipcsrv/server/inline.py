@@ -120,8 +120,7 @@ def _work(engagement: Engagement) -> None:
     status = 0
     with contextlib.closing(engagement.channel), contextlib.closing(engagement.ending):
         try:
-            handler = _leaving_interrupts(life.load_handler(engagement.job))
-            worker, stop = life.hire(engagement.job, engagement.slot, engagement.channel, handler)
+            worker, stop = life.hire(engagement.job, engagement.slot, engagement.channel, None, _leaving_interrupts)
         except Exception as error:
             life.tell_failure(engagement.channel, error)
             status = START_FAILED

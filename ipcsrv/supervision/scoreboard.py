@@ -38,12 +38,16 @@ if TYPE_CHECKING:
 #: BEGAN_NS is when the last request began, LAST_NS when one ended, SINCE_NS when the present one began (0: there is
 #: none), in monotonic time. SLOW is above 0 while one of the last few requests took long.
 #: CURRENT is the number of the kept connection that is being read or answered, 0 where it is not a kept one.
-PID, STARTED_NS, HELD, VERDICT, WATCHED, SHORT, INSURED_NS, SLOW, BEGAN_NS, LAST_NS, SINCE_NS, CURRENT = range(12)
+#: GRACE_NS is for how long beyond request_timeout the handler may take to end a request that it has cancelled;
+#: EXECUTOR is the state of the executor as this worker knows it (an index into EXECUTOR_STATES).
+PID, STARTED_NS, HELD, VERDICT, WATCHED, SHORT, INSURED_NS, SLOW, GRACE_NS, EXECUTOR = range(10)
+BEGAN_NS, LAST_NS, SINCE_NS, CURRENT = range(10, 14)
+EXECUTOR_STATES = ("", "connecting", "connected", "unreachable")
 VERDICTS = ("", "timeout", "stopping")
 STOPPING = VERDICTS.index("stopping")
 #: Counters: what was taken, how it ended, how much of it there was. QUEUED counts what came by the master's queue.
-REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(12, 19)
-HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(19, 27)
+REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(14, 21)
+HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(21, 29)
 
 FIRST_COUNTER = REQUESTS
 FIRST_HISTOGRAM = LOST + 1
@@ -150,6 +154,8 @@ class SlotFacts(NamedTuple):
     short: int
     insured_ns: int
     slow: int
+    grace_ns: int
+    executor: int
     began_ns: int
     last_ns: int
     since_ns: int

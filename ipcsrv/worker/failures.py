@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from types import TracebackType
 
 from ..peer import Peer
 from ..platform.server import DONTWAIT, Connection
@@ -18,6 +19,7 @@ from .keeping import Keeping
 
 log = logging.getLogger("ipcsrv.worker")
 
+_LEADING = ("ipcsrv.worker", "asyncio.")  # modules whose frames come before the handler's
 INTERVAL = 1.0  # seconds between two of what is said only now and then
 VERDICTS = {
     "timeout": "the handler did not answer within request_timeout",
@@ -49,8 +51,13 @@ class Complaints:
         return peer
 
     def handler_failed(self, error: BaseException) -> Failure:
-        """What the client is told of an exception of the handler's; the log gets its traceback."""
-        text = "".join(traceback.format_exception(error))
+        """What the client is told of an exception of the handler's; the log gets its traceback.
+
+        A `Failure` that was raised in the handler's place (a deadline, an executor) has been logged where it was made.
+        """
+        if isinstance(error, Failure):
+            return error
+        text = "".join(traceback.format_exception(type(error), error, _from_handler_on(error)))
         log.error("the handler failed: %s", text.rstrip())
         message = f"{type(error).__name__}: {error}"
         if self._is_time_for("error"):
@@ -80,6 +87,14 @@ class Complaints:
             return False
         self._said[what] = now
         return True
+
+
+def _from_handler_on(error: BaseException) -> TracebackType | None:
+    """The error's traceback without the frames that lead to the handler: the worker's own and an event loop's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
+        trace = trace.tb_next
+    return trace or error.__traceback__
 
 
 def send_quietly(connection: Connection, data: bytes) -> None:

@@ -16,13 +16,23 @@ from typing import Any
 
 from ..config.handlers import Handler, load_hook
 from ..config.settings import Settings
+from .streaming import Gone
+
+Hook = Callable[..., object] | None
 
 log = logging.getLogger("ipcsrv.worker")
 
 
+def worker_hooks(settings: Settings) -> tuple[Hook, Hook]:
+    """The hooks at a worker's start and stop, each None if there is none."""
+    start = load_hook(settings.on_worker_start, "on_worker_start")
+    return start, load_hook(settings.on_worker_stop, "on_worker_stop")
+
+
 def between_hooks(handler: Handler, settings: Settings) -> Handler:
     """`handler` with the hooks that the settings name around it; itself, if they name none."""
-    start, end = load_hook(settings.on_request_start), load_hook(settings.on_request_end)
+    start = load_hook(settings.on_request_start, "on_request_start", b"")
+    end = load_hook(settings.on_request_end, "on_request_end", b"", None)
     if end is not None:
         handler = _with_end(handler, end)
     return handler if start is None else _with_start(handler, start)
@@ -46,6 +56,9 @@ def _with_end(handler: Handler, end: Callable[..., object]) -> Handler:
     def stream(request: Any, chunks: Iterator[Any]) -> Iterator[Any]:
         try:
             yield from chunks
+        except Gone as error:  # an async stream notices by itself that its client has left
+            ended(request, GeneratorExit().with_traceback(error.__traceback__))
+            raise
         except BaseException as error:
             ended(request, error)
             raise

@@ -13,29 +13,29 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from ..config.handlers import Handler, load_hook
+from ..config.handlers import Handler
+from ..config.values import show_hook
 from ..errors import HandlerImportError, IpcError
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import Channel
+from ..platform.titles import set_title
 from ..supervision import scoreboard as board
 from ..supervision.messages import START_FAILED
 from .access_log import worker_for
-from .hooks import between_hooks
+from .adapters import adapt, check_signature, start_failures
+from .hooks import Hook, between_hooks, worker_hooks
 from .loop import Worker
 from .relief import relievable
-
-Hook = Callable[..., object] | None
 
 
 def work(job: Job, slot: int, channel: Channel, handler: Handler | None) -> None:
     """The whole life of a worker that has a process to itself."""
+    set_title("worker", job.settings.name)
     try:
         gate = serving.handler_gate()
-        if gate is not None:
-            handler = relievable(handler or load_handler(job), gate)
-        worker, stop = hire(job, slot, channel, handler)
+        worker, stop = hire(job, slot, channel, handler, lambda plain: relievable(plain, gate))
     except BaseException as error:
         tell_failure(channel, error)
         leave(START_FAILED)
@@ -45,20 +45,28 @@ def work(job: Job, slot: int, channel: Channel, handler: Handler | None) -> None
     serve(job, worker, channel, stop)
 
 
-def hire(job: Job, slot: int, channel: Channel, handler: Handler | None) -> tuple[Worker, Hook]:
-    """A worker ready to serve, and its stop hook; raises whatever the handler's module or the hooks raise."""
+def hire(job: Job, slot: int, channel: Channel, handler: Handler | None,
+         around: Callable[[Handler], Handler]) -> tuple[Worker, Hook]:
+    """A worker ready to serve, and its stop hook; raises whatever the handler's module or the hooks raise.
+
+    handler: what the template has loaded, if there is one; around: makes of the plain handler the one that is called.
+    """
     slots = board.Scoreboard(job.memory.buffer, job.slots)
     words = slots.words(slot)
     words[board.PID] = os.getpid()
     words[board.STARTED_NS] = time.monotonic_ns()
     settings = job.settings
-    handler = between_hooks(handler or load_handler(job), settings)
-    start, stop = load_hook(settings.on_worker_start), load_hook(settings.on_worker_stop)
+    loaded = handler or load_handler(job)
+    start, stop = worker_hooks(settings)
+    if start is not None:
+        with start_failures(f"on_worker_start {show_hook(settings.on_worker_start)}"):
+            start()
+    adapted = adapt(loaded, settings, job.path)
+    words[board.GRACE_NS] = int(adapted.grace * 1e9)
+    handler = between_hooks(around(adapted.handler), settings)
     worker = worker_for(settings)(settings, handler, job.queue, job.listener, channel, words, random.Random())
     worker.neighbours = [slots.words(number) for number in range(job.slots) if number != slot]
-    if start is not None:
-        start()
-    return worker, stop
+    return worker, adapted.stop_hook(stop)
 
 
 def serve(job: Job, worker: Worker, channel: Channel, stop: Hook) -> None:
@@ -72,16 +80,21 @@ def serve(job: Job, worker: Worker, channel: Channel, stop: Hook) -> None:
 
 
 def load_handler(job: Job) -> Handler:
-    """The handler, from the folder that it is to be found in."""
+    """What the handler's name leads to, from the folder that it is to be found in; `adapt` makes the handler of it."""
     if job.settings.chdir is not None:
         os.chdir(job.settings.chdir)
-    return job.source.load()
+    loaded = job.source.load()
+    check_signature(job.source.target, loaded)
+    worker_hooks(job.settings)  # a bad hook is told here, once, and not by every worker
+    between_hooks(loaded, job.settings)
+    return loaded
 
 
 def tell_failure(channel: Channel, error: BaseException) -> None:
     """Tell the master why this worker cannot start."""
-    text = getattr(error, "traceback_text", None) or "".join(traceback.format_exception(error))
-    reason = str(error) if isinstance(error, IpcError) else f"{type(error).__name__}: {error}"
+    known = isinstance(error, IpcError)
+    text = getattr(error, "traceback_text", None) if known else "".join(traceback.format_exception(error))
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
     tell(channel, "fail", reason=reason, traceback=text, importing=isinstance(error, HandlerImportError))
 
 

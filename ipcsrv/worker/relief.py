@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 _END: Final = object()
 
 
-def relievable(handler: Handler, gate: Lock) -> Handler:
+def relievable(handler: Handler, gate: Lock | None) -> Handler:
     """`handler`, with `gate`, which the caller has, released while it runs, and while it makes the next chunk."""
+    if gate is None:
+        return handler
 
     def handled(request: Any) -> Any:
         gate.release()

@@ -17,6 +17,7 @@ from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import Channel, SignalInbox
+from ..platform.titles import set_title
 from ..supervision.messages import FORK_FAILED
 from . import main as life
 
@@ -33,6 +34,7 @@ def run_template(job: Job, channel: Channel) -> None:
     else:
         serving.child_hygiene()
         logs.configure(job.settings)
+    set_title("template", job.settings.name)
     handler = None
     if job.settings.preload:
         try:

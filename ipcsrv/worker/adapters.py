@@ -1,0 +1,111 @@
+"""Make one plain `handler(request) -> response` of whatever was loaded.  In the worker, once, after the fork.
+
+What is loaded may be a function, an `async def` function or generator, a factory (`MODULE:NAME()`), or, with the
+setting `executor`, nothing at all: then the handler runs on another engine (`executors`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+from ..config.handlers import Factory, Handler, cannot_be_called
+from ..config.settings import Settings
+from ..errors import HandlerImportError, IpcError
+
+GRACE: Final = 1.0  # seconds after its deadline that a handler which can be cancelled has to end
+
+
+class StartFailure(IpcError):
+    """What the user's code raised at the start of a worker; `traceback_text` begins in that code."""
+
+    def __init__(self, blamed: str, error: BaseException) -> None:
+        super().__init__(f"{blamed}: {type(error).__name__}: {error}")
+        self.traceback_text = "".join(traceback.format_exception(type(error), error, without_own_frames(error)))
+
+
+def without_own_frames(error: BaseException) -> TracebackType | None:
+    """The error's traceback from the first frame on that is not this package's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("ipcsrv."):
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+@contextmanager
+def start_failures(blamed: str) -> Iterator[None]:
+    """Raise what the block raises as a `StartFailure` that names whose it is."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise StartFailure(blamed, error) from None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A plain handler, what to call when its worker leaves, and how long after the deadline it may end (seconds)."""
+
+    handler: Handler
+    close: Callable[[], object] | None = None
+    grace: float = 0.0
+
+    def stop_hook(self, stop: Callable[..., object] | None) -> Callable[[], object] | None:
+        """Return the worker's stop hook: the user's `stop`, and then `close`."""
+        close = self.close
+        if close is None or stop is None:
+            return close or stop
+
+        def stopped() -> None:
+            try:
+                stop()
+            finally:
+                close()
+
+        return stopped
+
+
+def adapt(loaded: Handler, settings: Settings, path: str) -> Adapted:
+    """Return the plain handler of one worker.
+
+    Args:
+        loaded: what `HandlerSource.load` returned.
+        settings: the server's.
+        path: where the server listens; a factory may ask for it.
+
+    Raises:
+        HandlerImportError: a factory returned something that is no handler.
+        StartFailure: a factory raised.
+    """
+    if isinstance(loaded, Factory):
+        with start_failures(f"handler {loaded.target}"):
+            product = loaded.make(path=path, settings=settings)
+        check_signature(loaded.target, product)
+        loaded = product
+    if is_async(loaded):
+        from .async_handlers import AsyncHandler
+
+        runner = AsyncHandler(loaded)
+        return Adapted(runner, runner.close, GRACE)
+    return Adapted(loaded)
+
+
+def check_signature(target: str, handler: Any) -> None:
+    """Raise `HandlerImportError` if `handler` cannot be called with one argument, the request."""
+    if isinstance(handler, Factory):
+        handler.check()
+        return
+    if not callable(handler):
+        raise HandlerImportError(target, reason=f"is a {type(handler).__name__}, which cannot be called")
+    if (reason := cannot_be_called(handler, b"")) is not None:
+        raise HandlerImportError(target, reason=reason)
+
+
+def is_async(handler: Any) -> bool:
+    """Whether calling `handler` gives a coroutine or an async generator, as far as its definition tells."""
+    candidates = (handler, inspect.unwrap(handler), inspect.getattr_static(type(handler), "__call__", None))
+    return any(inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found) for found in candidates)

@@ -1,0 +1,195 @@
+"""An `async def` handler as a plain one: one event loop per worker, one run of it per request.  In the worker.
+
+The task is cancelled at the request's deadline and answered with ERR timeout; the master kills the worker some time
+later (`adapters.GRACE`) if that did not help, because the handler caught the cancellation or blocks the loop.
+Loaded only where a handler is async: asyncio takes longer to import than everything else in a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import logging
+import signal
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
+from typing import Any, Final
+
+from ..request import Request
+from ..supervision import scoreboard as board
+from .failures import VERDICTS, Failure
+from .streaming import Gone
+
+log = logging.getLogger("ipcsrv.worker")
+
+LOOK_INTERVAL: Final = 0.05  # seconds between two checks whether the client of a waiting stream has left
+CLOSE_PATIENCE: Final = 1.0  # seconds for what an async generator does when it is closed
+_END: Final = object()
+
+
+class AsyncHandler:
+    """An async handler as a plain one; the event loop is made by the first request."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wakeup = -1  # the signal wake-up descriptor that the handler's own code has set, if it has
+
+    def __call__(self, request: Request) -> Any:
+        """Run the handler to its end; an async iterable becomes an iterator."""
+        response = self._function(request)
+        context = contextvars.copy_context()  # one for all steps of a stream
+        if inspect.isawaitable(response):
+            response = self._run(_awaited(response), context, _remaining(request))
+        if isinstance(response, AsyncIterable):
+            return self._stream(request, response, context)
+        return response
+
+    def close(self) -> None:
+        """Cancel what still runs in the loop, and close it."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        with self._own_wakeup():
+            try:
+                loop.run_until_complete(_end_tasks(asyncio.all_tasks(loop)))
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            finally:
+                loop.close()
+
+    def _stream(self, request: Request, chunks: AsyncIterable[Any], context: contextvars.Context) -> Iterator[Any]:
+        """Yield the chunks as they come; the time that the client takes to read them is not the handler's."""
+        iterator, left = aiter(chunks), _remaining(request)
+        try:
+            while True:
+                began = time.monotonic()
+                chunk = self._run(_next(iterator), context, left, request)
+                if chunk is _END:
+                    return
+                if left is not None:
+                    left -= time.monotonic() - began
+                yield chunk
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                self._run(_bounded(close()), context, None)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, limit: float | None,
+             stream_of: Request | None = None) -> Any:
+        """Return what the coroutine returns; cancel it after `limit` seconds, or when the stream's client leaves."""
+        loop = self._loop = self._loop or asyncio.new_event_loop()
+        with self._own_wakeup():
+            task = loop.create_task(coroutine, context=context)
+            watch = _Watch(loop, task, limit, stream_of)
+            try:
+                result = loop.run_until_complete(task)
+            except asyncio.CancelledError:
+                watch.raise_reason()
+                raise
+            finally:
+                watch.stop()
+        if watch.overdue:  # it caught the cancellation and went on
+            watch.raise_reason()
+        return result
+
+    @contextlib.contextmanager
+    def _own_wakeup(self) -> Iterator[None]:
+        """Let the loop have its own signal wake-up descriptor, and restore the one of the process afterwards.
+
+        An event loop sets it as soon as its user adds a signal handler, and never gives it back.
+        """
+        if threading.current_thread() is not threading.main_thread():  # where set_wakeup_fd(2) is not allowed
+            yield
+            return
+        outer = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(outer if self._wakeup == -1 else self._wakeup, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            inner = signal.set_wakeup_fd(outer, warn_on_full_buffer=False)
+            self._wakeup = -1 if inner == outer else inner
+
+
+class _Watch:
+    """Cancels a task at its deadline, or once the client of its stream has left."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], limit: float | None,
+                 stream_of: Request | None) -> None:
+        self._loop, self._task, self._limit, self._stream_of = loop, task, limit, stream_of
+        self.overdue = self.left = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        if limit is not None:
+            self._timers["deadline"] = loop.call_later(max(0.0, limit), self._expire)
+        if stream_of is not None:
+            self._timers["look"] = loop.call_later(LOOK_INTERVAL, self._look)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        for timer in self._timers.values():
+            timer.cancel()
+
+    def raise_reason(self) -> None:
+        """Raise what the cancellation stands for, if it was this object's."""
+        if self.overdue:
+            raise Failure("timeout", VERDICTS["timeout"], board.TIMEOUTS) from None
+        if self.left:
+            raise Gone from None
+
+    def _expire(self) -> None:
+        lines = "".join(traceback.format_list(_suspended_at(self._task.get_coro())))
+        log.warning("cancelled a request after request_timeout; it was at:\n%s", lines.rstrip())
+        self.overdue = True
+        self._task.cancel()
+
+    def _look(self) -> None:
+        assert self._stream_of is not None
+        if self._stream_of.cancelled:
+            self.left = True
+            self._task.cancel()
+        else:
+            self._timers["look"] = self._loop.call_later(LOOK_INTERVAL, self._look)
+
+
+def _remaining(request: Any) -> float | None:
+    """Seconds until the deadline; None where there is none (a test's own bytes have none either)."""
+    remaining: float | None = getattr(request, "remaining", None)
+    return remaining
+
+
+def _suspended_at(awaited: Any) -> list[traceback.FrameSummary]:
+    """Where a coroutine waits: the line of each coroutine and generator on the way, without this module's own."""
+    lines: list[traceback.FrameSummary] = []
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+        if frame is not None and frame.f_globals.get("__name__") != __name__:
+            lines += traceback.extract_stack(frame, 1)
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
+    return lines
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def _next(iterator: Any) -> Any:
+    return await anext(iterator, _END)
+
+
+async def _bounded(closing: Any) -> None:
+    """Wait for a generator's own clean-up, but not for ever: no deadline applies between two requests."""
+    try:
+        async with asyncio.timeout(CLOSE_PATIENCE):
+            await closing
+    except Exception:
+        log.exception("the handler's async generator failed to close")
+
+
+async def _end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=CLOSE_PATIENCE)

@@ -12,12 +12,9 @@ from ._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import aio
+    from .client import aio
     from .client.paths import default_path
-    from .client.pool import Pool
-    from .client.sync import Connection, active_state, call, connect, wait_until_listening
-    from .codecs import call_json, json_handler, text_handler
-    from .config.keywords import SettingsDict
+    from .client.sync import Connection, Pool, active_state, call, connect
     from .errors import (
         AddressInUse,
         CallTimeout,
@@ -50,10 +47,7 @@ if TYPE_CHECKING:
     from .state import State
 
 _HOMES = {
-    "client.sync": ("Connection", "active_state", "call", "connect", "wait_until_listening"),
-    "client.pool": ("Pool",),
-    "codecs": ("call_json", "json_handler", "text_handler"),
-    "config.keywords": ("SettingsDict",),
+    "client.sync": ("Connection", "Pool", "active_state", "call", "connect"),
     "errors": (
         "AddressInUse",
         "CallTimeout",
@@ -114,7 +108,6 @@ __all__ = [
     "ServerBusy",
     "ServerError",
     "ServerStopping",
-    "SettingsDict",
     "SettingsError",
     "SocketStolen",
     "StartError",
@@ -125,18 +118,14 @@ __all__ = [
     "active_state",
     "aio",
     "call",
-    "call_json",
     "connect",
     "default_path",
     "ensure_running",
-    "json_handler",
     "reload",
     "restart",
     "serve",
     "status",
     "stop",
-    "text_handler",
-    "wait_until_listening",
 ]
 
 

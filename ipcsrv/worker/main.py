@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import random
 import sys
@@ -101,7 +102,7 @@ def _run_stop_hook(stop: Callable[..., object]) -> None:
     try:
         stop()
     except Exception:
-        logs.get("ipcsrv.worker").exception("on_worker_stop failed")
+        logging.getLogger("ipcsrv.worker").exception("on_worker_stop failed")
 
 
 def tell(channel: Channel, kind: str, **content: Any) -> None:

@@ -78,7 +78,7 @@ def test_without_hooks_the_handler_is_called_directly() -> None:
 
 def test_the_opentelemetry_recipe_makes_a_span_of_each_request(server: ServerFactory) -> None:
     pytest.importorskip("opentelemetry.sdk")
-    paths = os.pathsep.join([str(support.ROOT / "examples"), support.environment()["PYTHONPATH"]])
+    paths = os.pathsep.join([str(support.ROOT / "examples" / "tracing"), support.environment()["PYTHONPATH"]])
     running = server(
         "handlers_for_tests:crash_if_asked", "--workers", "1",
         "--on-worker-start", "tracing:begin", "--on-worker-stop", "tracing:end",

@@ -1,0 +1,400 @@
+"""The monitor with a real Git: `pytest examples/fsmonitor`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("inotify is Linux's", allow_module_level=True)
+if shutil.which("git") is None:
+    pytest.skip("git is not installed", allow_module_level=True)
+
+from fsmonitor import commands, inotify, mounts, repository, watcher
+from fsmonitor.__main__ import main
+from random_changes import Tree
+
+import ipcsrv
+
+WAYS = ["hook", "ipc"]
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short, private folder, in which there is a home without a Git configuration."""
+    with tempfile.TemporaryDirectory(prefix="f-") as name:
+        folder = Path(name).resolve()
+        for variable in [name for name in os.environ if name.startswith("GIT_")]:
+            monkeypatch.delenv(variable)
+        monkeypatch.setenv("HOME", str(folder))
+        monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        paths = [str(Path(__file__).parent), str(Path(ipcsrv.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        monkeypatch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture
+def tree(folder: Path) -> Iterator[Tree]:
+    """A repository with some content, whose monitor is stopped at the end."""
+    tree = Tree(folder / "t", seed=1)
+    tree.prepare()
+    yield tree
+    if tree.root.exists():
+        commands.disable(repository.Repository.find(str(tree.root)))
+
+
+def enable(tree: Tree, *options: str) -> None:
+    """Run the command in the tree; skip if this Git cannot do it."""
+    if "--ipc" in options and not repository.git_has_ipc():
+        pytest.skip(f"git {'.'.join(map(str, repository.git_version()))} was built without IPC support")
+    assert main(["enable", *options, str(tree.root)]) == 0
+
+
+def asked(tree: Tree) -> list[str]:
+    """What a monitor says to a Git command: the paths that changed since the token in the index."""
+    env = {**os.environ, "GIT_TRACE2_EVENT": str(tree.root.parent / "trace")}
+    subprocess.run(["git", "status"], cwd=tree.root, env=env, check=True, capture_output=True)
+    return Path(env["GIT_TRACE2_EVENT"]).read_text().splitlines()
+
+
+# -- with Git ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("way", "cache"), [("hook", "true"), ("hook", "false"), ("ipc", "true")])
+def test_random_changes_are_all_seen(tree: Tree, way: str, cache: str) -> None:
+    tree.git("config", "core.untrackedCache", cache)
+    enable(tree, f"--{way}", "--workers", "2")
+    for _ in range(12):
+        for _ in range(4):
+            tree.step()
+        tree.compare()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_git_relies_on_the_monitor(tree: Tree, way: str) -> None:
+    enable(tree, f"--{way}")
+    tree.git("status")
+    (tree.root / "new").write_text("")
+    lines = [line for line in asked(tree) if '"category":"fsmonitor"' in line]
+    said = "\n".join(lines)
+    assert "query/response-length" in said or "apply_count" in said or "fsm_hook" in said, said
+    # A change behind the monitor's back is not seen: so Git did not look.
+    socket = tree.root / ".git" / repository.SOCKET_NAME
+    tree.git("status")
+    commands.stop(str(socket))
+    with ipcsrv.Server(socket, "fsmonitor_that_says_nothing:handle"):
+        (tree.root / "first").write_text("changed\n")
+        assert "first" not in tree.git("status", "--short")
+    assert commands.ask(str(socket), b"") is None
+
+
+def test_folder_renamed_by_git_is_still_watched(tree: Tree) -> None:
+    enable(tree)
+    (tree.root / "p" / "q").mkdir(parents=True)
+    (tree.root / "p" / "q" / "f").write_text("1\n")
+    tree.commit()
+    tree.git("mv", "p", "z")
+    tree.git("commit", "--quiet", "--message=mv")
+    tree.git("status")
+    (tree.root / "z" / "q" / "f").write_text("2\n")
+    assert tree.git("status", "--short") == " M z/q/f\n"
+
+
+def test_empty_folders_in_place_of_a_moved_one_are_seen(tree: Tree) -> None:
+    enable(tree)
+    (tree.root / "p" / "q").mkdir(parents=True)
+    (tree.root / "p" / "tracked").write_text("")
+    tree.commit()
+    (tree.root / "p" / "q" / "untracked").write_text("")
+    tree.compare()
+    tree.compare()
+    (tree.root / "p").rename(tree.root / "z")
+    (tree.root / "p" / "q").mkdir(parents=True)
+    for _ in range(3):
+        tree.compare()
+
+
+def test_untracked_cache_is_not_believed_after_a_full_answer(tree: Tree) -> None:
+    enable(tree)
+    (tree.root / "p").mkdir()
+    (tree.root / "p" / "tracked").write_text("")
+    tree.commit()
+    (tree.root / "p" / "untracked").write_text("")
+    tree.compare()
+    tree.compare()
+    (tree.root / "p" / "untracked").unlink()
+    ipcsrv.call(tree.root / ".git" / repository.SOCKET_NAME, b"flush")
+    tree.git("checkout", "--quiet", "one")  # gets the full answer, and has no need of the untracked cache
+    for _ in range(3):
+        tree.compare()
+
+
+def test_hook_starts_the_monitor_that_stopped(tree: Tree) -> None:
+    enable(tree, "--hook", "--idle-exit", "0.1")
+    socket = tree.root / ".git" / repository.SOCKET_NAME
+    until = time.monotonic() + 20
+    while socket.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)  # the end of a background process is no event here
+    (tree.root / "first").write_text("changed\n")
+    assert " M first" in tree.git("status", "--short")
+    hook = (tree.root / ".git" / "fsmonitor-hook").read_text()
+    assert len(hook.splitlines()) <= 12
+
+
+def test_reload_and_crash_cost_one_full_answer(tree: Tree) -> None:
+    enable(tree, "--hook")
+    socket = str(tree.root / ".git" / repository.SOCKET_NAME)
+
+    def ask(token: bytes) -> tuple[bytes, list[bytes]]:
+        answer = ipcsrv.call(socket, token, timeout=20)
+        first, *paths = answer.split(b"\0")[:-1]
+        return first, paths
+
+    token, paths = ask(b"1234567890")
+    assert paths == [b"/"]
+    token, paths = ask(token)
+    assert b"*" in paths and all(path.endswith(b"*") for path in paths)
+    (tree.root / "first").write_text("changed\n")
+    assert ask(token)[1] == [b"first"]
+    assert ask(ask(token)[0])[1] == []
+    subprocess.run([sys.executable, "-m", "ipcsrv", "reload", socket], check=True)
+    assert ask(token)[1] == [b"/"]
+    assert ask(ask(token)[0])[1] == paths
+    assert ask(ask(b"flush")[0])[1] == paths
+    assert ask(token.replace(b"-", b"_"))[1] == [b"/"]  # of another boot
+
+
+def test_linked_worktree_has_its_own_monitor(tree: Tree) -> None:
+    tree.git("worktree", "add", "--quiet", "../linked", "two")
+    linked = Tree(tree.root.parent / "linked", seed=2)
+    enable(tree)
+    assert tree.git("config", "core.fsmonitor").strip() != "true"  # a setting that both share
+    linked.git("status")  # the hook starts it
+    for _ in range(5):
+        linked.step()
+        linked.compare()
+    status = commands.details(repository.Repository.find(str(linked.root)).socket)
+    assert status is not None and status["worktree"] == str(linked.root)
+    assert commands.disable(repository.Repository.find(str(linked.root)))
+    assert not any(Path(path).exists() for path in repository.Repository.find(str(tree.root)).sockets())
+
+
+def test_submodule_and_its_parent_are_both_right(tree: Tree, folder: Path) -> None:
+    inner = Tree(folder / "inner", seed=3)
+    inner.prepare()
+    tree.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(inner.root), "sub")
+    tree.git("commit", "--quiet", "--message=sub")
+    submodule = Tree(tree.root / "sub", seed=4)
+    for each in (tree, submodule):
+        enable(each, "--hook")
+        each.compare()
+    (submodule.root / "first").write_text("changed\n")
+    for each in (tree, submodule):
+        each.compare()
+    submodule.git("-c", "user.name=n", "-c", "user.email=e", "commit", "--quiet", "--all", "--message=changed")
+    for each in (tree, submodule):
+        each.compare()
+    assert "M sub" in tree.git("status", "--short")
+    commands.disable(repository.Repository.find(str(submodule.root)))
+
+
+def test_monitor_ends_when_the_work_tree_is_deleted(tree: Tree) -> None:
+    enable(tree, "--hook")
+    socket = tree.root / ".git" / repository.SOCKET_NAME
+    status = subprocess.run([sys.executable, "-m", "ipcsrv", "status", "--json", str(socket)],
+                            check=True, capture_output=True, text=True)  # fmt: skip
+    pid = int(status.stdout.split('"pid":')[1].split(",")[0])
+    descriptor = os.pidfd_open(pid)
+    shutil.rmtree(tree.root)
+    import select
+
+    assert select.select([descriptor], [], [], 20)[0]
+    os.close(descriptor)
+
+
+def test_disable_restores_the_configuration(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    tree.git("config", "core.fsmonitor", "my hook")
+    tree.git("config", "core.fsmonitorHookVersion", "1")
+    before = (tree.root / ".git" / "config").read_text()
+    files = set(os.listdir(tree.root / ".git"))
+    enable(tree, "--hook")
+    enable(tree, "--hook")
+    assert main(["status", str(tree.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "by hook" in shown and "runs, " in shown
+    assert main(["disable", str(tree.root)]) == 0
+    assert (tree.root / ".git" / "config").read_text() == before
+    assert set(os.listdir(tree.root / ".git")) == files
+    assert main(["disable", str(tree.root)]) == 0
+
+
+def test_enable_refuses_what_cannot_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["enable", str(folder)]) == 1  # no repository
+    subprocess.run(["git", "init", "--quiet", "--bare", "bare"], check=True)
+    assert main(["enable", "bare"]) == 1
+    subprocess.run(["git", "init", "--quiet", "r"], check=True)
+    monkeypatch.setattr(commands, "git_version", lambda: (2, 30, 2))
+    assert main(["enable", "r"]) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(mounts, "file_system", lambda _: "nfs4")
+    assert main(["enable", str(folder / "r")]) == 1
+    assert capsys.readouterr().err.count("fsmonitor: ") == 4
+
+
+def test_code_of_the_work_tree_is_never_imported(tree: Tree) -> None:
+    for name in ("json", "ipcsrv", "fsmonitor", "selectors"):
+        (tree.root / f"{name}.py").write_text("open('imported', 'w'); raise SystemExit\n")
+    enable(tree, "--hook")
+    commands.stop(str(tree.root / ".git" / repository.SOCKET_NAME))
+    assert "?? json.py" in tree.git("status", "--short")
+    assert not (tree.root / "imported").exists()
+    assert commands.details(str(tree.root / ".git" / repository.SOCKET_NAME)) is not None
+
+
+# -- the watcher alone -------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that goes on by one with each look."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        self.now += 1
+        return self.now
+
+
+@pytest.fixture
+def watched(folder: Path) -> Iterator[tuple[Path, watcher.Watcher, Callable[[], list[bytes] | None]]]:
+    """A folder, its watcher, and what has changed since the last call."""
+    root = folder / "w"
+    (root / "a" / "b").mkdir(parents=True)
+    clock = Clock()
+    found = watcher.Watcher(root, clock)
+    moment = clock()
+
+    def changes() -> list[bytes] | None:
+        nonlocal moment
+        moment, result = found.changes_since(moment)
+        return None if result is None else sorted(result)
+
+    yield root, found, changes
+    found.close()
+
+
+Watched = tuple[Path, watcher.Watcher, Callable[[], "list[bytes] | None"]]
+
+
+def test_changes_are_reported_and_then_done_with(watched: Watched) -> None:
+    root, _, changes = watched
+    assert changes() == []
+    (root / "a" / "f").write_text("")
+    assert changes() == [b"a/f"]
+    assert changes() == [b"a/f"]  # its time is that of the reading, after the moment of the first answer
+    assert changes() == []
+
+
+def test_git_folder_is_not_watched(watched: Watched) -> None:
+    root, found, changes = watched
+    (root / ".git" / "refs").mkdir(parents=True)
+    assert changes() == []
+    (root / "a" / ".git").mkdir()
+    (root / "a" / ".git" / "HEAD").write_text("")
+    assert changes() == [b"a", b"a/*", b"a/.git/"]
+    assert found.folders == 3
+
+
+def test_symbolic_link_is_not_followed(watched: Watched) -> None:
+    root, found, changes = watched
+    (root / "link").symlink_to("a")
+    assert changes() == [b"link"]
+    assert found.folders == 3
+
+
+def test_overflow_makes_everything_suspect_once(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, _, changes = watched
+    lost = inotify.Event(-1, inotify.OVERFLOW, b"")
+    monkeypatch.setattr(inotify.Inotify, "queued", lambda self: iter([lost]))
+    assert changes() is None
+    monkeypatch.undo()
+    assert changes() == []
+    (root / "a" / "b" / "f").write_text("")
+    assert changes() == [b"a/b/f"]
+
+
+def test_mount_makes_everything_suspect_once(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, changes = watched
+    monkeypatch.setattr(mounts.Mounts, "changed", lambda self: True)
+    assert changes() is None
+    monkeypatch.undo()
+    assert changes() == []
+
+
+def test_limit_of_watches_is_said(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, found, changes = watched
+
+    def full(self: inotify.Inotify, path: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(inotify.Inotify, "watch", full)
+    (root / "c").mkdir()
+    assert changes() is None
+    assert "fs.inotify.max_user_watches" in found.problem
+    assert "fs.inotify.max_user_watches" in caplog.text
+    monkeypatch.undo()
+    assert changes() is None  # it is tried again after a minute
+    monkeypatch.setattr(watcher, "RETRY_NS", 0)
+    assert changes() is None
+    assert (changes(), found.problem) == ([], "")
+
+
+def test_too_many_changes_make_everything_suspect(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, _, changes = watched
+    monkeypatch.setattr(watcher, "MOST_CHANGES", 5)
+    for number in range(10):
+        (root / str(number)).write_text("")
+    assert changes() is None
+    assert changes() == []
+
+
+def test_deleted_tree_makes_everything_suspect(watched: Watched) -> None:
+    root, found, changes = watched
+    shutil.rmtree(root)
+    assert changes() is None
+    assert "moved or deleted" in found.problem
+
+
+def test_tree_is_watched_after_a_parent_was_renamed(folder: Path) -> None:
+    (folder / "old" / "w" / "a").mkdir(parents=True)
+    found = watcher.Watcher(folder / "old" / "w")
+    (folder / "old").rename(folder / "new")
+    root = folder / "new" / "w"
+    (root / "a" / "b").mkdir()
+    now = time.monotonic_ns()
+    found.changes_since(now)
+    (root / "a" / "b" / "f").write_text("")
+    assert b"a/b/f" in (found.changes_since(now)[1] or [])
+    found.close()
+
+
+def test_mount_points_are_read() -> None:
+    line = rb"36 35 98:0 /m /mnt\040a rw,noatime master:1 - ext3 /dev/root rw,errors=continue"
+    assert mounts._mounts(line) == [(b"36", b"/mnt a", b"ext3")]
+    assert mounts.file_system("/proc") == "proc"

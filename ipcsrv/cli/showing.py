@@ -70,6 +70,8 @@ def _summary(facts: dict[str, Any]) -> Iterator[str]:
     yield f"parked   {_text.count(facts['parked'])} silent connections"
     busy = sum(worker["state"] == "busy" for worker in workers)
     yield f"workers  {busy} busy of {len(workers)}, {facts['workers_wanted']} wanted"
+    if executor := facts.get("executor"):
+        yield f"executor {executor['name']}: {executor['state']}"
     if facts["last_error"]:
         yield f"error    {_text.cut(last_error(facts['last_error']), WIDTH - 9)}"
     yield f"log      {facts['log_file'] or 'standard error'}"

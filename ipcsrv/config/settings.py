@@ -80,6 +80,7 @@ def _setting(default: Any, kind: kinds.Kind, group: str, help: str, **rest: Any)
 
 _WORKERS, _LIMITS, _TIMES, _RECYCLE = "Workers", "Limits", "Timeouts", "Recycling and idling"
 _ACCESS, _LOGS, _HOOKS, _PROCESS = "Who may connect", "Logging", "Hooks", "The process"
+_EXECUTOR = "More than one machine"
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,16 @@ class Settings:
     chdir: str | None = _setting(
         None, kinds.FOLDER, _PROCESS, "Change to this folder before importing the handler.",
         nothing="the folder it was started in")
+
+    executor: str | None = _setting(
+        None, kinds.EXECUTOR, _EXECUTOR, "Run the handler on this engine instead, such as dask:tcp://HOST:8786; "
+        "each worker submits one request at a time.", nothing="in the workers")
+    executor_retries: int = _setting(
+        0, kinds.COUNT, _EXECUTOR, "Repeat a request that the executor lost, up to so many times; only for a handler "
+        "that may run twice.", minimum=0, maximum=100)
+    upload_module: bool = _setting(
+        False, kinds.SWITCH, _EXECUTOR,
+        "Send the handler's module or package to the executor; otherwise it must be installed there.")
     # fmt: on
 
     def resolved(self, default_start_method: str) -> Settings:

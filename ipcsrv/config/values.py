@@ -23,6 +23,7 @@ _SWITCH_WORDS = {word: True for word in ("1", "true", "yes", "on")} | {
     word: False for word in ("0", "false", "no", "off")
 }
 _ALLOW = r"(uid|gid):[0-9]+|(user|group):[^\s:,]+|S-1-[0-9-]+"
+_ENGINE = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[!-~]+"
 _TARGET = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
 
 
@@ -154,6 +155,13 @@ def parse_hook(value: object) -> object:
     raise ValueError("is neither MODULE:CALLABLE nor a callable")
 
 
+def parse_executor(value: object) -> str:
+    """The text ENGINE:ADDRESS; an engine is a module."""
+    if isinstance(value, str) and re.fullmatch(_ENGINE, value):
+        return value
+    raise ValueError("is not ENGINE:ADDRESS, such as dask:tcp://HOST:8786")
+
+
 def show_hook(value: object) -> str:
     """MODULE:CALLABLE of a hook, so that another process can import it."""
     if isinstance(value, str):
@@ -170,4 +178,5 @@ FILE = Kind("FILE", parse_file, str)
 FOLDER = Kind("FOLDER", parse_file, str)
 MODE = Kind("MODE", parse_mode, show_mode, "octal")
 ALLOW = Kind("WHO,...", parse_allow, ",".join)
+EXECUTOR = Kind("ENGINE:ADDRESS", parse_executor, str)
 HOOK = Kind("MODULE:CALLABLE", parse_hook, show_hook)

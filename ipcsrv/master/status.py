@@ -43,6 +43,7 @@ def of(master: Master) -> dict[str, Any]:
         "fingerprint": master.crew.fingerprint,
         "workers": [_worker(master, hand, now) for hand in sorted(master.crew.hands.values(), key=lambda h: h.slot)],
         "workers_wanted": pool.size,
+        "executor": _executor(master),
         "queue": master.doorway.facts(),
         "parked": len(master.doorway.parked),
         "totals": {
@@ -59,6 +60,15 @@ def of(master: Master) -> dict[str, Any]:
         "lock_file": master.rendezvous.lock_path,
         "settings": master.settings.to_dict(),
     }
+
+
+def _executor(master: Master) -> dict[str, Any] | None:
+    """The executor and its state as the workers know it; the worst state if they differ."""
+    name = master.settings.executor
+    if name is None:
+        return None
+    states = [master.crew.scoreboard.words(hand.slot)[board.EXECUTOR] for hand in master.crew.hands.values()]
+    return {"name": name, "state": board.EXECUTOR_STATES[max(states, default=0)] or "connecting"}
 
 
 def _worker(master: Master, hand: Hand, now: float) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
-from ..config.handlers import Factory, Handler, cannot_be_called
+from ..config.handlers import Factory, Handler, HandlerSource, cannot_be_called
 from ..config.settings import Settings
 from ..errors import HandlerImportError, IpcError
+from ..platform.job import Job
+from ..supervision.scoreboard import Scoreboard
 
 GRACE: Final = 1.0  # seconds after its deadline that a handler which can be cancelled has to end
 
@@ -92,6 +94,30 @@ def adapt(loaded: Handler, settings: Settings, path: str) -> Adapted:
         runner = AsyncHandler(loaded)
         return Adapted(runner, runner.close, GRACE)
     return Adapted(loaded)
+
+
+def on_executor(job: Job, slots: Scoreboard, slot: int) -> Adapted:
+    """Return the plain handler of a worker whose requests run on another engine (`executors`)."""
+    from .executors.waiting import RemoteHandler
+
+    handler = RemoteHandler(job, slots, slot)
+    return Adapted(handler, handler.close, GRACE)
+
+
+def not_here(source: HandlerSource, executor: str) -> Handler:
+    """Return what is loaded where an executor has the handler: nothing that a server calls.
+
+    Raises:
+        IpcError: the handler has no name by which another process finds it, or there is no such engine.
+    """
+    from .executors.waiting import check
+
+    check(source, executor)
+    return _never_called
+
+
+def _never_called(request: bytes) -> bytes:
+    raise AssertionError
 
 
 def check_signature(target: str, handler: Any) -> None:

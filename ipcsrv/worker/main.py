@@ -24,7 +24,7 @@ from ..platform.titles import set_title
 from ..supervision import scoreboard as board
 from ..supervision.messages import START_FAILED
 from .access_log import worker_for
-from .adapters import adapt, check_signature, start_failures
+from .adapters import adapt, check_signature, not_here, on_executor, start_failures
 from .hooks import Hook, between_hooks, worker_hooks
 from .loop import Worker
 from .relief import relievable
@@ -61,7 +61,7 @@ def hire(job: Job, slot: int, channel: Channel, handler: Handler | None,
     if start is not None:
         with start_failures(f"on_worker_start {show_hook(settings.on_worker_start)}"):
             start()
-    adapted = adapt(loaded, settings, job.path)
+    adapted = adapt(loaded, settings, job.path) if settings.executor is None else on_executor(job, slots, slot)
     words[board.GRACE_NS] = int(adapted.grace * 1e9)
     handler = between_hooks(around(adapted.handler), settings)
     worker = worker_for(settings)(settings, handler, job.queue, job.listener, channel, words, random.Random())
@@ -83,8 +83,11 @@ def load_handler(job: Job) -> Handler:
     """What the handler's name leads to, from the folder that it is to be found in; `adapt` makes the handler of it."""
     if job.settings.chdir is not None:
         os.chdir(job.settings.chdir)
-    loaded = job.source.load()
-    check_signature(job.source.target, loaded)
+    if job.settings.executor is None:
+        loaded = job.source.load()
+        check_signature(job.source.target, loaded)
+    else:
+        loaded = not_here(job.source, job.settings.executor)
     worker_hooks(job.settings)  # a bad hook is told here, once, and not by every worker
     between_hooks(loaded, job.settings)
     return loaded

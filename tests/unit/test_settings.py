@@ -49,6 +49,9 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "control": (False, "false"),
     "name": ("indexer", "indexer"),
     "chdir": ("/srv", "/srv"),
+    "executor": ("dask:tcp://10.0.0.5:8786", "dask:tcp://10.0.0.5:8786"),
+    "executor_retries": (2, "2"),
+    "upload_module": (True, "on"),
 }
 EVERY = sorted(SAMPLES)
 

@@ -1,0 +1,134 @@
+"""The seam to an engine that runs handlers elsewhere: `--executor ENGINE:ADDRESS`.  In the worker.
+
+An engine is a module: `ENGINE` of this package (`dask`), or any other that can be imported.  It has one function,
+
+`connect(address, work, tell) -> Executor`
+    Called once per worker, after the fork; returns when the first attempt to connect has succeeded or failed.
+    `address` is the text behind the colon, `work` what the server asks of all requests, and `tell(state, reason)` is to
+    be called whenever the engine's state changes, from any thread: `State.CONNECTED`, `State.UNREACHABLE`, or
+    `State.CONNECTING` while a lost connection is made again.
+
+An `Executor` has four methods:
+
+`submit(call) -> concurrent.futures.Future[Result]`
+    Have the engine run `remote.run(call, cancelled)`, once at most, and return the future of its result.  Raises
+    `Unavailable` if the engine cannot be reached, after `PATIENCE` seconds at most.  The future ends with `Lost` if the
+    engine lost the call after it may have begun: it is repeated only if the user allows that (`executor_retries`).
+`cancel(future)`
+    Nobody wants the result any more; returns at once.  `cancelled()`, which `remote.run` was given, becomes true.
+`close()`
+    The worker leaves.
+`describe() -> str`
+    What the log calls the engine: its kind and address.
+
+Each worker has one request at the engine at a time, so `workers` bounds what the server asks of it.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from ...config.settings import Settings
+from ...errors import SettingsError
+from ...request import Quit
+from ...supervision.scoreboard import EXECUTOR_STATES
+
+CONNECT_TIMEOUT = 3.0  # seconds for an attempt to reach an engine
+PATIENCE = 1.0  # seconds in which a lost connection may be made again before requests are answered with ERR busy
+
+
+class State(enum.IntEnum):
+    """What a worker knows of its engine; the numbers are those of `EXECUTOR_STATES`."""
+
+    CONNECTING = EXECUTOR_STATES.index("connecting")
+    CONNECTED = EXECUTOR_STATES.index("connected")
+    UNREACHABLE = EXECUTOR_STATES.index("unreachable")
+
+
+class Unavailable(Exception):
+    """The engine cannot be reached; the handler was not run."""
+
+
+class Lost(Exception):
+    """The engine lost a request that may have been executed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is the same for all requests of one worker; travels to the engine pickled, as `blob`.
+
+    target: the handler's name; path, settings: of the server, for a factory; version: changes with the code that was
+    uploaded, and with each generation, so that a process of the engine knows when to load the handler again.
+    """
+
+    target: str
+    path: str
+    settings: Settings
+    version: str
+
+    @property
+    def blob(self) -> bytes:
+        """The same as bytes."""
+        import pickle
+
+        values = {name: value for name, value in self.settings.to_dict().items() if not name.startswith("on_")}
+        return pickle.dumps((self.target, self.path, values, self.version))
+
+
+class Call(NamedTuple):
+    """One request on its way: the work it belongs to, its bytes, peer credentials and seconds left, or None."""
+
+    blob: bytes
+    request: bytes
+    peer: tuple[Any, ...] | None
+    remaining: float | None
+
+
+class Result(NamedTuple):
+    """What the handler made of a request: `data`, or a failure (`code`, `text`) and the traceback for the log."""
+
+    data: bytes | Quit = b""
+    code: str = ""
+    text: str = ""
+    traceback: str = ""
+
+
+Tell = Callable[[State, str], None]
+
+
+class Executor(Protocol):
+    """A connection to an engine (see above)."""
+
+    def submit(self, call: Call) -> Future[Result]: ...
+    def cancel(self, future: Future[Result]) -> None: ...
+    def close(self) -> None: ...
+    def describe(self) -> str: ...
+
+
+def engine_of(executor: str) -> Any:
+    """Return the module of the engine that the setting names.
+
+    Raises:
+        SettingsError: there is no such engine, or what it needs is not installed.
+    """
+    name = executor.partition(":")[0]
+    own = "." not in name and importlib.util.find_spec(f"{__name__}.{name}") is not None
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script's path has its own folder instead
+    try:
+        engine = importlib.import_module(f"{__name__}.{name}" if own else name)
+    except ImportError as error:
+        advice = f"; pip install 'ipcsrv[{name}]'" if own else ""
+        reason = f"the engine of {executor!r} cannot be imported: {error}{advice}"
+        raise SettingsError(reason, name="executor") from None
+    if not callable(getattr(engine, "connect", None)):
+        raise SettingsError(f"the module {name} of {executor!r} has no function connect", name="executor")
+    return engine

@@ -1,0 +1,255 @@
+"""The engine Dask distributed: `--executor dask:tcp://SCHEDULER:8786`.
+
+`connect` runs in an ipcsrv worker; `run_task` and `Upload` in a Dask worker; `AtMostOnce` in the Dask scheduler, which
+therefore needs ipcsrv installed too.
+
+Dask repeats a task by itself when the worker that had it is lost, and a task whose result is lost with it.  A handler
+may not be repeated unless the user says so, so a plugin of the scheduler makes such a task fail instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.machinery
+import importlib.util
+import io
+import logging
+import os
+import sys
+import threading
+import uuid
+import zipfile
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any
+
+import dask
+import distributed
+from dask._task_spec import Task
+from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
+
+from ...errors import HandlerImportError
+from . import CONNECT_TIMEOUT, PATIENCE, Call, Lost, Result, State, Tell, Unavailable, Work, remote
+
+PREFIX = "ipcsrv-"  # of the keys of all tasks
+LOOK_INTERVAL = 0.25  # seconds between two checks of the connection to the scheduler
+RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach it; the last one repeats
+
+_uploaded: dict[str, str] = {}  # module -> digest, in a Dask worker
+
+
+def connect(address: str, work: Work, tell: Tell) -> DaskExecutor:
+    """Return the connection of one ipcsrv worker to the scheduler at `address`; see the package."""
+    return DaskExecutor(address, work, tell)
+
+
+class DaskExecutor:
+    """A client of a Dask scheduler, made by a thread that makes another one whenever the connection is lost."""
+
+    def __init__(self, address: str, work: Work, tell: Tell) -> None:
+        self._address, self._tell = address, tell
+        self._upload = Upload(work.target) if work.settings.upload_module else None
+        self._changed = threading.Condition()
+        self._client: Any = None
+        self._reason = ""  # why there is none, once an attempt has failed
+        self._tasks: dict[Future[Result], Any] = {}
+        self._closing = threading.Event()
+        tell(State.CONNECTING, "")
+        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})  # a request may be large
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens is told in this server's log, once
+        self._thread = threading.Thread(target=self._keep_connected, name="ipcsrv-executor", daemon=True)
+        self._thread.start()
+        with self._changed:
+            self._changed.wait_for(self._settled, 2 * CONNECT_TIMEOUT)
+
+    def describe(self) -> str:
+        """The engine and its address."""
+        return f"dask:{self._address}"
+
+    def submit(self, call: Call) -> Future[Result]:
+        """Have the cluster run a call; waits a moment for a connection that was lost."""
+        patience = PATIENCE if call.remaining is None else min(PATIENCE, call.remaining / 2)
+        with self._changed:
+            self._changed.wait_for(self._settled, patience)
+            client, reason = self._client, self._reason
+        if client is None:
+            raise Unavailable(reason or "the connection was lost")
+        future: Future[Result] = Future()
+        try:
+            task = client.submit(run_task, call, key=f"{PREFIX}{uuid.uuid4().hex}", pure=False)
+        except Exception as error:
+            raise Unavailable(_text(error)) from None
+        self._tasks[future] = task
+        task.add_done_callback(partial(self._finished, future))
+        return future
+
+    def cancel(self, future: Future[Result]) -> None:
+        """Forget a task: the scheduler drops it as soon as no client refers to it, and `cancelled()` becomes true."""
+        task = self._tasks.pop(future, None)
+        if task is not None:
+            task.release()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._closing.set()
+        self._thread.join(2 * LOOK_INTERVAL)
+        self._drop(self._client)
+
+    def _finished(self, future: Future[Result], task: Any) -> None:
+        """A task has ended, one way or another.  In a thread of Dask's."""
+        if self._tasks.pop(future, None) is None:
+            return  # cancelled
+        try:
+            future.set_result(Result(*task.result(timeout=CONNECT_TIMEOUT)))
+        except (distributed.scheduler.KilledWorker, WorkerLost):
+            future.set_exception(Lost("the Dask worker that ran it died"))
+        except (CancelledError, distributed.client.FutureCancelledError, TimeoutError, OSError):
+            future.set_exception(Lost("the connection to the scheduler was lost"))
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            task.release()
+
+    # -- the connection, in a thread of its own -----------------------------------------------------------------------
+
+    def _keep_connected(self) -> None:
+        delays = iter(RETRY_DELAYS)
+        delay = 0.0
+        while not self._closing.wait(delay):
+            client = self._try_to_connect()
+            if client is None:
+                delay = next(delays, RETRY_DELAYS[-1])
+                continue
+            self._set(client, "")
+            self._tell(State.CONNECTED, "")
+            while client.status == "running" and not self._closing.wait(LOOK_INTERVAL):
+                pass
+            self._set(None, "")
+            delays, delay = iter(RETRY_DELAYS), 0.0
+            if not self._closing.is_set():
+                self._tell(State.CONNECTING, "")
+                self._drop(client)
+
+    def _try_to_connect(self) -> Any:
+        client: Any = None
+        try:
+            client = distributed.Client(self._address, timeout=CONNECT_TIMEOUT, set_as_default=False, name="ipcsrv")
+            client.register_plugin(AtMostOnce())
+            if self._upload is not None:
+                client.register_plugin(self._upload)
+        except Exception as error:
+            self._drop(client)
+            self._set(None, _text(error))
+            self._tell(State.UNREACHABLE, self._reason)
+            return None
+        return client
+
+    def _settled(self) -> bool:
+        """Whether there is a connection, or has been no success in the last attempt."""
+        return self._client is not None or bool(self._reason)
+
+    def _set(self, client: Any, reason: str) -> None:
+        with self._changed:
+            self._client, self._reason = client, reason
+            self._changed.notify_all()
+
+    def _drop(self, client: Any) -> None:
+        if client is not None:
+            with contextlib.suppress(Exception):
+                client.close(timeout=LOOK_INTERVAL)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+# -- on the cluster ---------------------------------------------------------------------------------------------------
+
+
+class WorkerLost(Exception):
+    """Raised in place of a task that would be run for a second time."""
+
+
+def run_task(call: Call) -> Result:
+    """Run the handler.  In a Dask worker."""
+    worker = distributed.get_worker()
+    key = worker.get_current_task()
+
+    def cancelled() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is None or task.state != "executing"
+
+    return remote.run(Call(*call), cancelled)
+
+
+def fail() -> None:
+    """Take the place of a task that must not run again.  In a Dask worker."""
+    raise WorkerLost
+
+
+class AtMostOnce(SchedulerPlugin):
+    """Makes tasks of ipcsrv fail where the scheduler would run them again.  In the scheduler."""
+
+    name = "ipcsrv-at-most-once"
+    idempotent = True
+
+    async def start(self, scheduler: Any) -> None:
+        """Remember the scheduler."""
+        self._scheduler = scheduler
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Look at one change of a task's state; called by the scheduler."""
+        if not isinstance(key, str) or not key.startswith(PREFIX) or key not in self._scheduler.tasks:
+            return
+        task = self._scheduler.tasks[key]
+        if finish == "processing":
+            # The next death of its worker is one too many (`KilledWorker`).
+            task.suspicious = self._scheduler.allowed_failures
+        elif finish == "released" and start in ("processing", "memory"):
+            # Its worker leaves in good order, or has died with the result.
+            task.run_spec = Task(key, fail)
+
+
+class Upload(WorkerPlugin):
+    """Brings the handler's module, or its package, to every Dask worker, also to those that come later."""
+
+    def __init__(self, target: str) -> None:
+        self._top = top = target.partition(":")[0].partition(".")[0]
+        spec = importlib.machinery.PathFinder.find_spec(top, None)
+        if spec is None or spec.origin is None:
+            raise HandlerImportError(target, reason=f"there is no module {top!r} to upload")
+        folders = list(spec.submodule_search_locations or ())
+        if folders:
+            self._data = _zipped(top, folders[0])
+        else:
+            with open(spec.origin, "rb") as source:
+                self._data = source.read()
+        self._digest = hashlib.sha256(self._data).hexdigest()
+        # A ZIP file has a name of its own for each content, because its table of contents is cached by name.
+        self._file = f"{top}-{self._digest[:16]}.zip" if folders else os.path.basename(spec.origin)
+        self.name = f"{PREFIX}upload-{top}"
+
+    async def setup(self, worker: Any) -> None:
+        """Write and import the file, unless this process has it already."""
+        if _uploaded.get(self._top) == self._digest:
+            return
+        for name in [name for name in sys.modules if name.partition(".")[0] == self._top]:
+            del sys.modules[name]  # reloading a package leaves its submodules as they were
+        await worker.upload_file(self._file, self._data, load=True)
+        _uploaded[self._top] = self._digest
+
+
+def _zipped(top: str, folder: str) -> bytes:
+    """A package's sources as a ZIP file that can be imported from."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for where, folders, files in os.walk(folder):
+            folders[:] = sorted(name for name in folders if name != "__pycache__")
+            for name in sorted(files):
+                path = os.path.join(where, name)
+                inside = zipfile.ZipInfo(os.path.join(top, os.path.relpath(path, folder)))  # with a constant date
+                with open(path, "rb") as source:
+                    archive.writestr(inside, source.read())
+    return buffer.getvalue()

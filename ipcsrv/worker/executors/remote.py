@@ -1,0 +1,105 @@
+"""A handler that an engine runs: what happens on the engine's side.  In a process of the engine.
+
+`run` takes a call, loads the handler where it has not been loaded yet, and returns the result as plain bytes: a
+streamed response is made whole here, up to `max_response_size`.  What the handler raises is part of the result, because
+engines log what a task raises together with its arguments, and a request's bytes do not belong into a log.
+
+Each thread that calls `run` has a handler of its own, because a handler serves one request at a time.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ...config import settings as table
+from ...config.handlers import Handler, load
+from ...peer import Peer
+from ...request import QUIT, Request
+from ..adapters import adapt, check_signature, without_own_frames
+from ..exchange import as_bytes_like, chunk_bytes, close_iterator, wrong_type
+from ..failures import Failure
+from . import Call, Result
+
+_MOST_HANDLERS = 8  # of one thread; each reload of each server that uses the engine has one
+
+_loaded = threading.local()
+
+
+class Context:
+    """What a request asks of its connection, answered on the engine's side."""
+
+    def __init__(self, peer: tuple[Any, ...] | None, cancelled: Callable[[], bool]) -> None:
+        self._peer, self.gone = peer, cancelled
+
+    def peer(self) -> Peer:
+        """The client's credentials, as the server had them from its kernel."""
+        return Peer(*(self._peer or (0, 0, 0)))
+
+
+def run(call: Call, cancelled: Callable[[], bool]) -> Result:
+    """Run the handler on one request.
+
+    Args:
+        call: the request and what it needs.
+        cancelled: whether the result is not wanted any more; called in the handler's thread.
+    """
+    request = Request(call.request)
+    request._context = (Context(call.peer, cancelled), time.monotonic_ns(), call.remaining)
+    try:
+        handler, limit = _handler(call.blob)
+        return Result(_whole(handler(request), limit))
+    except Failure as failure:
+        return Result(code=failure.code, text=failure.message)
+    except BaseException as error:
+        lines = traceback.format_exception(type(error), error, without_own_frames(error))
+        return Result(code="handler", text=f"{type(error).__name__}: {error}"[:1000], traceback="".join(lines))
+
+
+def _handler(blob: bytes) -> tuple[Handler, int | None]:
+    """The handler of this thread, and max_response_size."""
+    known: dict[bytes, tuple[Any, int | None]] = _loaded.__dict__.setdefault("handlers", {})
+    if blob not in known:
+        target, path, values, _version = pickle.loads(blob)
+        settings = table.make(**values)
+        found = load(target)
+        check_signature(target, found)
+        while len(known) >= _MOST_HANDLERS:
+            old, _ = known.pop(next(iter(known)))
+            if old.close is not None:
+                old.close()
+        known[blob] = adapt(found, settings, path), settings.max_response_size
+    adapted, limit = known[blob]
+    return adapted.handler, limit
+
+
+def _whole(response: Any, limit: int | None) -> Any:
+    """The response as bytes or QUIT; the same rules as in a worker."""
+    if response is None:
+        return b""
+    if response is QUIT:
+        return QUIT
+    whole = as_bytes_like(response)
+    if whole is not None:
+        _check_size(len(whole), limit)
+        return bytes(whole)
+    if not isinstance(response, Iterable) or isinstance(response, str):
+        raise wrong_type("a handler", response)
+    chunks, size, iterator = [], 0, iter(response)
+    try:
+        for chunk in iterator:
+            chunks.append(chunk_bytes(chunk))
+            size += len(chunks[-1])
+            _check_size(size, limit)
+    finally:
+        close_iterator(iterator)
+    return b"".join(chunks)
+
+
+def _check_size(size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise Failure("too-large", f"a response of more than {limit} bytes", 0)

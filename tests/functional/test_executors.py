@@ -1,0 +1,218 @@
+"""Handlers on a Dask cluster: a real scheduler and two worker processes, which are killed and replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+from git_peer import Client, packets
+from shared_server import shared
+
+import ipcsrv
+
+pytest.importorskip("distributed", reason="needs ipcsrv[dask]")
+pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
+
+from cluster import Cluster, Member  # noqa: E402
+
+HANDLER = "handlers_on_cluster:handle"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of two workers; a test leaves two behind."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cluster_server(cluster: Cluster) -> Iterator[support.RunningServer]:
+    """A server with one worker."""
+    options = ("--workers", "1", "--executor", f"dask:{cluster.address}", "--request-timeout", "20")
+    with shared(HANDLER, *options, "--max-response-size", "3MB") as running:
+        yield running
+
+
+def pids(cluster: Cluster) -> set[int]:
+    """Return the processes that handlers may run in."""
+    return {worker.pid for worker in cluster.workers}
+
+
+def runner(cluster: Cluster, note: Path) -> Member:
+    """The cluster's worker that has noted its process in a file last."""
+    support.wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
+    pid = int(note.read_text().split()[-1])
+    return next(worker for worker in cluster.workers if worker.pid == pid)
+
+
+def test_request_runs_on_the_cluster_with_its_context(cluster: Cluster, cluster_server: support.RunningServer) -> None:
+    with ipcsrv.connect(cluster_server.path) as connection:
+        pid, peer, remaining = json.loads(connection.call(b"context "))
+    assert pid in pids(cluster)
+    assert peer == os.getpid()
+    assert 10 < remaining <= 20
+    assert cluster_server.status()["executor"] == {"name": f"dask:{cluster.address}", "state": "connected"}
+    table = support.run_command("status", cluster_server.path).stdout.decode()
+    assert f"executor dask:{cluster.address}: connected\n" in table
+
+
+def test_handler_error_comes_from_the_cluster(cluster_server: support.RunningServer) -> None:
+    with pytest.raises(ipcsrv.HandlerError, match="LookupError: no such word"):
+        cluster_server.call(b"fail no such word")
+    cluster_server.output.wait_for("LookupError: no such word")
+    assert "handlers_on_cluster.py" in str(cluster_server.output)
+
+
+def test_results_are_limited_by_max_response_size(cluster_server: support.RunningServer) -> None:
+    assert len(cluster_server.call(b"big 2000")) == 2_000_000
+    with pytest.raises(ipcsrv.TooLarge):
+        cluster_server.call(b"big 4000")
+
+
+def test_large_request_reaches_the_cluster(cluster_server: support.RunningServer) -> None:
+    assert cluster_server.call(b"upper " + b"x" * 2_900_000) == b"X" * 2_900_000
+
+
+def test_one_request_per_worker_is_at_the_cluster(cluster_server: support.RunningServer, tmp_path: Path) -> None:
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        answers.append(ipcsrv.call(cluster_server.path, b"alone " + bytes(tmp_path / "lock"), timeout=support.TIMEOUT))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [b"alone"] * 6
+
+
+def test_task_is_cancelled_when_its_client_leaves(cluster_server: support.RunningServer, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    with Client(cluster_server.path) as client:
+        client.send(packets(b"wait " + bytes(note)))
+        support.wait_until(note.exists)
+    support.wait_until(note.with_suffix(".cancelled").exists)
+    assert cluster_server.call(b"upper next") == b"NEXT"
+
+
+def test_task_is_cancelled_at_the_deadline(cluster: Cluster, server: ServerFactory, tmp_path: Path) -> None:
+    running = server(HANDLER, "--workers", "1", "--executor", f"dask:{cluster.address}", "--request-timeout", "0.5")
+    worker = running.status()["workers"][0]["pid"]
+    with pytest.raises(ipcsrv.HandlerTimeout):
+        running.call(b"wait " + bytes(tmp_path / "note"))
+    support.wait_until((tmp_path / "note.cancelled").exists)
+    assert running.status()["workers"][0]["pid"] == worker
+
+
+@pytest.mark.parametrize("leave", ["kill", "terminate"])
+def test_lost_request_runs_once_without_retries(cluster: Cluster, cluster_server: support.RunningServer,
+                                                tmp_path: Path, leave: str) -> None:
+    note = tmp_path / "note"
+    with Client(cluster_server.path) as client:
+        client.send(packets(b"wait " + bytes(note)))
+        lost = runner(cluster, note)
+        getattr(lost, leave)()
+        assert client.failure().startswith(b"ERR crashed ")
+    assert len(note.read_text().splitlines()) == 1
+    cluster.replace_worker(lost)
+
+
+def test_lost_request_is_repeated_with_retries(cluster: Cluster, server: ServerFactory, tmp_path: Path) -> None:
+    running = server(HANDLER, "--workers", "1", "--executor", f"dask:{cluster.address}", "--executor-retries", "1")
+    note = tmp_path / "note"
+    assert running.call(b"die " + bytes(note), timeout=support.TIMEOUT) == b"survived"
+    lost = next(worker for worker in cluster.workers if worker.pid == int(note.read_text().split()[0]))
+    cluster.replace_worker(lost)
+
+
+def test_uploaded_module_is_replaced_by_reload(cluster: Cluster, server: ServerFactory, tmp_path: Path) -> None:
+    package = tmp_path / "uploaded_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .words import handle\n")
+    (package / "words.py").write_text("def handle(request):\n    return b'first'\n")
+    running = server("uploaded_package:handle", "--workers", "1", "--executor", f"dask:{cluster.address}",
+                     "--upload-module", "--chdir", str(tmp_path))
+    assert running.call(b"") == b"first"
+    (package / "words.py").write_text("def handle(request):\n    return b'second version'\n")
+    assert support.run_command("reload", running.path).returncode == 0
+    assert running.call(b"") == b"second version"
+
+
+def test_every_request_is_answered_while_workers_are_replaced(cluster: Cluster, server: ServerFactory,
+                                                              tmp_path: Path) -> None:
+    running = server(HANDLER, "--workers", "2", "--executor", f"dask:{cluster.address}", "--request-timeout", "20")
+    outcomes: dict[str, str] = {}
+    stop = threading.Event()
+
+    def ask(name: str) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            word = f"{name}{number}"
+            try:
+                answer = ipcsrv.call(running.path, f"slow {tmp_path} {word}".encode(), timeout=25)
+                outcomes[word] = "right" if answer == word.encode() else f"wrong: {answer!r}"
+            except ipcsrv.HandlerCrashed:
+                outcomes[word] = "lost"
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    support.wait_until(lambda: len(outcomes) > 20)
+    cluster.replace_worker(cluster.workers[0])
+    answered = len(outcomes)
+    support.wait_until(lambda: len(outcomes) > answered + 40)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(outcomes.values()) <= {"right", "lost"}
+    assert list(outcomes.values()).count("lost") <= 2, "a death costs what was at the dead worker"
+    ran = {word: len((tmp_path / word).read_text().splitlines()) for word in outcomes if (tmp_path / word).exists()}
+    assert set(ran.values()) == {1}
+    assert all(word in ran for word, outcome in outcomes.items() if outcome == "right")
+    assert ipcsrv.call(running.path, b"upper still there", timeout=25) == b"STILL THERE"
+
+
+@pytest.mark.parametrize(
+    ("executor", "told"),
+    [("dask", "is not ENGINE:ADDRESS"), ("no_such:1", "cannot be imported"), ("json:1", "has no function connect")],
+)
+def test_bad_executor_is_one_line(sock_path: str, executor: str, told: str) -> None:
+    done = support.run_command("run", sock_path, HANDLER, "--workers", "1", "--executor", executor)
+    assert done.returncode == 2
+    assert told in done.stderr.decode().splitlines()[-1]
+
+
+def test_missing_extra_is_named(sock_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    support.hide("distributed", tmp_path, monkeypatch)
+    done = support.run_command("run", sock_path, HANDLER, "--executor", "dask:tcp://127.0.0.1:1")
+    assert done.returncode == 2
+    assert "pip install 'ipcsrv[dask]'" in done.stderr.decode().splitlines()[-1]
+
+
+def test_scheduler_that_is_gone_is_found_again(cluster: Cluster, server: ServerFactory) -> None:
+    running = server(HANDLER, "--workers", "2", "--executor", f"dask:{cluster.address}", "--request-timeout", "8")
+    running.output.wait_for("is connected")
+    assert running.call(b"upper a") == b"A"
+    cluster.close()  # this test is the last one that uses the cluster
+    running.output.wait_for("cannot be reached")
+    assert running.status()["executor"]["state"] == "unreachable"
+    began = time.monotonic()
+    with pytest.raises(ipcsrv.ServerBusy, match="cannot be reached"):
+        running.call(b"upper a")
+    assert time.monotonic() - began < 2
+    cluster.start_scheduler()
+    cluster.workers[:] = [cluster.start_worker()]
+    support.wait_until(lambda: running.status()["executor"]["state"] == "connected")
+    assert running.call(b"upper a", timeout=support.TIMEOUT) == b"A"
+    running.output.wait_for("is connected")
+    assert str(running.output).count("cannot be reached") == 1

@@ -12,9 +12,12 @@ from ._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .client import aio
+    from . import aio
     from .client.paths import default_path
-    from .client.sync import Connection, Pool, active_state, call, connect
+    from .client.pool import Pool
+    from .client.sync import Connection, active_state, call, connect, wait_until_listening
+    from .codecs import call_json, json_handler, text_handler
+    from .config.keywords import SettingsDict
     from .errors import (
         AddressInUse,
         CallTimeout,
@@ -47,7 +50,10 @@ if TYPE_CHECKING:
     from .state import State
 
 _HOMES = {
-    "client.sync": ("Connection", "Pool", "active_state", "call", "connect"),
+    "client.sync": ("Connection", "active_state", "call", "connect", "wait_until_listening"),
+    "client.pool": ("Pool",),
+    "codecs": ("call_json", "json_handler", "text_handler"),
+    "config.keywords": ("SettingsDict",),
     "errors": (
         "AddressInUse",
         "CallTimeout",
@@ -108,6 +114,7 @@ __all__ = [
     "ServerBusy",
     "ServerError",
     "ServerStopping",
+    "SettingsDict",
     "SettingsError",
     "SocketStolen",
     "StartError",
@@ -118,14 +125,18 @@ __all__ = [
     "active_state",
     "aio",
     "call",
+    "call_json",
     "connect",
     "default_path",
     "ensure_running",
+    "json_handler",
     "reload",
     "restart",
     "serve",
     "status",
     "stop",
+    "text_handler",
+    "wait_until_listening",
 ]
 
 

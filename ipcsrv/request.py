@@ -1,8 +1,7 @@
-"""What a handler is given and what it may give back.  Runs in the worker.
+"""What a handler receives and what it may return.  Runs in the worker.
 
-A request *is* its bytes, so that any function from bytes to bytes is a handler as it stands; the context
-(who asks, is he still there, until when) is looked up only when a handler asks for it, so that it costs
-nothing where nobody does.
+A request *is* its bytes, so that any function from bytes to bytes is a handler as it stands; its context (the
+client's credentials, whether the client is gone, the deadline) is looked up only when a handler asks for it.
 """
 
 from __future__ import annotations
@@ -45,12 +44,15 @@ QUIT: Final = Quit.QUIT
 class Request(bytes):
     """The bytes of one request, with its context.
 
-    `peer` is the client's `Peer(pid, uid, gid)`; `cancelled` turns true once the client has gone away;
-    `deadline` is the `time.monotonic()` second at which `request_timeout` ends it, or None.
-    A `Request` that did not come from a server (a test's own) has no peer, no deadline and is never cancelled.
+    A `Request` that did not come from a server (a test's own) has no peer, no deadline and is never cancelled.  Its
+    copies, also in another process, are plain bytes.
     """
 
     _context: tuple[Connected, int, float | None] | None = None
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        """Copy and pickle as plain bytes: the connection stays in its worker."""
+        return bytes, (bytes(self),)
 
     @property
     def peer(self) -> Peer | None:
@@ -59,12 +61,12 @@ class Request(bytes):
 
     @property
     def cancelled(self) -> bool:
-        """True once the client is gone: whatever is answered, nobody will read it."""
+        """Whether the client is gone, so that the response would not be read."""
         return self._context is not None and self._context[0].gone()
 
     @property
     def deadline(self) -> float | None:
-        """The `time.monotonic()` second at which the server gives this request up, or None."""
+        """The `time.monotonic()` second at which `request_timeout` ends this request; None without one."""
         if self._context is None or self._context[2] is None:
             return None
         return self._context[1] / 1e9 + self._context[2]

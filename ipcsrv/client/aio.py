@@ -1,4 +1,4 @@
-"""The client for asyncio: the same names as `ipcsrv.client`, awaited.  Runs in the caller's loop.
+"""The client for asyncio: the names of the blocking client, awaited.  Runs in the caller's event loop.
 
     response = await ipcsrv.aio.call(path, data)
     async with ipcsrv.aio.connect(path) as connection:
@@ -6,7 +6,7 @@
         async for piece in connection.stream(data): ...
 
 Sending is a task of its own beside receiving wherever the request may not fit into the socket at once, for the same
-reason for which the waiting client does both at the same time. A call that is cancelled closes its connection.
+reason for which the blocking client does both at the same time.  A call that is cancelled closes its connection.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from collections.abc import AsyncIterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from ..errors import LocalProtocolError, NotListening
+from ..errors import CallTimeout, ConnectionLost, LocalProtocolError, NotListening, Progress
 from ..platform import client as platform
 from ..platform.aio import AsyncStream
 from ..platform.attempts import Attempts
 from ..protocol.pktline import FLUSH, Assembly, encode_data
 from .exchanging import RECEIVE_SIZE, PendingExchange, outgoing
+from .pool import FIRST_LOOK
 from .sync import check_trust, deadline_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,24 @@ async def call(
     wait_if_not_found: bool = False,
     max_response_size: int | None = None,
 ) -> bytes:
-    """One exchange on a connection of its own; see `ipcsrv.call`."""
+    """Send one request on a new connection and return the response.
+
+    Args:
+        path: Where the server listens.
+        data: The request, any object with the buffer interface.
+        timeout: Seconds for connecting, sending and receiving together; None for no limit.
+        trust: As for `ipcsrv.call`.
+        wait_if_busy: As for `ipcsrv.call`.
+        wait_if_not_found: As for `ipcsrv.call`.
+        max_response_size: As for `ipcsrv.call`.
+
+    Returns:
+        The response.
+
+    Raises:
+        IpcError: What `ipcsrv.call` raises.
+        ValueError: `timeout` is negative or not a number; nothing was sent.
+    """
     deadline = deadline_of(timeout)
     connecting = connect(
         path,
@@ -76,34 +94,79 @@ def connect(
 ) -> Connecting:
     """Connect to `path`: `async with connect(path) as connection`, or `connection = await connect(path)`.
 
-    See `ipcsrv.connect`.
+    Args:
+        path: Where the server listens.
+        timeout: Seconds to connect; None as for `ipcsrv.connect`.
+        trust: As for `ipcsrv.connect`.
+        wait_if_busy: As for `ipcsrv.connect`.
+        wait_if_not_found: As for `ipcsrv.connect`.
+        max_response_size: As for `ipcsrv.connect`.
+
+    Returns:
+        An object to await, or to enter with `async with`.  It raises what `ipcsrv.connect` raises.
+
+    Raises:
+        ValueError: `timeout` is negative or not a number.
     """
     attempts = Attempts(os.fspath(path), deadline_of(timeout), wait_if_busy, wait_if_not_found)
     return Connecting(attempts, trust, max_response_size)
 
 
 async def active_state(path: Path, timeout: float = 1.0) -> State:
-    """What is at `path`; see `ipcsrv.active_state`."""
+    """Return what is at `path`; as `ipcsrv.active_state`, in a thread.
+
+    Args:
+        path: The path to probe.
+        timeout: Seconds for the probe.
+
+    Returns:
+        A member of `ipcsrv.State`.
+    """
     return await asyncio.to_thread(platform.probe, os.fspath(path), timeout)
+
+
+async def wait_until_listening(path: Path, timeout: Timeout = None) -> None:
+    """Wait until a server listens at `path`, such as one that a supervisor is starting.
+
+    Args:
+        path: Where the server will listen; nothing need be there yet.
+        timeout: Seconds to wait; None for no limit.
+
+    Raises:
+        NotListening: No server listens there after `timeout` seconds.
+        InvalidPath: What is at `path` is not a socket, or `path` cannot be one.
+        ValueError: `timeout` is negative or not a number.
+    """
+    (await _connected(Attempts(os.fspath(path), deadline_of(timeout), True, True))).close()
 
 
 class Connecting:
     """A connection that is still to be made: awaited, or entered with `async with`."""
 
     def __init__(self, attempts: Attempts, trust: Trust, max_response_size: int | None) -> None:
+        """Remember what to do; programs use `connect`.
+
+        Args:
+            attempts: Where to connect, and for how long to try.
+            trust: Users besides the caller's own and root who may run the server.
+            max_response_size: Bytes of a response beyond which `TooLarge` is raised; None for no limit.
+        """
         self._attempts = attempts
         self._trust = trust
         self._max_response_size = max_response_size
         self._connection: Connection | None = None
 
     def __await__(self) -> Generator[object, None, Connection]:
+        """Connect and return the connection."""
         return self._connect().__await__()
 
     async def __aenter__(self) -> Connection:
+        """Connect and return the connection."""
         self._connection = await self._connect()
         return self._connection
 
     async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
 
@@ -128,31 +191,92 @@ async def _connected(attempts: Attempts) -> Stream:
 
 
 class Connection:
-    """A connection that is kept for many exchanges, one after the other; see `ipcsrv.client.Connection`."""
+    """A connection for many exchanges, one after the other; see `ipcsrv.Connection`.
+
+    Attributes:
+        path: Where it leads.
+        peer: The server's credentials, an `ipcsrv.Peer`.
+        closed: Whether it is closed.
+    """
 
     def __init__(self, path: str, stream: Stream, peer: Peer, max_response_size: int | None = None) -> None:
+        """Wrap a connected stream; programs use `connect`.
+
+        Args:
+            path: Where it leads.
+            stream: The connected stream, closed by `close`.
+            peer: The server's credentials.
+            max_response_size: Bytes of a response beyond which `TooLarge` is raised; None for no limit.
+        """
         self.path = path
         self.peer = peer
         self.closed = False
         self._stream = AsyncStream(stream)
         self._max_response_size = max_response_size
         self._busy = False
+        self._process = os.getpid()
+
+    def __repr__(self) -> str:
+        """Return the path, the server's pid and the state."""
+        state = "closed" if self.closed else "in an exchange" if self._busy else "open"
+        return f"<ipcsrv.aio.Connection to {self.path!r}, server pid {self.peer.pid}, {state}>"
 
     async def call(self, data: Buffer = b"", timeout: Timeout = None) -> bytes:
-        """Send `data` and return the response; see `ipcsrv.client.Connection.call`."""
+        """Send one request and return the response; a call that is cancelled closes the connection.
+
+        Args:
+            data: The request, any object with the buffer interface.
+            timeout: Seconds for the whole exchange; None for no limit.
+
+        Returns:
+            The response.
+
+        Raises:
+            IpcError: What `ipcsrv.Connection.call` raises.
+            ValueError: `timeout` is negative or not a number; nothing was sent.
+        """
         response = Assembly()
         async for piece in self._pieces(data, deadline_of(timeout)):
             response.append(piece)
         return response.join()
 
     async def stream(self, data: Data = b"", timeout: Timeout = None) -> AsyncGenerator[bytes, None]:
-        """Send `data`, which may come in parts from an iterable or an asynchronous one; give the response in pieces.
+        """Send one request and yield the response in pieces, as they arrive.
 
-        See `ipcsrv.client.Connection.stream`. Whoever stops before the end awaits `aclose()` of the iterator.
+        A loop that stops before the end awaits `aclose()` of the iterator, which closes the connection.
+
+        Args:
+            data: The request, or its parts from an iterable or an asynchronous one.
+            timeout: Seconds from now until the response is complete; None for no limit.
+
+        Yields:
+            Pieces of the response, none empty.
+
+        Raises:
+            IpcError: What `ipcsrv.Connection.call` raises.
+            ValueError: `timeout` is negative or not a number; nothing was sent.
         """
         async with aclosing(self._pieces(data, deadline_of(timeout))) as pieces:
             async for piece in pieces:
                 yield bytes(piece)
+
+    async def ended_within(self, seconds: float) -> bool:
+        """Return whether the server closes this idle connection, or sends what was not asked for, within a time.
+
+        Args:
+            seconds: How long to wait.
+
+        Returns:
+            True where the connection cannot be used again.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stream.recv(1)
+        except TimeoutError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def close(self) -> None:
         """Close the connection; a response that is under way is lost."""
@@ -160,15 +284,20 @@ class Connection:
         self._stream.close()
 
     async def __aenter__(self) -> Self:
+        """Return the connection itself."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
         self.close()
 
     async def _pieces(self, data: Data, deadline: Deadline) -> AsyncGenerator[bytes | memoryview, None]:
         if self.closed or self._busy:
             state = "closed" if self.closed else "in the middle of an exchange"
             raise LocalProtocolError(f"the connection is {state}", self.path)
+        if self._process != os.getpid():  # the parent's requests go over it too: each would read the other's responses
+            raise LocalProtocolError("the connection belongs to the parent process; connect again after a fork",
+                                     self.path)
         buffers, parts = _outgoing(data)
         exchange = Exchange(self.path, deadline, self._max_response_size)
         self._busy = True
@@ -181,6 +310,164 @@ class Connection:
             self._busy = False
             if not exchange.ended or exchange.sending or exchange.spent:
                 self.close()
+
+
+class Pool:
+    """Up to `size` kept connections to the server at `path`, shared by the tasks of one event loop.
+
+    It behaves as `ipcsrv.Pool`; a call that is cancelled closes its connection and frees its place.
+
+    Attributes:
+        path: Where the server listens.
+        size: The largest number of connections.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: int = 8,
+        *,
+        trust: Trust = (),
+        wait_if_busy: bool = True,
+        wait_if_not_found: bool = False,
+        max_response_size: int | None = None,
+    ) -> None:
+        """Make a pool; connections are made when calls need them.
+
+        Args:
+            path: Where the server listens.
+            size: The largest number of connections.
+            trust: As for `ipcsrv.connect`.
+            wait_if_busy: As for `ipcsrv.connect`.
+            wait_if_not_found: As for `ipcsrv.connect`.
+            max_response_size: As for `ipcsrv.connect`.
+
+        Raises:
+            ValueError: `size` is below 1.
+        """
+        if size < 1:
+            raise ValueError(f"a pool's size must be at least 1, not {size}")
+        self.path = os.fspath(path)
+        self.size = size
+        self._trust = trust
+        self._wait_if_busy = wait_if_busy
+        self._wait_if_not_found = wait_if_not_found
+        self._max_response_size = max_response_size
+        self._closed = False
+        #: Whether the server keeps connections open between exchanges; None until the first one was used again.
+        self._kept: bool | None = None
+        self._places = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._in_use = 0
+
+    def __repr__(self) -> str:
+        """Return the path, the connections in use and idle, and the size."""
+        state = "closed" if self._closed else f"{self._in_use} in use, {len(self._idle)} idle of {self.size}"
+        return f"<ipcsrv.aio.Pool to {self.path!r}, {state}>"
+
+    async def call(self, data: Buffer = b"", timeout: Timeout = None) -> bytes:
+        """Send one request on a free connection and return the response.
+
+        Args:
+            data: The request, any object with the buffer interface.
+            timeout: Seconds for all of it, the wait for a free connection included; None for no limit.
+
+        Returns:
+            The response.
+
+        Raises:
+            LocalProtocolError: The pool is closed.
+            IpcError: What `ipcsrv.call` raises.
+            ValueError: `timeout` is negative or not a number; nothing was sent.
+        """
+        deadline = deadline_of(timeout)
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                await self._places.acquire()
+        except TimeoutError:
+            raise CallTimeout(self.path, deadline.timeout) from None
+        self._in_use += 1
+        try:
+            response = None
+            while response is None:
+                response = await self._call(data, deadline)
+            return response
+        finally:
+            self._in_use -= 1
+            self._places.release()
+
+    def close(self) -> None:
+        """Close the idle connections now, and those in use as their calls end; waiting calls raise."""
+        self._closed = True
+        self._close_idle()
+
+    async def __aenter__(self) -> Self:
+        """Return the pool itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the pool."""
+        self.close()
+
+    async def _call(self, data: Buffer, deadline: Deadline) -> bytes | None:
+        """Make the call; None where its connection had been closed while idle, and nothing was sent."""
+        if self._closed:
+            raise LocalProtocolError("the pool is closed", self.path)
+        connection = await self._idle_connection()
+        kept = connection is not None
+        if connection is None:
+            connection = await self._connect(deadline)
+        try:
+            response = await connection.call(data, deadline)
+        except ConnectionLost as error:
+            if not kept:
+                raise
+            self._kept = False if self._kept is None else None
+            self._close_idle()
+            if error.progress is not Progress.NOTHING_SENT:
+                raise
+            return None
+        finally:
+            self._give_back(connection)
+        if kept:
+            self._kept = True
+        return response
+
+    def _give_back(self, connection: Connection) -> None:
+        if connection.closed or self._closed or self._kept is False:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    async def _idle_connection(self) -> Connection | None:
+        if not self._idle:
+            return None
+        connection = self._idle.pop()
+        if self._kept is None:
+            ended = True  # also where the look is cancelled
+            try:
+                ended = await connection.ended_within(FIRST_LOOK)
+            finally:
+                if ended:
+                    connection.close()
+            if ended:
+                self._kept = False
+                return None
+        return connection
+
+    async def _connect(self, deadline: Deadline) -> Connection:
+        return await connect(
+            self.path,
+            deadline,
+            trust=self._trust,
+            wait_if_busy=self._wait_if_busy,
+            wait_if_not_found=self._wait_if_not_found,
+            max_response_size=self._max_response_size,
+        )
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
 
 class Exchange(PendingExchange):

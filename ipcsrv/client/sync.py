@@ -1,9 +1,9 @@
-"""The client: connect, ask, be answered.  Runs in whatever process asks; short-lived commands above all.
+"""The blocking client: connect to a server and call it.  Runs in the client's process.
 
-Two ways lead through an exchange.  The usual one is short: the request is one packet that the kernel takes at once,
-and the first read brings the whole response; that is one send, one receive and no state machine.  Whatever else
-happens (large messages, failures, silence, bytes one at a time) continues in `_exchanging`, which sends and listens
-at the same time.
+An exchange takes one of two ways.  The usual one is short: the request is one packet that the kernel takes at once,
+and the first read returns the whole response; that is one send, one receive and no state machine.  Anything else
+(large messages, failures, silence, bytes one at a time) continues in `exchanging`, which sends and receives at the
+same time.
 
 A `timeout` is one budget for all the steps of what it was given to: connecting, sending and receiving.
 Nothing is sent before the server's credentials have been read and found to be trusted (PROTOCOL.md section 5).
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from ..deadline import Deadline
-from ..errors import CallTimeout, ConnectionLost, LocalProtocolError, Progress, Untrusted
+from ..errors import LocalProtocolError, Untrusted
 from ..platform import client as platform
 from ..platform.client import DONTWAIT
 from ..protocol.pktline import MAX_DATA, decode_exact, encode
@@ -22,8 +22,7 @@ from ..protocol.pktline import MAX_DATA, decode_exact, encode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
-    from threading import Condition
-    from typing import Self
+    from typing import Self, TypedDict
 
     from typing_extensions import Buffer
 
@@ -35,6 +34,14 @@ if TYPE_CHECKING:
     Path = str | os.PathLike[str]
     Timeout = float | Deadline | None
     Trust = int | str | Iterable[int | str]
+
+    class CallOptions(TypedDict, total=False):
+        """The keywords of `call` and `connect` besides `timeout`."""
+
+        trust: Trust
+        wait_if_busy: bool
+        wait_if_not_found: bool
+        max_response_size: int | None
 
 RECEIVE_SIZE = 65536  # bytes; one packet, and what a Unix socket gives in one read
 NEVER = Deadline(None)
@@ -50,10 +57,33 @@ def call(
     wait_if_not_found: bool = False,
     max_response_size: int | None = None,
 ) -> bytes:
-    """One exchange on a connection of its own: send `data`, return the response.
+    """Send one request on a new connection and return the response.
 
-    timeout: seconds for all of it (None: no limit). The other arguments and errors are those of `connect` and of
-    `Connection.call`.
+    Args:
+        path: Where the server listens.
+        data: The request, any object with the buffer interface.
+        timeout: Seconds for connecting, sending and receiving together; None for no limit.
+        trust: Users (uids or names) besides the caller's own and root who may run the server.
+        wait_if_busy: Try again while the server refuses connections or its backlog is full.
+        wait_if_not_found: Try again while nothing is at the path, for a server that is just starting.
+        max_response_size: Bytes of a response beyond which `TooLarge` is raised; None for no limit.
+
+    Returns:
+        The response.
+
+    Raises:
+        NotListening: No server listens at `path` (`PathNotFound` where nothing is there at all).
+        InvalidPath: What is at `path` is not a socket, or `path` cannot be one.
+        Untrusted: Another user runs the server; nothing was sent (PROTOCOL.md section 5).
+        CallTimeout: The time is over; `progress` says what is safe to repeat.
+        ConnectionLost: The server closed the connection before the response was complete; `progress` as above.
+        ServerError: The server answered with a failure; `HandlerError` and the others name the kind.
+        ProtocolError: The server sent bytes that are not a response.
+        TooLarge: The response is longer than `max_response_size`.
+        ValueError: `timeout` is negative or not a number; nothing was sent.
+
+    Example:
+        >>> ipcsrv.call("./z.sock", b"data", timeout=5)
     """
     deadline = deadline_of(timeout)
     connection = connect(
@@ -77,15 +107,26 @@ def connect(
     wait_if_not_found: bool = False,
     max_response_size: int | None = None,
 ) -> Connection:
-    """Connect to the server at `path` and make sure that it is one to be trusted; nothing is sent yet.
+    """Connect to the server at `path` and verify its credentials; nothing is sent yet.
 
-    timeout: seconds to connect (None: no limit for a server whose queue is full, 1 s for a socket that refuses).
-    trust: users (uids or names) beside oneself and root who may run the server.
-    wait_if_busy: try again while connections are refused or the server's queue is full.
-    wait_if_not_found: try again while there is nothing at the path, for a server that is just starting.
-    max_response_size: bytes of a response beyond which `TooLarge` is raised.
+    Args:
+        path: Where the server listens.
+        timeout: Seconds to connect; None for no limit where the backlog is full, 1 s for a socket that refuses.
+        trust: Users (uids or names) besides the caller's own and root who may run the server.
+        wait_if_busy: Try again while the server refuses connections or its backlog is full.
+        wait_if_not_found: Try again while nothing is at the path, for a server that is just starting.
+        max_response_size: Bytes of a response beyond which `TooLarge` is raised; None for no limit.
 
-    Raises `NotListening`, `PathNotFound`, `InvalidPath`, `Denied`, `CallTimeout` or `Untrusted`.
+    Returns:
+        A `Connection`, which is a context manager.
+
+    Raises:
+        NotListening: No server listens at `path` (`PathNotFound` where nothing is there at all).
+        InvalidPath: What is at `path` is not a socket, or `path` cannot be one.
+        Denied: The system does not let this user connect.
+        CallTimeout: The backlog stayed full for `timeout` seconds.
+        Untrusted: Another user runs the server (PROTOCOL.md section 5).
+        ValueError: `timeout` is negative or not a number.
     """
     path = os.fspath(path)
     stream = platform.connect(
@@ -99,12 +140,47 @@ def connect(
 
 
 def active_state(path: Path, timeout: float = 1.0) -> State:
-    """What is at `path` (PROTOCOL.md section 3): connects, sends nothing, raises nothing."""
+    """Return what is at `path` (PROTOCOL.md section 3): connects, sends nothing, raises nothing.
+
+    Args:
+        path: The path to probe.
+        timeout: Seconds for the probe.
+
+    Returns:
+        A member of `State`.
+    """
     return platform.probe(os.fspath(path), timeout)
 
 
+def wait_until_listening(path: Path, timeout: Timeout = None) -> None:
+    """Wait until a server listens at `path`, such as one that a supervisor is starting.
+
+    Args:
+        path: Where the server will listen; nothing need be there yet.
+        timeout: Seconds to wait; None for no limit.
+
+    Raises:
+        NotListening: No server listens there after `timeout` seconds.
+        InvalidPath: What is at `path` is not a socket, or `path` cannot be one.
+        ValueError: `timeout` is negative or not a number.
+    """
+    platform.connect(os.fspath(path), deadline_of(timeout), wait_if_busy=True, wait_if_not_found=True).close()
+
+
 def check_trust(path: str, peer: Peer, trust: Trust) -> Peer:
-    """Return the server's credentials, or raise `Untrusted`."""
+    """Return the server's credentials, or raise `Untrusted`.
+
+    Args:
+        path: Where the server listens, for the error.
+        peer: The server's credentials.
+        trust: Users besides the caller's own and root who may run it.
+
+    Returns:
+        `peer`.
+
+    Raises:
+        Untrusted: The server's user is none of them.
+    """
     if not platform.trusted(peer, trust):
         named = (trust,) if isinstance(trust, (int, str)) else tuple(trust)
         raise Untrusted(path, peer, " or ".join(("you", "root", *map(str, named))))
@@ -112,36 +188,77 @@ def check_trust(path: str, peer: Peer, trust: Trust) -> Peer:
 
 
 def deadline_of(timeout: Timeout) -> Deadline:
-    """The deadline `timeout` seconds from now; one that is running already stays as it is."""
+    """Return the deadline `timeout` seconds from now; a `Deadline` is returned as it is.
+
+    Args:
+        timeout: Seconds, a `Deadline`, or None for no limit.
+
+    Returns:
+        The deadline.
+
+    Raises:
+        ValueError: `timeout` is negative or not a number.
+    """
     if timeout is None:
         return NEVER
     return timeout if isinstance(timeout, Deadline) else Deadline(timeout)
 
 
 class Connection:
-    """A connection that is kept for many exchanges, one after the other; for one thread (`Pool` is for several).
+    """A connection for many exchanges, one after the other; for one thread (`Pool` is for several).
 
-    `path` is where it leads, `peer` who listens there. A failure of any kind closes it, since what the server would
-    send next could not be told from the answer to the next request.
+    Any failure closes it, because the bytes that the server sends next could not be told from the next response.  It
+    belongs to the process that made it: after a fork the child makes its own.
+
+    Attributes:
+        path: Where it leads.
+        peer: The server's credentials, a `Peer`.
+        closed: Whether it is closed.
     """
 
-    __slots__ = ("_busy", "_max_response_size", "_one_read", "_stream", "closed", "path", "peer")
+    __slots__ = ("_busy", "_max_response_size", "_one_read", "_process", "_stream", "closed", "path", "peer")
 
     def __init__(self, path: str, stream: Stream, peer: Peer, max_response_size: int | None = None) -> None:
+        """Wrap a connected stream; programs use `connect`.
+
+        Args:
+            path: Where it leads.
+            stream: The connected stream, closed by `close`.
+            peer: The server's credentials.
+            max_response_size: Bytes of a response beyond which `TooLarge` is raised; None for no limit.
+        """
         self.path = path
         self.peer = peer
         self.closed = False
         self._stream = stream
         self._busy = False
+        self._process = os.getpid()
         self._max_response_size = max_response_size
         self._one_read = max_response_size is None or max_response_size >= MAX_DATA
 
-    def call(self, data: Buffer = b"", timeout: Timeout = None) -> bytes:
-        """Send `data` and return the response.
+    def __repr__(self) -> str:
+        """Return the path, the server's pid and the state."""
+        state = "closed" if self.closed else "in an exchange" if self._busy else "open"
+        return f"<ipcsrv.Connection to {self.path!r}, server pid {self.peer.pid}, {state}>"
 
-        timeout: seconds for the whole exchange (None: no limit).
-        Raises `CallTimeout` or `ConnectionLost`, whose `progress` says what is safe to repeat; the `ServerError`
-        that the server answered with; `ProtocolError` for bytes that are no answer; `TooLarge`.
+    def call(self, data: Buffer = b"", timeout: Timeout = None) -> bytes:
+        """Send one request and return the response.
+
+        Args:
+            data: The request, any object with the buffer interface.
+            timeout: Seconds for the whole exchange; None for no limit.
+
+        Returns:
+            The response.
+
+        Raises:
+            CallTimeout: The time is over; `progress` says what is safe to repeat.
+            ConnectionLost: The server closed the connection before the response was complete; `progress` as above.
+            ServerError: The server answered with a failure; `HandlerError` and the others name the kind.
+            ProtocolError: The server sent bytes that are not a response.
+            TooLarge: The response is longer than `max_response_size`.
+            LocalProtocolError: The connection is closed, in an exchange, or of another process.
+            ValueError: `timeout` is negative or not a number; nothing was sent.
         """
         deadline = deadline_of(timeout)
         buffers = encode(data)
@@ -162,17 +279,42 @@ class Connection:
         return response
 
     def stream(self, data: Buffer | Iterable[Buffer] = b"", timeout: Timeout = None) -> Generator[bytes, None, None]:
-        """Send `data` and give the response in pieces, as they come; neither need fit into memory.
+        """Send one request and yield the response in pieces, as they arrive; neither need fit into memory.
 
-        data: the request, or an iterable of its parts (each is sent before the next is asked for).
-        timeout: seconds until the response is whole, from now on. Raises what `call` does, when it comes to it.
-        The exchange begins with the first piece asked for; an iterator that is closed before its end closes the
+        The exchange begins when the first piece is asked for.  An iterator that is closed before its end closes the
         connection.
+
+        Args:
+            data: The request, or an iterable of its parts; each is sent before the next is asked for.
+            timeout: Seconds from now until the response is complete; None for no limit.
+
+        Returns:
+            An iterator of pieces of bytes, none empty.  It raises what `call` raises.
+
+        Raises:
+            ValueError: `timeout` is negative or not a number; nothing was sent.
         """
         from .exchanging import outgoing
 
         buffers, parts = outgoing(data)
         return self._streamed(buffers, parts, deadline_of(timeout))
+
+    def ended_within(self, seconds: float) -> bool:
+        """Return whether the server closes this idle connection, or sends what was not asked for, within a time.
+
+        Args:
+            seconds: How long to wait; 0 to look only.
+
+        Returns:
+            True where the connection cannot be used again.
+        """
+        try:
+            self._stream.receive(1, Deadline(seconds))
+        except TimeoutError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def close(self) -> None:
         """Close the connection; a response that is under way is lost."""
@@ -180,9 +322,11 @@ class Connection:
         self._stream.close()
 
     def __enter__(self) -> Self:
+        """Return the connection itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close the connection."""
         self.close()
 
     def _begin(self) -> None:
@@ -190,10 +334,13 @@ class Connection:
             raise LocalProtocolError("the connection is closed", self.path)
         if self._busy:
             raise LocalProtocolError("the connection is in the middle of an exchange", self.path)
+        if self._process != os.getpid():  # the parent's requests go over it too: each would read the other's responses
+            raise LocalProtocolError("the connection belongs to the parent process; connect again after a fork",
+                                     self.path)
         self._busy = True
 
     def _send_and_receive(self, buffers: Buffers, deadline: Deadline) -> bytes | None:
-        """The short way: one send, one receive. None where that was not enough, or failed: the long way says why."""
+        """Send and receive once; None where that was not enough, or failed: `exchanging` then finds out why."""
         packet = buffers[0]
         stream = self._stream
         try:
@@ -233,120 +380,7 @@ class Connection:
                 self.close()
 
     def _end(self, exchange: Exchange) -> None:
-        """The response is whole; so is the request, unless the server answered before it had read it."""
+        """Finish: the response is complete; so is the request, unless the server answered before it had read it."""
         if exchange.sending or exchange.spent:
             self.close()
         self._busy = False
-
-
-class Pool:
-    """Up to `size` kept connections to the server at `path`, shared by the threads of this process.
-
-    A thread takes the connection used last, so that no more are open than are needed at the same time, and waits for
-    one while all are in use. Where the server closed a connection that lay idle, the call is repeated on another:
-    nothing had been sent. The other arguments are those of `connect`. A forked child starts with no connections.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        size: int = 8,
-        *,
-        trust: Trust = (),
-        wait_if_busy: bool = True,
-        wait_if_not_found: bool = False,
-        max_response_size: int | None = None,
-    ) -> None:
-        if size < 1:
-            raise ValueError(f"a pool's size must be at least 1, not {size}")
-        self.path = os.fspath(path)
-        self.size = size
-        self._trust = trust
-        self._wait_if_busy = wait_if_busy
-        self._wait_if_not_found = wait_if_not_found
-        self._max_response_size = max_response_size
-        self._closed = False
-        self._idle: list[Connection]
-        self._start()
-
-    def call(self, data: Buffer = b"", timeout: Timeout = None) -> bytes:
-        """Send `data` on a connection that is free and return the response; see `Connection.call`.
-
-        timeout: seconds for all of it, the wait for a connection included.
-        """
-        deadline = deadline_of(timeout)
-        while True:
-            connection, kept = self._take(deadline)
-            try:
-                return connection.call(data, deadline)
-            except ConnectionLost as error:
-                if not kept or error.progress is not Progress.NOTHING_SENT:
-                    raise
-            finally:
-                self._give_back(connection)
-
-    def close(self) -> None:
-        """Close the idle connections now, and those in use as their calls end."""
-        with self._changed:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            self._changed.notify_all()
-        for connection in idle:
-            connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _start(self) -> None:
-        from threading import Condition  # whoever needs a pool has imported it already
-
-        self._changed: Condition = Condition()
-        self._idle = []
-        self._in_use = 0
-        self._process = os.getpid()
-
-    def _take(self, deadline: Deadline) -> tuple[Connection, bool]:
-        """A connection of one's own, and whether it has been used before."""
-        kept = self._take_slot(deadline)
-        if kept is not None:
-            return kept, True
-        try:
-            return self._connect(deadline), False
-        except BaseException:
-            self._give_back(None)
-            raise
-
-    def _take_slot(self, deadline: Deadline) -> Connection | None:
-        if self._process != os.getpid():
-            self._start()  # the parent goes on using the connections that we inherited
-        with self._changed:
-            while self._in_use == self.size and not self._closed:
-                if not self._changed.wait(deadline.remaining()):
-                    raise CallTimeout(self.path, deadline.timeout)
-            if self._closed:
-                raise LocalProtocolError("the pool is closed", self.path)
-            self._in_use += 1
-            return self._idle.pop() if self._idle else None
-
-    def _connect(self, deadline: Deadline) -> Connection:
-        return connect(
-            self.path,
-            deadline,
-            trust=self._trust,
-            wait_if_busy=self._wait_if_busy,
-            wait_if_not_found=self._wait_if_not_found,
-            max_response_size=self._max_response_size,
-        )
-
-    def _give_back(self, connection: Connection | None) -> None:
-        with self._changed:
-            self._in_use -= 1
-            keep = connection is not None and not connection.closed and not self._closed
-            if connection is not None and keep:
-                self._idle.append(connection)
-            self._changed.notify()
-        if connection is not None and not keep:
-            connection.close()

@@ -372,3 +372,47 @@ async def test_nothing_is_left_open(sock_path: str) -> None:
             await aio.call(sock_path, b"x", timeout=SHORT)
         assert await aio.call(sock_path, b"x" * 1_000_000) == b"x" * 1_000_000
         server.wait_until_done_with(3)
+
+
+# -- pools ------------------------------------------------------------------------------------------------------------
+
+
+@in_a_loop
+async def test_pool_shares_few_connections_among_tasks(sock_path: str) -> None:
+    with serving(sock_path, echo) as server:
+        async with aio.Pool(sock_path, size=3) as pool:
+            data = [b"%d" % number for number in range(60)]
+            assert await asyncio.gather(*(pool.call(each, timeout=20) for each in data)) == data
+            assert 1 <= server.accepted <= 3
+            assert "0 in use" in repr(pool)
+
+
+@in_a_loop
+async def test_pool_frees_the_place_of_a_cancelled_call(sock_path: str) -> None:
+    with serving(sock_path, silent, echo):
+        async with aio.Pool(sock_path, size=1) as pool:
+            for timeout in (0.05, 0.0):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(pool.call(b"x"), timeout)
+            assert await pool.call(b"y", timeout=20) == b"y"
+
+
+@in_a_loop
+async def test_pool_does_not_keep_connections_that_are_closed(sock_path: str) -> None:
+    def once(connection: socket.socket) -> None:
+        connection.sendall(message(read_message(connection) or b""))
+
+    with serving(sock_path, once) as server:
+        async with aio.Pool(sock_path) as pool:
+            assert [await pool.call(b"x") for _ in range(20)] == [b"x"] * 20
+        assert server.accepted == 20
+        with pytest.raises(LocalProtocolError, match="the pool is closed"):
+            await pool.call(b"x")
+
+
+@in_a_loop
+async def test_waiting_until_listening_lets_the_loop_run(sock_path: str) -> None:
+    waiting = asyncio.create_task(aio.wait_until_listening(sock_path, 20))
+    await asyncio.sleep(0)  # let it look at the path
+    with serving(sock_path, echo):
+        await waiting

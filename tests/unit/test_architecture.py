@@ -25,7 +25,7 @@ LEVELS = (
     ("client", "master", "worker"),
     ("server",),
     ("warm",),
-    ("cli", "aio", "pytest_plugin", "native"),
+    ("cli", "aio", "codecs", "pytest_plugin", "native"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -929,6 +929,166 @@ def test_a_forked_child_uses_none_of_its_parents_connections(sock_path: str) -> 
         assert server.accepted == 2
 
 
+def test_pool_does_not_keep_connections_that_the_server_closes(sock_path: str) -> None:
+    """Git's server closes after each response; a request sent into a closing connection would be lost."""
+
+    def once(connection: socket.socket) -> None:
+        connection.sendall(message(read_message(connection) or b""))
+
+    with serving(sock_path, once) as server, ipcsrv.Pool(sock_path) as pool:
+        for number in range(50):
+            assert pool.call(b"%d" % number) == b"%d" % number
+        assert server.accepted == 50
+
+
+def test_pool_keeps_connections_after_a_restart(sock_path: str) -> None:
+    def twice(connection: socket.socket) -> None:
+        for _ in range(2):
+            connection.sendall(message(read_message(connection) or b""))
+
+    with serving(sock_path, twice, twice, echo) as server, ipcsrv.Pool(sock_path) as pool:
+        for number in range(10):
+            assert pool.call(b"%d" % number) == b"%d" % number
+            if number in (1, 3):
+                server.wait_until_done_with(server.accepted)
+        assert server.accepted == 3
+
+
+class Interrupted(Exception):
+    """Raised by a signal handler in the middle of a call."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket that was dropped unclosed
+@pytest.mark.timeout(60, method="thread")  # the other method has the same timer
+def test_pool_loses_no_place_to_an_exception_from_a_signal(sock_path: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        with serving(sock_path, echo), ipcsrv.Pool(sock_path, size=2) as pool:
+            for number in range(400):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 1e-6 + number * 5e-7)
+                    pool.call(b"x", timeout=5)
+                    while True:  # the call was quicker than the timer
+                        time.sleep(0.001)  # `pause` could miss a signal that comes just before it
+                except Interrupted:
+                    interrupted += 1
+            assert interrupted == 400
+            assert [pool.call(b"%d" % number, timeout=1) for number in range(3)] == [b"0", b"1", b"2"]
+            assert "0 in use" in repr(pool)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_connection_is_refused_to_a_forked_child(sock_path: str) -> None:
+    with serving(sock_path, echo), ipcsrv.connect(sock_path) as connection:
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                connection.call(b"child")
+            except LocalProtocolError as error:
+                status = 42 if "after a fork" in str(error) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+        assert connection.call(b"parent") == b"parent"
+
+
+@pytest.mark.parametrize("timeout", [-1.0, float("nan")])
+def test_bad_timeout_is_refused_before_anything_is_sent(sock_path: str, timeout: float) -> None:
+    with serving(sock_path, silent) as server:
+        for attempt in (ipcsrv.call, ipcsrv.connect):
+            with pytest.raises(ValueError, match="a timeout must be"):
+                attempt(sock_path, timeout=timeout)
+        assert server.accepted == 0
+
+
+def test_infinite_timeout_is_no_limit(sock_path: str) -> None:
+    with serving(sock_path, echo):
+        assert ipcsrv.call(sock_path, pattern(300_000), timeout=float("inf")) == pattern(300_000)
+
+
+def test_reprs_name_path_and_state(sock_path: str) -> None:
+    with serving(sock_path, echo), ipcsrv.Pool(sock_path, size=3) as pool, ipcsrv.connect(sock_path) as connection:
+        pool.call(b"x")
+        assert repr(pool) == f"<ipcsrv.Pool to {sock_path!r}, 0 in use, 1 idle of 3>"
+        assert repr(connection) == f"<ipcsrv.Connection to {sock_path!r}, server pid {os.getpid()}, open>"
+    assert "closed" in repr(pool)
+    assert "closed" in repr(connection)
+
+
+def test_waiting_until_listening_ends_when_a_server_is_there(sock_path: str) -> None:
+    with pytest.raises(NotListening):
+        ipcsrv.wait_until_listening(sock_path, timeout=0.01)
+    waiting = threading.Thread(target=ipcsrv.wait_until_listening, args=(sock_path, 20))
+    waiting.start()
+    with serving(sock_path, echo):
+        waiting.join(20)
+        assert not waiting.is_alive()
+
+
+# -- JSON and text ----------------------------------------------------------------------------------------------------
+
+
+def handling(handler: object) -> object:
+    def script(connection: socket.socket) -> None:
+        while (request := read_message(connection)) is not None:
+            connection.sendall(message(handler(ipcsrv.Request(request))))  # type: ignore[operator]
+
+    return script
+
+
+def test_json_goes_in_and_out(sock_path: str) -> None:
+    @ipcsrv.json_handler
+    def add(request: dict[str, int]) -> dict[str, int]:
+        return {"sum": sum(request.values())}
+
+    with serving(sock_path, handling(add)):  # type: ignore[arg-type]
+        assert ipcsrv.call_json(sock_path, {"a": 1, "ä": 2}, timeout=20) == {"sum": 3}
+    assert add.__name__ == "add"
+
+
+def test_response_that_is_not_json_is_a_protocol_error(sock_path: str) -> None:
+    with serving(sock_path, answer(message(b"no JSON"))), pytest.raises(ProtocolError, match="not JSON"):
+        ipcsrv.call_json(sock_path, 1)
+
+
+def test_text_handler_takes_and_returns_str() -> None:
+    shout = ipcsrv.text_handler(lambda text: text.upper() or 1)
+    assert shout("grün".encode()) == "GRÜN".encode()
+    with pytest.raises(UnicodeDecodeError):
+        shout(b"\xff")
+    with pytest.raises(TypeError, match="a text handler returns str, not int"):
+        shout(b"")
+
+
+def test_codec_passes_quit_and_coroutines_on() -> None:
+    async def last(request: object) -> object:
+        return ipcsrv.QUIT if request == "quit" else [request]
+
+    import asyncio
+
+    handler = ipcsrv.json_handler(last)
+    assert asyncio.run(handler(b'"quit"')) is ipcsrv.QUIT
+    assert asyncio.run(handler(b"1")) == b"[1]"
+
+
+def test_request_is_copied_as_plain_bytes() -> None:
+    import copy
+
+    client, server = socket.socketpair()
+    with client, server:
+        request = ipcsrv.Request(b"data")
+        request._context = (server, 0, None)  # type: ignore[assignment]  # as a worker does it
+        for made in (pickle.loads(pickle.dumps(request)), copy.copy(request), copy.deepcopy([request])[0]):
+            assert (type(made), made) == (bytes, b"data")
+
+
 # -- nothing is left --------------------------------------------------------------------------------------------------
 
 

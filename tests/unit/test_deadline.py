@@ -35,11 +35,21 @@ def test_what_remains_is_never_negative():
     assert deadline.expired
 
 
-@pytest.mark.parametrize("timeout", [0, -1])
-def test_no_time_at_all_is_expired_at_once(timeout):
-    deadline = Deadline(timeout, Clock())
+def test_no_time_at_all_is_expired_at_once():
+    deadline = Deadline(0, Clock())
     assert deadline.expired
     assert deadline.remaining() == 0.0
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("-inf")])
+def test_deadline_is_refused_when_it_is_no_time(timeout):
+    with pytest.raises(ValueError, match="a timeout must be a number of seconds"):
+        Deadline(timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e12])
+def test_timeout_beyond_what_poll_takes_is_no_limit(timeout):
+    assert Deadline(timeout).remaining() is None
 
 
 def test_none_never_expires():

@@ -1,0 +1,111 @@
+"""Handlers and calls that speak JSON or text instead of bytes.  Runs in workers and in clients.
+
+    @ipcsrv.json_handler
+    def add(request):
+        return {"sum": request["a"] + request["b"]}
+
+    ipcsrv.call_json("./add.sock", {"a": 1, "b": 2})  # {"sum": 3}
+
+A decorated function stays importable by its name, so `MODULE:NAME` leads to it.  Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from .client import sync as client
+from .errors import ProtocolError
+from .request import QUIT
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .client.sync import CallOptions, Path
+
+_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the import
+
+Function = Callable[..., Any]
+
+
+def json_handler(function: Function) -> Function:
+    """Make a handler of a function from a JSON value to a JSON value.
+
+    A request that is not JSON, and a result that JSON cannot hold, are handler errors like any exception of the
+    function: the client gets the exception's type and text.  `ipcsrv.QUIT` is passed on.
+
+    Args:
+        function: Takes what `json.loads` returns, returns what `json.dumps` takes; may be `async def`.
+
+    Returns:
+        The handler.
+    """
+    return _handler(function, json.loads, _dump_json)
+
+
+def text_handler(function: Function) -> Function:
+    """Make a handler of a function from text to text, both in UTF-8.
+
+    Args:
+        function: Takes a `str` and returns one; may be `async def`.
+
+    Returns:
+        The handler.  A request that is not UTF-8, and a result that is not a `str`, are handler errors.
+    """
+    return _handler(function, lambda request: str(request, "utf-8"), _dump_text)
+
+
+def call_json(path: Path, value: Any = None, timeout: float | None = None, **options: Unpack[CallOptions]) -> Any:
+    """Send a JSON value as one request and return the response's JSON value.
+
+    Args:
+        path: Where the server listens.
+        value: What `json.dumps` takes.
+        timeout: Seconds for all of it; None for no limit.
+        **options: As for `call`: trust, wait_if_busy, wait_if_not_found, max_response_size.
+
+    Returns:
+        What `json.loads` makes of the response.
+
+    Raises:
+        ProtocolError: The response is not JSON.
+        IpcError: What `call` raises.
+        TypeError: JSON cannot hold `value`; nothing was sent.
+        ValueError: `timeout` is negative or not a number, or JSON cannot hold `value`; nothing was sent.
+    """
+    response = client.call(path, _dump_json(value), timeout, **options)
+    try:
+        return json.loads(response)
+    except ValueError as error:
+        raise ProtocolError(f"the response is not JSON: {error}", str(path)) from None
+
+
+def _handler(function: Function, load: Callable[[bytes], Any], dump: Callable[[Any], bytes]) -> Function:
+    def respond(result: Any) -> Any:
+        return result if result is QUIT else dump(result)
+
+    if getattr(getattr(function, "__code__", None), "co_flags", 0) & _COROUTINE:
+
+        @wraps(function)
+        async def handle_async(request: bytes) -> Any:
+            return respond(await function(load(request)))
+
+        return handle_async
+
+    @wraps(function)
+    def handle(request: bytes) -> Any:
+        return respond(function(load(request)))
+
+    return handle
+
+
+def _dump_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _dump_text(text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise TypeError(f"a text handler returns str, not {type(text).__name__}")
+    return text.encode()

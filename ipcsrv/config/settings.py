@@ -150,7 +150,8 @@ class Settings:
         "info", kinds.TEXT, _LOGS, "The least severe messages to log.",
         choices=("debug", "info", "warning", "error", "critical"))
     log_file: str | None = _setting(
-        None, kinds.FILE, _LOGS, "Append the log to this file; safe to rotate while the server runs.",
+        None, kinds.LOG_FILE, _LOGS,
+        "Append the log to this file; safe to rotate while the server runs. - is standard error.",
         nothing="standard error")
     log_format: str = _setting(
         "text", kinds.TEXT, _LOGS, "Lines for people, or one JSON object a line.", choices=("text", "json"))

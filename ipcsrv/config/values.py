@@ -111,6 +111,18 @@ def parse_file(value: object) -> str:
     return parse_text(value.__fspath__() if hasattr(value, "__fspath__") else value)
 
 
+LOG_STREAMS = {"/dev/stderr": 2, "/dev/stdout": 1}  # log files that are standard streams, with their descriptors
+_STREAM_NAMES = {"-": "/dev/stderr"} | {
+    f"{folder}/{number}": name for name, number in LOG_STREAMS.items() for folder in ("/dev/fd", "/proc/self/fd")
+}
+
+
+def parse_log_file(value: object) -> str:
+    """A file's name, or a standard stream by any of its names; `-` is standard error."""
+    name = parse_file(value)
+    return _STREAM_NAMES.get(name, name)
+
+
 def parse_mode(value: object) -> int:
     """Permission bits: 0o660 as a number, or octal digits as text."""
     if isinstance(value, str) and re.fullmatch(r"\s*(0o)?[0-7]{1,4}\s*", value, re.ASCII):
@@ -176,6 +188,7 @@ SWITCH = Kind("on|off", parse_switch, show_switch)
 TEXT = Kind("TEXT", parse_text, str)
 FILE = Kind("FILE", parse_file, str)
 FOLDER = Kind("FOLDER", parse_file, str)
+LOG_FILE = Kind("FILE", parse_log_file, str)
 MODE = Kind("MODE", parse_mode, show_mode, "octal")
 ALLOW = Kind("WHO,...", parse_allow, ",".join)
 EXECUTOR = Kind("ENGINE:ADDRESS", parse_executor, str)

@@ -22,6 +22,7 @@ from ..client import control
 from ..client import sync as client
 from ..config.handlers import Handler, HandlerSource, source_of
 from ..config.settings import Settings, load, make
+from ..config.values import LOG_STREAMS
 from ..deadline import Deadline
 from ..errors import (
     AddressInUse,
@@ -31,6 +32,7 @@ from ..errors import (
     NotListening,
     PathNotFound,
     ServerError,
+    SettingsError,
     StartError,
 )
 from ..platform import lifecycle
@@ -219,6 +221,8 @@ def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeou
     cwd: the folder that it runs in, if not this process's.
     Raises as `Server.start` does.
     """
+    if settings.log_file in LOG_STREAMS:
+        raise SettingsError("a server in the background has no standard streams; name a file", name="log_file")
     log_file = default_log_file(path) if settings.log_file is None else os.path.abspath(settings.log_file)
     settings, path = replace(settings, log_file=log_file), os.path.abspath(path)
     if may_fork and cwd is None and lifecycle.fork_detached is not None and threading.active_count() == 1:
@@ -480,6 +484,7 @@ def restart(path: str | os.PathLike[str], timeout: float | None = None) -> dict[
         raise (NotListening if os.path.lexists(path) else PathNotFound)(path)
     if not os.path.isdir(record["cwd"]):  # before it is stopped, or there would be no server at all
         raise StartError(f"the folder it was started in, {record['cwd']}, is gone")
+    os.close(lifecycle.open_log(record["log_file"]))  # the same for a log that cannot be opened
     stop(path, timeout=deadline.remaining())
     settings = make(**{**record["settings"], "log_file": record["log_file"]})
     return start_daemon(path, record["handler"], settings, timeout=deadline.remaining(), cwd=record["cwd"])

@@ -29,6 +29,7 @@ from ipcsrv import errors
 if sys.platform == "win32":
     pytest.skip("Unix users, modes and descriptors", allow_module_level=True)
 
+from ipcsrv.platform.unix import descriptors
 from ipcsrv.platform.unix import rendezvous as posix_rendezvous
 from ipcsrv.platform.unix import server as posix_serving
 from ipcsrv.platform.unix.rendezvous import Rendezvous
@@ -725,6 +726,64 @@ def test_pickles_are_read_from_private_pipes_alone() -> None:
     assert readers <= {"server", "background", "handlers"}
 
 
+# -- the log folder ---------------------------------------------------------------------------------------------------
+
+LOG_FOLDER = """
+state, home, temporary = arguments
+os.environ.pop("XDG_RUNTIME_DIR", None)
+os.environ.update({"TMPDIR": temporary, "HOME": home, "XDG_STATE_HOME": state})
+os.chdir(temporary)
+try:
+    print(lifecycle.log_folder())
+except ipcsrv.StartError as error:
+    print(error)
+"""
+
+
+@needs_other_users
+@pytest.mark.parametrize("home", ["own", "missing", "read-only", "another user's", "unset", "relative"])
+def test_log_folder_is_the_users_own_or_a_private_one(home: str, shared_dir: str, tmp_path: Path) -> None:
+    folder = Path(shared_dir, "home")
+    if home in ("own", "read-only", "another user's"):
+        folder.mkdir(mode=0o777)
+        folder.chmod(0o555 if home == "read-only" else 0o755)
+        if home != "another user's":
+            os.chown(folder, OTHER, OTHER)
+    value = {"unset": "", "relative": "home"}.get(home, str(folder))
+    private = f"{shared_dir}/ipcsrv-{OTHER}"
+    imports = "ipcsrv.platform.unix.folder, ipcsrv.platform.unix.lifecycle as lifecycle"
+    found = run_as(LOG_FOLDER, "relative", value, shared_dir, uid=OTHER, gid=OTHER, imports=imports).rstrip()
+    assert found == (f"{folder}/.local/state/ipcsrv" if home == "own" else private)
+    info = os.stat(found)
+    assert (info.st_uid, stat.S_IMODE(info.st_mode)) == (OTHER, 0o700)
+    assert home == "own" or not folder.is_dir() or os.listdir(folder) == []
+    assert not Path(shared_dir, "relative").exists()
+
+
+@needs_other_users
+def test_start_without_a_folder_for_its_log_names_the_option(sock_dir: str) -> None:
+    imports = "ipcsrv.platform.unix.folder, ipcsrv.platform.unix.lifecycle as lifecycle"
+    os.chmod(sock_dir, 0o755)
+    found = run_as(LOG_FOLDER, "", "/nonexistent", sock_dir, uid=OTHER, gid=OTHER, imports=imports)
+    assert "there is no folder for the log" in found
+    assert "--log-file" in found
+
+
+def test_restart_leaves_the_server_alone_when_its_log_cannot_be_opened(sock_dir: str, sock_path: str) -> None:
+    log = Path(sock_dir, "log")
+    done = support.run_command("start", sock_path, "zlib:compress", "--workers", "1", "--log-file", str(log))
+    assert done.returncode == 0, done.stderr
+    try:
+        log.unlink()
+        log.mkdir()
+        done = support.run_command("restart", sock_path)
+        assert done.returncode == 1
+        assert f"the log file {log} cannot be opened: it is a folder" in done.stderr.decode()
+        assert ipcsrv.active_state(sock_path) is ipcsrv.State.LISTENING
+    finally:
+        support.run_command("stop", sock_path)
+
+
 # -- what gets out ----------------------------------------------------------------------------------------------------
 
 SECRET = b"Zk3T-hunter2"
@@ -760,9 +819,10 @@ def test_a_server_in_the_background_has_its_starters_environment_and_folder_and_
         support.run_command("stop", sock_path)
 
 
+@pytest.mark.parametrize("high", [False, True])
 @pytest.mark.parametrize("how", ["start", "ensure_running"])
 def test_a_server_in_the_background_holds_none_of_its_starters_descriptors(
-    how: str, sock_dir: str, sock_path: str
+    how: str, high: bool, sock_dir: str, sock_path: str
 ) -> None:
     ensure = "import ipcsrv, sys; ipcsrv.ensure_running(sys.argv[1], sys.argv[2], workers=1, log_file=sys.argv[4])"
     program = {"start": ["-m", "ipcsrv", "start"], "ensure_running": ["-c", ensure]}[how]
@@ -770,6 +830,9 @@ def test_a_server_in_the_background_holds_none_of_its_starters_descriptors(
     reader, writer = os.pipe()
     with open(reader, "rb") as held:
         command = [sys.executable, *program, sock_path, "handlers_for_tests:echo", "--log-file", log]
+        if high:  # above the soft limit, which was lowered after it was opened
+            lower = f'exec 200>&{writer} {writer}>&-; ulimit -Sn 100; exec "$@"'
+            command = ["bash", "-c", lower, "bash", *command]
         done = subprocess.run(command, pass_fds=[writer], capture_output=True, env=support.environment(),
                               timeout=support.TIMEOUT)  # fmt: skip
         os.close(writer)
@@ -779,6 +842,19 @@ def test_a_server_in_the_background_holds_none_of_its_starters_descriptors(
             assert ipcsrv.call(sock_path, b"still here", timeout=10) == b"still here"
         finally:
             support.run_command("stop", sock_path)
+
+
+def test_open_descriptors_are_found_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_mounted(folder: str) -> list[str]:
+        raise FileNotFoundError(folder)
+
+    read, write = os.pipe()
+    expected = descriptors.open_descriptors()
+    monkeypatch.setattr(os, "listdir", not_mounted)
+    assert descriptors.open_descriptors() == expected
+    assert {read, write} <= expected
+    os.close(read)
+    os.close(write)
 
 
 def test_a_module_in_the_current_folder_does_not_become_part_of_a_server(sock_dir: str, sock_path: str) -> None:

@@ -7,20 +7,31 @@ import sys
 assert sys.platform != "win32"
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
 import select
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ...deadline import Deadline
 from ...errors import IpcError, StartError
+from .descriptors import close_all_but
 from .rendezvous import CONTROL_SUFFIX, LOCK_SUFFIX, Rendezvous, read_record
 
 REPORT_INTERVAL = 5.0  # seconds between two words on what is being waited for
+_LOG_FLAGS = (  # without O_NONBLOCK, opening a named pipe would wait for a reader
+    os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+)
+_LOG_ERRORS = {
+    errno.ELOOP: "it is a symbolic link",
+    errno.EISDIR: "it is a folder",
+    errno.ENXIO: "it is a named pipe, a socket or a device",
+}
 POLL = 0.005  # seconds between two looks at a lock
 
 
@@ -30,9 +41,52 @@ def detached() -> dict[str, Any]:
 
 
 def log_folder() -> str:
-    """Where the logs of a user's servers go: below the user's state folder (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(base, "ipcsrv")
+    """Return the folder for the logs of this user's servers; make it if it is missing.
+
+    It is in the user's state folder (XDG Base Directory Specification), if that is the user's own and can be written;
+    else it is the folder of the user's sockets.  Nothing is made in a home that belongs to another user (sudo keeps
+    HOME).
+
+    Raises:
+        StartError: neither can be used.
+    """
+    for base in _state_folders():
+        folder = os.path.join(base, "ipcsrv")
+        if _nearest_owner(folder) != os.geteuid():
+            continue
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+    from .folder import runtime_folder
+
+    try:
+        return runtime_folder()
+    except IpcError as error:
+        raise StartError(f"there is no folder for the log ({error}); name a file with --log-file") from None
+
+
+def _state_folders() -> Iterator[str]:
+    """Where the user's state folder may be, the first choice first; relative paths are ignored, as XDG demands."""
+    candidates = [os.environ.get("XDG_STATE_HOME", "")]
+    homes = [os.environ.get("HOME", "")]
+    with contextlib.suppress(ImportError, KeyError):
+        import pwd
+
+        homes.append(pwd.getpwuid(os.geteuid()).pw_dir)
+    candidates += [os.path.join(home, ".local", "state") for home in homes if home]
+    return (candidate for candidate in candidates if os.path.isabs(candidate))
+
+
+def _nearest_owner(path: str) -> int:
+    """Return the owner of the nearest folder on the way to `path` that is there."""
+    while True:
+        try:
+            return os.stat(path).st_uid
+        except OSError:
+            if path == os.path.dirname(path):
+                return -1
+            path = os.path.dirname(path)
 
 
 def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int, int]:
@@ -52,8 +106,7 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
             os.setsid()
             for ours, standard in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(ours, standard)
-            os.closerange(3, write)  # the starter's, and those of whoever started it: somebody may wait for their end
-            os.closerange(write + 1, os.sysconf("SC_OPEN_MAX"))
+            close_all_but({0, 1, 2, write})  # those of the starter and its caller, who may wait for their end
             status = run(write)
         finally:
             os._exit(status)  # what the parent registered to run at its exit is the parent's
@@ -63,13 +116,38 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
 
 
 def open_log(log_file: str | None) -> int:
-    """A descriptor for what a detached server writes to standard error before its log is set up."""
+    """Return a descriptor that appends to a log file; of the null device if there is none.
+
+    Only a regular file, a terminal or the null device will do: a named pipe blocks until another process reads it, and
+    opening a device may have effects.  A symbolic link could be another user's.
+
+    Raises:
+        StartError: the file cannot be opened or is none of these.
+    """
     if log_file is None:
         return os.open(os.devnull, os.O_WRONLY)
     try:
-        return os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(log_file, _LOG_FLAGS, 0o600)
     except OSError as error:
-        raise StartError(f"the log file {log_file} cannot be opened: {error.strerror}") from None
+        reason = _LOG_ERRORS.get(error.errno or 0, error.strerror)
+        raise StartError(f"the log file {log_file} cannot be opened: {reason}") from None
+    fault = _log_fault(descriptor)
+    if fault is not None:
+        os.close(descriptor)
+        raise StartError(f"the log file {log_file} cannot be used: {fault}")
+    return descriptor
+
+
+def _log_fault(descriptor: int) -> str | None:
+    """Why a log cannot be written to what was opened, or None."""
+    info = os.fstat(descriptor)
+    if stat.S_ISREG(info.st_mode):
+        return None
+    if stat.S_ISCHR(info.st_mode):
+        if os.isatty(descriptor) or info.st_rdev == os.stat(os.devnull).st_rdev:
+            return None
+        return "it is a device"
+    return "it is a named pipe" if stat.S_ISFIFO(info.st_mode) else "it is not a regular file"
 
 
 def is_locked(path: str) -> bool:

@@ -21,6 +21,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .descriptors import open_descriptors
 from .lifecycle import pidfd
 
 if TYPE_CHECKING:
@@ -80,21 +81,6 @@ def default_start_method() -> str:
 def start_methods() -> tuple[str, ...]:
     """The start methods that work on this system."""
     return ("fork", "forkserver", "spawn")
-
-
-def open_descriptors() -> set[int]:
-    """The numbers of all open descriptors of this process."""
-    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
-    numbers = {int(name) for name in os.listdir(folder)}
-    return {number for number in numbers if _is_open(number)}  # the listing's own descriptor is closed by now
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
 
 
 def child_hygiene(keep: Iterable[int] | None = None) -> None:

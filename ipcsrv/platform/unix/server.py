@@ -27,6 +27,7 @@ from typing import Any, Final
 from ...errors import SettingsError
 from ...peer import Peer
 from .client import CREDENTIALS_SIZE, credentials, credentials_of
+from .descriptors import open_descriptors
 from .processes import (
     Process,
     SharedMemory,
@@ -39,7 +40,6 @@ from .processes import (
     descriptor_limit,
     handler_gate,
     keep_freed_memory,
-    open_descriptors,
     quiet_about_threads,
     resident_bytes,
     start_methods,

@@ -8,11 +8,11 @@ Only the server's own user and root may ask, whatever `allow` says of the server
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ..platform import logs
 from ..platform.server import DONTWAIT, Admission, Connection, accept_raw, adopt, enlarge
 from ..protocol.exchange import Refused, RequestReceived, ServerExchange, failure_packet
 from . import status
@@ -20,7 +20,7 @@ from . import status
 if TYPE_CHECKING:
     from .master import Master
 
-log = logging.getLogger("ipcsrv.control")
+log = logs.get("ipcsrv.control")
 
 MAX_QUESTION = 64 * 1024  # bytes
 REFUSAL_INTERVAL = 1.0  # seconds between two lines in the log about who was refused

@@ -17,13 +17,13 @@ master.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, monotonic_ns
 from typing import Any, Protocol
 
+from ..platform import logs
 from ..platform import server as serving
 from ..platform.server import HANGUP, READ, WRITE, QueueWriter, Rendezvous
 from ..protocol.exchange import failure_packet
@@ -32,7 +32,7 @@ from ..supervision.messages import PACED, PASSING
 from .headroom import Headroom
 from .worker_processes import Crew
 
-log = logging.getLogger("ipcsrv.master")
+log = logs.get("ipcsrv.master")
 
 PACED_NS = 2_000_000  # a client that was silent for 2 ms takes its time
 NEW_CLIENT_GRACE = 1.0  # seconds after accept in which a stop waits for a client's first request

@@ -10,7 +10,6 @@ Signal handlers only enqueue (`SignalInbox`); what the signals mean is the table
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import sys
@@ -39,7 +38,7 @@ from .systemd import Notifier
 from .watchdog import StackRound, Vigil
 from .worker_processes import Crew
 
-log = logging.getLogger("ipcsrv.master")
+log = logs.get("ipcsrv.master")
 
 NOT_WITHOUT_WORKERS = "workers is 0, so the handler is in the server's own process; restart it"
 LONGEST_WAIT = 86400.0  # seconds; a poller takes milliseconds in 31 bits, which is 24 days

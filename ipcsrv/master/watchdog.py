@@ -11,16 +11,16 @@ master.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from time import monotonic_ns
 
+from ..platform import logs
 from ..platform.server import Process
 from ..supervision import scoreboard as board
 from .worker_processes import Crew, Hand
 
-log = logging.getLogger("ipcsrv.master")
+log = logs.get("ipcsrv.master")
 
 STACKS_LOOK = 0.01  # seconds between two looks whether a worker has written its stacks
 STACKS_PATIENCE = 0.5  # seconds for a worker that does not write any, for it is stopped, say

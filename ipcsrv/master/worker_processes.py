@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import random
 from collections.abc import Callable
 from time import monotonic
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 from ..config.handlers import HandlerSource, fingerprint
 from ..config.settings import Settings
 from ..errors import HandlerImportError, IpcError, StartError
+from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import Channel, Listener, Process, QueueReader, QueueWriter, SharedMemory
@@ -28,11 +28,10 @@ from ..supervision.messages import START_FAILED
 from ..supervision.supervisor import Pool
 from .spawner import Facts, Spawner, describe, spawner_for
 
-log = logging.getLogger("ipcsrv.master")
+log = logs.get("ipcsrv.master")
 
 INSURED = 600.0  # seconds after a worker's death for which the others insure whom they have just answered (`limbo`)
 _FEWEST_SLOTS = 64  # so that a server that begins with one worker can be scaled to 32
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class Office(Protocol):
@@ -115,7 +114,7 @@ class Crew:
             commands.DumpStacks: self._dump_stacks,
             commands.TimeOut: self._time_out,
             commands.Kill: self._kill,
-            commands.Report: lambda report: log.log(_LEVELS[report.level], "%s", report.text),
+            commands.Report: lambda report: log.log(logs.LEVELS[report.level], "%s", report.text),
             commands.GiveUp: self._give_up,
             commands.Stopped: lambda _: self._office.crew_gone(),
         }

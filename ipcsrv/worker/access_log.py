@@ -11,9 +11,7 @@ Where the program has a logging set-up of its own, each line is a record of `ipc
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import random
 import time
@@ -33,7 +31,7 @@ from .failures import Complaints, verdict
 from .loop import Worker
 from .stats import Tally
 
-log = logging.getLogger("ipcsrv.access")
+log = logs.get("ipcsrv.access")
 
 FLUSH = 0.02  # seconds for which an idle worker keeps a line to itself; a busy one writes as often as it looks around
 MOST_LINES = 128  # kept at a time: a chatty client is served without looking around
@@ -217,7 +215,7 @@ class LoggingWorker(Worker):
 
 def worker_for(settings: Settings) -> type[Worker]:
     """The class of worker that these settings ask for."""
-    return LoggingWorker if settings.access_log and log.isEnabledFor(logging.INFO) else Worker
+    return LoggingWorker if settings.access_log and log.isEnabledFor(logs.INFO) else Worker
 
 
 # -- making text ------------------------------------------------------------------------------------------------------
@@ -226,13 +224,12 @@ def worker_for(settings: Settings) -> type[Worker]:
 def writer(log_format: str) -> tuple[Callable[..., str], Callable[[list[Line]], None]]:
     """How a line has its peer, and what writes lines: into our own log, or as records for a program's own set-up."""
     sink = logs.sink()
-    if sink is None or log.handlers:
+    if sink is None:
         return json_peer, hand_to_logging
     describe, as_text = (json_peer, json_lines) if log_format == "json" else (text_peer, text_lines)
 
     def write(lines: list[Line]) -> None:
-        with contextlib.suppress(OSError):  # a full disk ends no request
-            sink(as_text(lines))
+        sink(as_text(lines))
 
     return describe, write
 
@@ -268,7 +265,7 @@ def text_lines(lines: list[Line]) -> str:
 
 
 def json_lines(lines: list[Line]) -> str:
-    """Lines for programs, as `logs.JsonLines` writes them."""
+    """Lines for programs, as `logs.json_line` writes them."""
     offset, last, stamp = wall_clock(), 0, ""
     head = f'Z", "level": "info", "logger": "ipcsrv.access", "pid": {os.getpid()}, "message": "access '
     made = []
@@ -290,7 +287,4 @@ def hand_to_logging(lines: list[Line]) -> None:
         for name in ("time", "level", "logger", "pid", "message"):
             del fields[name]
         message = text_lines([(line[0], text_peer(**fields["peer"]), *line[2:])]).rstrip().partition("] ")[2]
-        record = log.makeRecord(log.name, logging.INFO, __file__, 0, message, (), None, extra={"fields": fields})
-        record.created = (line[0] + offset) / 1e9
-        record.msecs = int(record.created % 1 * 1000)
-        log.handle(record)
+        log.record(logs.INFO, message, created=(line[0] + offset) / 1e9, fields=fields)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
-import logging
 import signal
 import threading
 import time
@@ -19,12 +18,13 @@ import traceback
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
 from typing import Any, Final
 
+from ..platform import logs
 from ..request import Request
 from ..supervision import scoreboard as board
 from .failures import VERDICTS, Failure
 from .streaming import Gone
 
-log = logging.getLogger("ipcsrv.worker")
+log = logs.get("ipcsrv.worker")
 
 LOOK_INTERVAL: Final = 0.05  # seconds between two checks whether the client of a waiting stream has left
 CLOSE_PATIENCE: Final = 1.0  # seconds for what an async generator does when it is closed

@@ -1,25 +1,27 @@
 """What a worker has to say of requests that went wrong: to the log, to the counters, to the client.  In the worker.
 
 One line each, however bad the bytes were, and no byte of a request above DEBUG: who may read the log need not be who
-may read the requests.  What a stranger could cause without end is said once a second at most.
+may read the requests.  What others could cause without end is limited, and what exceeds the limit is counted.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 import traceback
 from types import TracebackType
 
 from ..peer import Peer
+from ..platform import logs
 from ..platform.server import DONTWAIT, Connection
 from ..protocol.pktline import QUOTE
 from ..supervision import scoreboard as board
 from .keeping import Keeping
 
-log = logging.getLogger("ipcsrv.worker")
+log = logs.get("ipcsrv.worker")
 
 _LEADING = ("ipcsrv.worker", "asyncio.")  # modules whose frames come before the handler's
+BURST = 10  # lines a second of what a client can cause without end; the rest is counted
+FAILURES = 100  # tracebacks a second
 INTERVAL = 1.0  # seconds between two of what is said only now and then
 VERDICTS = {
     "timeout": "the handler did not answer within request_timeout",
@@ -46,8 +48,7 @@ class Complaints:
         """A client may not ask; returns who it is."""
         self._words[board.DENIED] += 1
         peer = connection.peer()
-        if self._is_time_for("denied"):
-            log.warning("denied a connection from pid %s, uid %s, gid %s", *peer)
+        log.limited("denied connections", logs.WARNING, "denied a connection from pid %s, uid %s, gid %s", *peer)
         return peer
 
     def handler_failed(self, error: BaseException) -> Failure:
@@ -58,7 +59,7 @@ class Complaints:
         if isinstance(error, Failure):
             return error
         text = "".join(traceback.format_exception(type(error), error, _from_handler_on(error)))
-        log.error("the handler failed: %s", text.rstrip())
+        log.limited("handler failures", logs.ERROR, "the handler failed: %s", text.rstrip(), burst=FAILURES)
         message = f"{type(error).__name__}: {error}"
         if self._is_time_for("error"):
             self._keeping.tell("err", message.encode("utf-8", "backslashreplace")[:1000])
@@ -67,19 +68,23 @@ class Complaints:
     def malformed(self, connection: Connection, reason: str) -> None:
         """A client's bytes are no request, and it has gone."""
         self._words[board.MALFORMED] += 1
-        log.warning("malformed request from pid %s: %s", connection.peer().pid, reason)
+        pid = connection.peer().pid
+        log.limited("malformed requests", logs.WARNING, "malformed request from pid %s: %s", pid, reason, burst=BURST)
 
     def refused(self, connection: Connection, code: str, message: str) -> None:
         """A client's request was refused before the handler saw it."""
         self._words[{"too-large": board.TOO_LARGE, "timeout": board.TIMEOUTS}.get(code, board.MALFORMED)] += 1
         reason = message.partition(QUOTE)[0]  # what it sent is told to the client, and not to the log
-        log.warning("refused a request from pid %s: %s (%s)", connection.peer().pid, reason, code)
+        pid = connection.peer().pid
+        log.limited("refused requests", logs.WARNING, "refused a request from pid %s: %s (%s)", pid, reason, code,
+                    burst=BURST)
 
     def stalled(self, connection: Connection) -> None:
         """A client does not read its response."""
         self._words[board.LOST] += 1
         pid, limit = connection.peer().pid, self._write_timeout
-        log.warning("dropped pid %s: it did not read its response for %g s", pid, limit)
+        log.limited("dropped clients", logs.WARNING, "dropped pid %s: it did not read its response for %g s",
+                    pid, limit, burst=BURST)
 
     def _is_time_for(self, what: str) -> bool:
         now = time.monotonic()

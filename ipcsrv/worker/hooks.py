@@ -10,17 +10,17 @@ Both run in the thread of the handler, in its context (`contextvars`).  Without 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..config.handlers import Handler, load_hook
 from ..config.settings import Settings
+from ..platform import logs
 from .streaming import Gone
 
 Hook = Callable[..., object] | None
 
-log = logging.getLogger("ipcsrv.worker")
+log = logs.get("ipcsrv.worker")
 
 
 def worker_hooks(settings: Settings) -> tuple[Hook, Hook]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import time
 from time import monotonic_ns
 from typing import Any, Protocol
 
+from ..platform import logs
 from ..platform.server import (
     DONTWAIT,
     END,
@@ -34,7 +34,7 @@ from ..supervision.scoreboard import CONNECTIONS
 from .keeping import Keeping
 from .stats import Tally
 
-log = logging.getLogger("ipcsrv.worker")
+log = logs.get("ipcsrv.worker")
 
 ACCEPTS_A_TURN = 16  # clients served one after the other before other events have their turn
 NOT_EAGER = 32  # turns in which we accept once, after accepting again did not pay

@@ -22,7 +22,6 @@ what is silent, finishes what is not, and goes; at the end of the server's life 
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import time
@@ -33,6 +32,7 @@ from typing import Any
 
 from ..config.handlers import Handler
 from ..config.settings import Settings
+from ..platform import logs
 from ..platform import server as serving
 from ..platform.server import DONTWAIT, Admission, Channel, Connection, Lifebuoy, Listener, QueueReader
 from ..protocol.exchange import failure_packet
@@ -60,7 +60,7 @@ CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request a
 SWEEP_INTERVAL_NS = 5_000_000  # between looks at who has been silent for too long, while events keep coming
 LONGEST_WAIT = 86400.0  # seconds; a poller takes milliseconds in 31 bits, which is 24 days
 
-log = logging.getLogger("ipcsrv.worker")
+log = logs.get("ipcsrv.worker")
 
 
 class Worker:

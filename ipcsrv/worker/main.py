@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import random
 import sys
@@ -105,7 +104,7 @@ def _run_stop_hook(stop: Callable[..., object]) -> None:
     try:
         stop()
     except Exception:
-        logging.getLogger("ipcsrv.worker").exception("on_worker_stop failed")
+        logs.get("ipcsrv.worker").exception("on_worker_stop failed")
 
 
 def tell(channel: Channel, kind: str, **content: Any) -> None:

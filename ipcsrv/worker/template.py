@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import logging
 import multiprocessing
 import os
 from multiprocessing.process import BaseProcess
@@ -21,7 +20,7 @@ from ..platform.titles import set_title
 from ..supervision.messages import FORK_FAILED
 from . import main as life
 
-log = logging.getLogger("ipcsrv.template")
+log = logs.get("ipcsrv.template")
 
 
 def run_template(job: Job, channel: Channel) -> None:
@@ -33,7 +32,7 @@ def run_template(job: Job, channel: Channel) -> None:
         serving.child_hygiene(keep)
     else:
         serving.child_hygiene()
-        logs.configure(job.settings)
+    logs.configure_worker(job.settings)
     set_title("template", job.settings.name)
     handler = None
     if job.settings.preload:
@@ -133,7 +132,7 @@ def _parent_sentinel() -> list[int]:
 def run_fresh_worker(job: Job, number: int, slot: int, end: Channel) -> None:
     """A worker that is a fresh interpreter."""
     serving.child_hygiene()
-    logs.configure(job.settings)
+    logs.configure_worker(job.settings)
     with contextlib.closing(job.queue), contextlib.closing(end):  # this interpreter ends as others do, not by _exit
         life.work(job, slot, end, None)
 

@@ -6,6 +6,9 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -147,3 +150,260 @@ def test_a_programs_own_logging_set_up_gets_all_lines_and_is_left_as_it_was(sock
     assert any(line.startswith("MINE ipcsrv.master INFO listening on ") for line in lines)
     assert any(line.startswith("MINE ipcsrv.worker ERROR the handler failed") for line in lines)
     assert lines[-1] == "MINE app INFO as before"
+
+
+# -- what the application does to logging ------------------------------------------------------------------------------
+
+HANDLER = """
+import logging, logging.config, os, sys
+{set_up}
+log = logging.getLogger("app")
+
+def handle(request):
+    log.info("got %s", request.decode())
+    if request == b"fail":
+        raise ValueError("oops")
+    return request
+"""
+SET_UPS = {
+    "keeps loggers": 'logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})',
+    "disables loggers": 'logging.config.dictConfig({"version": 1})',
+    "disables logging": "logging.disable(logging.CRITICAL)",
+    "takes the root logger": "logging.basicConfig(level=logging.INFO, force=True)",
+    "takes standard error": "os.dup2(os.open(os.devnull, os.O_WRONLY), 2); sys.stderr = None",
+}
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("set_up", SET_UPS)
+def test_application_logging_cannot_silence_the_servers_log(
+    set_up: str, start_method: str, server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if start_method == "fork" and not hasattr(os, "fork"):
+        pytest.skip("there is no fork here")
+    (tmp_path / "quiet.py").write_text(HANDLER.format(set_up=SET_UPS[set_up]))
+    monkeypatch.chdir(tmp_path)
+    log_file = () if set_up == "takes standard error" else ("--log-file", str(tmp_path / "log"))
+    running = server("quiet:handle", "--workers", "1", "--access-log", "--start-method", start_method, *log_file)
+    with pytest.raises(ipcsrv.HandlerError):
+        running.call(b"fail")
+    assert running.call(b"well") == b"well"
+    assert running.status()["totals"]["worker_restarts"] == 0  # type: ignore[index]
+    assert running.stop() == 0
+    text = (tmp_path / "log").read_text() if log_file else running.output.rest()
+    assert re.search(r"ERROR   \[\d+\] the handler failed: Traceback", text)
+    assert "ValueError: oops" in text
+    assert re.findall(r"access (\w+)", text) == ["handler", "ok"]
+    assert text.rstrip().endswith("stopped")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_application_records_go_to_the_log_unless_it_sets_up_logging(
+    log_format: str, server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain.py").write_text(HANDLER.format(set_up=""))
+    monkeypatch.chdir(tmp_path)
+    options = ("--workers", "1", "--log-file", str(tmp_path / "log"), "--log-format", log_format)
+    running = server("plain:handle", *options)
+    running.call(b"it")
+    assert running.stop() == 0
+    (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if "got it" in line]
+    if log_format == "json":
+        found = json.loads(line)
+        assert (found["logger"], found["level"], found["message"]) == ("app", "info", "got it")
+    else:
+        assert re.fullmatch(r"[\d-]+ [\d:.]+ INFO    \[\d+\] app: got it", line)
+
+
+def test_application_with_its_own_set_up_keeps_its_records(
+    server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up = 'logging.basicConfig(level=logging.INFO, format="OWN %(message)s")'
+    (tmp_path / "owner.py").write_text(HANDLER.format(set_up=set_up))
+    monkeypatch.chdir(tmp_path)
+    running = server("owner:handle", "--workers", "1", "--log-file", str(tmp_path / "log"))
+    running.call(b"it")
+    assert running.output.wait_for("got it") == "OWN got it"
+    assert running.stop() == 0
+    assert "got it" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the program of this test forks its client")
+def test_handler_module_cannot_redirect_a_programs_logging(
+    sock_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quiet.py").write_text(HANDLER.format(set_up=SET_UPS["disables loggers"]))
+    monkeypatch.chdir(tmp_path)
+    source = OWN_SET_UP.replace("handlers_for_tests:raise_error", "quiet:handle").replace('b"loud"', 'b"fail"')
+    lines = support.run_python(source, sock_path).splitlines()
+    assert any(line.startswith("MINE ipcsrv.worker ERROR the handler failed") for line in lines)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_print_in_a_handler_is_written_line_by_line(
+    start_method: str, server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if start_method == "fork" and not hasattr(os, "fork"):
+        pytest.skip("there is no fork here")
+    (tmp_path / "prints.py").write_text("""
+import os, signal
+
+def handle(request):
+    print("printed before the end")
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    monkeypatch.chdir(tmp_path)
+    options = ("--workers", "1", "--start-method", start_method)
+    running = server("prints:handle", *options, env={"PYTHONUNBUFFERED": ""})
+    with pytest.raises(ipcsrv.IpcError):
+        running.call()
+    running.output.wait_for("printed before the end")
+
+
+# -- what the log takes from others ------------------------------------------------------------------------------------
+
+
+def test_text_of_a_handler_cannot_command_a_terminal_or_forge_a_line(
+    server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "forger.py").write_text(
+        "def handle(request):\n"
+        "    raise ValueError('\\x1b]0;owned\\x07\\n2026-01-01 00:00:00.000 INFO    [1] stopped\\n\\u202eforged')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    running = server("forger:handle", "--workers", "1", "--log-file", str(tmp_path / "log"))
+    with pytest.raises(ipcsrv.HandlerError):
+        running.call()
+    text = (tmp_path / "log").read_text()
+    assert r"\x1b]0;owned\x07" in text
+    assert not re.search("[\x1b\x07\u202e]", text)
+    assert not re.search(r"^2026-01-01", text, re.MULTILINE)
+
+
+def test_long_text_of_an_exception_is_cut_in_the_log(
+    server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "talker.py").write_text("def handle(request):\n    raise ValueError('x' * 5_000_000)\n")
+    monkeypatch.chdir(tmp_path)
+    running = server("talker:handle", "--workers", "1", "--log-file", str(tmp_path / "log"))
+    with pytest.raises(ipcsrv.HandlerError):
+        running.call()
+    assert "characters left out" in (tmp_path / "log").read_text()
+    assert (tmp_path / "log").stat().st_size < 100_000
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to the socket itself")
+def test_flood_of_malformed_requests_is_counted_not_logged(
+    server: ServerFactory, sock_path: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    server("handlers_for_tests:echo", "--workers", "1", "--log-file", str(log))
+
+    def send_garbage() -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(support.TIMEOUT)
+            client.connect(sock_path)
+            client.sendall(b"garbage!")
+            while client.recv(1000):
+                pass
+
+    for _ in range(200):
+        send_garbage()
+    support.wait_until(lambda: send_garbage() or re.search(r"\d+ more\b", log.read_text()))
+    assert 1 <= len(re.findall(r"request from pid \d+", log.read_text())) < 100
+
+
+# -- what can be a log ------------------------------------------------------------------------------------------------
+
+
+@posix_only
+@pytest.mark.parametrize("command", ["run", "start"])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("folder", "it is a folder"),
+        ("named pipe", "it is a named pipe, a socket or a device"),
+        ("read pipe", "it is a named pipe"),
+        ("device", "it is a device"),
+        ("symbolic link", "it is a symbolic link"),
+        ("missing folder", "No such file or directory"),
+    ],
+)
+def test_log_file_that_is_no_file_is_one_clear_error(
+    kind: str, reason: str, command: str, sock_path: str, tmp_path: Path
+) -> None:
+    log, reader = tmp_path / "log", -1
+    if kind == "folder":
+        log.mkdir()
+    elif kind.endswith("pipe"):
+        os.mkfifo(log)
+        reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK) if kind == "read pipe" else -1
+    elif kind == "device":
+        log = Path("/dev/zero")
+    elif kind == "symbolic link":
+        log.symlink_to("elsewhere")
+    else:
+        log = tmp_path / "missing" / "log"
+    done = support.run_command(command, sock_path, "zlib:compress", "--log-file", str(log))
+    if reader >= 0:
+        os.close(reader)
+    assert done.returncode == 1
+    (line,) = done.stderr.decode().splitlines()
+    assert f"the log file {log} cannot be" in line
+    assert reason in line
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/stderr", "/dev/fd/1", os.devnull])
+def test_log_can_be_a_standard_stream_or_the_null_device(name: str, server: ServerFactory) -> None:
+    running = server("handlers_for_tests:raise_error", "--workers", "1", "--start-method", "spawn", "--log-file", name)
+    with pytest.raises(ipcsrv.HandlerError):
+        running.call()
+    assert running.stop() == 0
+    assert ("ValueError" in running.output.rest()) == (name != os.devnull)
+
+
+def test_server_in_the_background_cannot_log_to_a_standard_stream(sock_path: str) -> None:
+    done = support.run_command("start", sock_path, "zlib:compress", "--log-file", "-")
+    assert done.returncode == 2
+    assert b"log_file: a server in the background has no standard streams" in done.stderr
+
+
+@posix_only
+@pytest.mark.parametrize("replacement", ["named pipe", "symbolic link", "folder"])
+def test_log_replaced_by_something_else_never_stops_service(
+    replacement: str, server: ServerFactory, tmp_path: Path
+) -> None:
+    log, old = tmp_path / "log", tmp_path / "log.1"
+    running = server("handlers_for_tests:raise_error", "--workers", "1", "--log-file", str(log))
+    log.rename(old)
+    if replacement == "named pipe":
+        os.mkfifo(log)
+    elif replacement == "symbolic link":
+        log.symlink_to("elsewhere")
+    else:
+        log.mkdir()
+    running.signal(signal.SIGUSR1)
+    for _ in range(3):
+        with pytest.raises(ipcsrv.HandlerError):
+            running.call(b"still here")
+    assert running.status()["pid"] == running.pid
+    assert running.stop() == 0
+    assert old.read_text().count("ValueError: still here") == 3
+
+
+@posix_only
+def test_standard_error_that_nobody_reads_never_stops_service(sock_path: str) -> None:
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "ipcsrv", "run", sock_path, "handlers_for_tests:raise_error", "--workers", "1"]
+    with subprocess.Popen(command, stderr=write, env=support.environment()) as process:
+        os.close(write)
+        support.wait_until(lambda: ipcsrv.active_state(sock_path) is ipcsrv.State.LISTENING)
+        for _ in range(10):  # ten times the 64 KiB that a pipe holds
+            with pytest.raises(ipcsrv.HandlerError):
+                ipcsrv.call(sock_path, b"z" * 60_000, timeout=support.TIMEOUT)
+        with open(read, encoding="utf-8") as lines:
+            process.send_signal(signal.SIGTERM)
+            text = lines.read()
+    assert process.returncode == 0
+    assert "listening on" in text

@@ -226,7 +226,7 @@ def test_a_value_that_does_not_fit_is_refused_with_the_reason(name: str, value: 
 def test_an_unknown_keyword_names_the_nearest_setting() -> None:
     with pytest.raises(SettingsError) as caught:
         settings.make(worker=3)
-    assert str(caught.value) == "worker: there is no such setting: did you mean `workers`?"
+    assert str(caught.value) == "worker: there is no such setting; did you mean `workers`?"
 
 
 def test_a_name_like_no_setting_at_all_gets_no_suggestion() -> None:
@@ -240,7 +240,7 @@ def test_unknown_key_in_a_file_names_line_and_nearest_setting(tmp_path: Path) ->
     file.write_text("# idle_exti = 1\nworkers = 2\n\nidle_exti = 5\n")
     with pytest.raises(SettingsError) as caught:
         load(files=[file])
-    assert str(caught.value) == f"{file}, line 4: idle_exti: there is no such setting: did you mean `idle_exit`?"
+    assert str(caught.value) == f"{file}, line 4: idle_exti: there is no such setting; did you mean `idle_exit`?"
     assert (caught.value.source, caught.value.line, caught.value.suggestion) == (str(file), 4, "idle_exit")
 
 
@@ -293,7 +293,7 @@ def test_a_file_that_was_named_and_is_missing_is_an_error(tmp_path: Path) -> Non
 
 def test_a_variable_that_looks_like_a_slip_is_refused_and_a_foreign_one_is_not() -> None:
     load(environ={"IPCSRV_DATABASE_URL": "x", "WORKERS": "many"})
-    with pytest.raises(SettingsError, match=r"IPCSRV_WORKRES: there is no such setting: did you mean `workers`\?"):
+    with pytest.raises(SettingsError, match=r"IPCSRV_WORKRES: there is no such setting; did you mean `workers`\?"):
         load(environ={"IPCSRV_WORKRES": "3"})
 
 

@@ -47,6 +47,12 @@ def _literal_quotes(app, what, name, obj, options, lines):
         lines[number] = re.sub(r"(?<![`:\w])`(?![\w.]+`)([^`]+)`(?!`)", r"``\1``", line)
 
 
+def _no_constructor(app, what, name, obj, options, signature, result):
+    """Show no arguments for a class that programs do not construct."""
+    return ("", "") if what == "class" and name.endswith(".Connection") else None
+
+
 def setup(app):
-    """Register what this file adds to autodoc."""
+    """Register the changes to autodoc."""
+    app.connect("autodoc-process-signature", _no_constructor)
     app.connect("autodoc-process-docstring", _literal_quotes, priority=100)

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from ipcsrv import errors  # noqa: E402  (the path is set above)
 from ipcsrv.cli import messages  # noqa: E402
 from ipcsrv.cli._commands import commands as command_table  # noqa: E402
-from ipcsrv.cli._parser import build  # noqa: E402
+from ipcsrv.cli._parser import SHORT, build  # noqa: E402
 from ipcsrv.config.settings import TABLE, Setting  # noqa: E402
 
 WRITTEN = ("settings.md", "exit-codes.md")  # pages whose parts are kept in the repository too
@@ -141,6 +141,8 @@ def setting_options() -> Iterator[str]:
     for setting in TABLE:
         switch = setting.kind.metavar == "on|off"
         option = f"`{setting.flag}`, `--no-{setting.flag[2:]}`" if switch else f"`{setting.flag} {setting.metavar}`"
+        if setting.name in SHORT:
+            option = f"`{SHORT[setting.name]} {setting.metavar}`, {option}"
         default = default_text(setting).replace("none (", "(")
         yield f"{option}\n: {setting.help} Default: {default.strip('()')}. Variable: `{setting.variable}`.\n\n"
 

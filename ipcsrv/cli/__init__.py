@@ -1,9 +1,9 @@
 """The `ipcsrv` command; `python -m ipcsrv` is the same program.
 
-`call` and `is-active` are started once a question, and `start` may be somebody's first question, so their plain forms
-are parsed by hand (`_simple.py`, `_simple_start.py`) and import little but what does the work. Everything else goes
-through argparse, built for the one command that was named (`_parser.py`, from the table in `_commands.py`). What goes
-wrong ends here as one line on standard error and an exit code (`messages.py`).
+Scripts run `call`, `is-active` and `ping` often, so their plain forms are parsed by hand (`_light`) and import little.
+All else goes through argparse, built for the one command that is named (`_parser`, from the table in `_commands`); each
+command is a module with `add_arguments` and `run`. Errors end here as one line on standard error and an exit code
+(`messages`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (the process's own if `argv` is None) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one command line.
+
+    Args:
+        argv: the words after the program's name; those of this process if None.
+
+    Returns:
+        The exit code.
+    """
+    arguments = [*(sys.argv[1:] if argv is None else argv)]  # the name `list` is that command's module here
     try:
         return _run(arguments)
     except (Exception, KeyboardInterrupt) as error:
@@ -27,19 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from . import _simple
+    from . import _light
 
-    asked = _simple.parse(arguments)
-    if asked is not None:
-        return _simple.run(asked)
-    if arguments[:1] == ["start"]:
-        from . import _simple_start
-
-        plain = _simple_start.parse(arguments[1:])
-        if plain is not None:
-            from .serving import start
-
-            return start(plain)
+    plain = _light.parse(arguments)
+    if plain is not None:
+        return _light.run(plain)
     from ._parser import run
 
     return run(arguments)

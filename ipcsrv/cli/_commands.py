@@ -1,101 +1,104 @@
-"""The table of commands: what each is called, what it says of itself, and the module that does it.
+"""The table of commands: their names, operands and summaries; each command is the module of the same name.
 
-From it come the general help, the dispatch, and the completion scripts. A command whose module is not there (a
-package cut down for embedding) is not offered.
+The general help, the dispatch and the completion scripts are made from it. A command whose module is not installed (a
+package cut down for embedding) is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     import argparse
 
 
+class CommandModule(Protocol):
+    """What the module of a command has."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's operands and options."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Run the command and return its exit code."""
+
+
 class Command(NamedTuple):
-    """One command: `add_arguments` and `run` are names in `module`, which is imported when it is used."""
+    """One command of the table."""
 
     name: str
     group: str
     operands: str
     summary: str
-    module: str
-    add_arguments: str = "add_arguments"
-    run: str = "run"
 
-    def adder(self) -> Callable[[argparse.ArgumentParser], None]:
-        """The function that declares the command's arguments."""
-        found: Callable[[argparse.ArgumentParser], None] = getattr(self._load(), self.add_arguments)
-        return found
+    @property
+    def module(self) -> str:
+        """The full name of its module."""
+        return f"{__package__}.{self.name.replace('-', '_')}"
 
-    def runner(self) -> Callable[[argparse.Namespace], int]:
-        """The function that does the command and returns its exit code."""
-        found: Callable[[argparse.Namespace], int] = getattr(self._load(), self.run)
-        return found
+    def load(self) -> CommandModule:
+        """Import its module."""
+        return cast(CommandModule, import_module(self.module))
 
-    def _load(self) -> object:
-        return import_module(f"{__package__}.{self.module}")
+    def is_installed(self) -> bool:
+        """Whether its module is installed."""
+        return find_spec(self.module) is not None
 
 
-def _in_module(module: str, group: str, *rows: tuple[str, str, str]) -> list[Command]:
-    """Commands that share a module, in which `stop` is the functions `stop_arguments` and `stop`."""
-    return [
-        Command(name, group, operands, summary, module, f"{function}_arguments", function)
-        for name, operands, summary in rows
-        for function in [name.replace("-", "_")]
-    ]
-
-
-_ALL = (
-    *_in_module(
-        "serving",
-        "Serve",
-        ("run", "PATH MODULE:HANDLER", "serve in the foreground, until Ctrl-C"),
-        ("start", "PATH MODULE:HANDLER", "serve in the background; waits till it listens"),
-        ("stop", "PATH", "stop the server; returns once nothing is left of it"),
-        ("restart", "PATH", "stop it and start it again with the same settings"),
-        ("reload", "PATH", "new workers with new code; not one request fails"),
-    ),
-    *_in_module(
-        "asking",
-        "Ask",
-        ("call", "PATH [DATA]", "send DATA or standard input, print the response"),
-        ("is-active", "PATH", "exit 0 if a server listens, 3 if none does"),
-    ),
-    Command("warm", "Ask", "PATH MODULE:MAIN", "run a Python command-line program warm", "warm"),
-    Command("bench", "Ask", "PATH [DATA]", "measure load and latency", "bench"),
-    *_in_module("showing", "Look", ("status", "PATH", "what the server does, even if every worker is busy")),
-    Command("top", "Look", "PATH", "the same as a live view", "top"),
-    Command("doctor", "Look", "PATH", "what is wrong with this path, if anything", "doctor"),
-    Command("demo", "More", "", "a real job, start to end, on this machine's files", "demo"),
-    Command("completion", "More", "SHELL", "print a completion script for bash, zsh or fish", "completion"),
+_TABLE = (
+    Command("run", "Serve", "[PATH MODULE:HANDLER]", "serve in the foreground until Ctrl-C"),
+    Command("start", "Serve", "[PATH MODULE:HANDLER]", "serve in the background; returns once ready"),
+    Command("stop", "Serve", "PATH", "stop the server; returns after all processes exit"),
+    Command("restart", "Serve", "PATH", "stop, then start again with the same settings"),
+    Command("reload", "Serve", "PATH", "zero-downtime code reload: replace all workers"),
+    Command("scale", "Serve", "PATH N", "change the number of workers"),
+    Command("call", "Call", "PATH [DATA]", "send a request, print the response"),
+    Command("warm", "Call", "PROGRAM [ARGUMENTS]", "run a Python command-line program warm"),
+    Command("ping", "Call", "PATH", "check that the server answers, for health checks"),
+    Command("is-active", "Call", "PATH", "exit 0 if a server listens, 3 if none does"),
+    Command("bench", "Call", "PATH [DATA]", "measure throughput and latency"),
+    Command("list", "Inspect", "", "list your running servers"),
+    Command("status", "Inspect", "PATH", "show workers, queue, latency and errors"),
+    Command("top", "Inspect", "PATH", "live status display"),
+    Command("logs", "Inspect", "PATH", "show the server's log"),
+    Command("doctor", "Inspect", "PATH", "diagnose problems with a socket path"),
+    Command("demo", "More", "", "run a real job with one worker and with all"),
+    Command("completion", "More", "SHELL", "print a completion script for bash, zsh or fish"),
 )
+
+_EXIT_CODES = """\
+Exit codes: 0 success, 1 the server answered with a failure or failed itself,
+2 wrong usage or handler not importable, 3 no server, 4 timed out, 5 denied or
+not trusted, 6 address in use, 7 invalid path, 8 the server's socket was removed
+or replaced, 130 interrupted.
+"""
 
 
 def commands() -> dict[str, Command]:
-    """The commands that are there, by name."""
-    return {command.name: command for command in _ALL if find_spec(f"{__package__}.{command.module}")}
+    """Return the installed commands by name."""
+    return {command.name: command for command in _TABLE if command.is_installed()}
+
+
+def find(name: str) -> Command | None:
+    """Return the command of this name, if it is installed."""
+    return next((command for command in _TABLE if command.name == name and command.is_installed()), None)
 
 
 def general_help() -> str:
-    """What `ipcsrv --help` prints: every command in a line, by group."""
-    lines = ["usage: ipcsrv COMMAND ...", "", "A local IPC server: any callable from bytes to bytes, in a pool of"]
-    lines += ["supervised processes, behind a Unix socket or a named pipe.", ""]
-    offered = commands().values()
-    width = max(len(f"{command.name} {command.operands}") for command in offered)
-    for group in dict.fromkeys(command.group for command in offered):
+    """Return the text of `ipcsrv --help`: one line per command, by group."""
+    lines = ["usage: ipcsrv COMMAND ...", ""]
+    lines += ["A local IPC server: any function from bytes to bytes, in a pool of worker"]
+    lines += ["processes, behind a Unix socket or a named pipe.", ""]
+    installed = commands().values()
+    width = max(len(f"{command.name} {command.operands}") for command in installed)
+    for group in dict.fromkeys(command.group for command in installed):
         lines.append(f"{group}:")
         lines += [
             f"  {f'{command.name} {command.operands}':{width}}  {command.summary}"
-            for command in offered
+            for command in installed
             if command.group == group
         ]
         lines.append("")
-    lines += ["`ipcsrv COMMAND --help` says more; `ipcsrv --version` prints the version.", ""]
-    lines += ["Exit codes: 0 done, 1 the server answered with a failure, 2 usage or handler not"]
-    lines += ["importable, 3 no server, 4 timed out, 5 denied or not trusted, 6 address in use,"]
-    lines += ["7 invalid path, 8 the server's socket was taken away from it."]
-    return "\n".join(lines) + "\n"
+    lines += ["`ipcsrv COMMAND --help` shows the options, `ipcsrv --version` the version.", "", _EXIT_CODES]
+    return "\n".join(lines)

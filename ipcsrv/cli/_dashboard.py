@@ -1,7 +1,6 @@
-"""What `top` shows: the lines of one screen, from the server's status and its recent history. Pure.
+"""The screen of `top`: lines of text with a style, from the server's status and its recent history. No I/O.
 
-The screen is given as lines with a style by name, so that it can be drawn by rich or by plain escape sequences, and
-be looked at in a test. It fits any width and height; what is missing in a low terminal is the last workers.
+It fits any width and height; in a low terminal the last workers are left out.
 """
 
 from __future__ import annotations
@@ -11,27 +10,29 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from . import _text
-from .showing import WORKER_HEADS, last_error, worker_row
+from .status import WORKER_HEADS, last_error, queue_text, worker_row, workers_text
 
-HISTORY = 600  # samples kept: 10 minutes at one a second, more columns than a terminal has
+HISTORY = 600  # samples: 10 minutes at one per second, more than a terminal has columns
 KEYS = "r reload   + - scale   s stacks to the log   q quit"
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = "_.-:=+*#"
 _STAGES = (("whole", "whole"), ("queue wait", "queue_wait"), ("handler", "handler"))
+_HEAD, _FIGURE = 10, 8  # columns
 _STYLES = {"busy": "busy", "starting": "warning", "leaving": "warning"}
 
 
 class Line(NamedTuple):
-    """A line of the screen; `style` is plain, title, heading, busy, warning or quiet."""
+    """A line of the screen; `style` is plain or one of `_style.CODES`."""
 
     text: str
     style: str = "plain"
 
 
 class History:
-    """The last minutes of a server, from one status to the next.
+    """The request rate and p99 of the last minutes.
 
-    spacing: seconds that two samples are apart at least; a rate over less (a key was pressed) would be noise.
+    Args:
+        spacing: the least time between two samples in seconds; a rate over less (after a key) would be noise.
     """
 
     def __init__(self, spacing: float = 0.0) -> None:
@@ -43,7 +44,7 @@ class History:
         self._at = 0.0
 
     def add(self, facts: dict[str, Any], now: float) -> None:
-        """Take in a status, read at `now` (monotonic seconds); a restarted server begins anew."""
+        """Add a status that was read at `now` (monotonic seconds); a restarted server starts a new rate."""
         requests = facts["totals"]["requests"]
         if self._requests is not None and facts["pid"] == self._pid:
             if now <= self._at or now - self._at < self._spacing:
@@ -56,48 +57,51 @@ class History:
 def screen(
     facts: dict[str, Any], history: History, notice: str, width: int, height: int, ascii_only: bool = False
 ) -> list[Line]:
-    """The whole screen: at most `height` lines of at most `width` columns."""
+    """Return the whole screen: at most `height` lines of at most `width` columns."""
     bars = _ASCII_BARS if ascii_only else _BARS
-    head = [*_summary(facts), *_sparklines(facts, history, width, bars), Line("")]
+    head = [*_summary(facts), Line(""), *_graphs(facts, history, width, bars), Line("")]
     foot = [Line(notice or KEYS, "warning" if notice else "quiet")]
     rows = [Line(worker_row(w), _STYLES.get(w["state"], "plain")) for w in facts["workers"]]
     room = max(0, height - len(head) - len(foot) - 1)
     if len(rows) > room:
-        rows = [*rows[: max(0, room - 1)], Line(f"  ... and {len(rows) - max(0, room - 1)} more workers", "quiet")]
+        rest = _text.plural(len(rows) - max(0, room - 1), "worker")
+        rows = [*rows[: max(0, room - 1)], Line(f"  and {rest} more", "quiet")]
     lines = [*head, Line(WORKER_HEADS, "heading"), *rows]
     return [Line(_text.cut(line.text, width), line.style) for line in [*lines[: height - 1], *foot]]
 
 
 def _summary(facts: dict[str, Any]) -> Iterator[Line]:
-    queue, workers = facts["queue"], facts["workers"]
     up = _text.duration(facts["uptime_seconds"])
-    yield Line(f"{facts['path']}  {facts['state']}  pid {facts['pid']}  up {up}", "title")
-    busy = sum(worker["state"] == "busy" for worker in workers)
-    yield Line(
-        f"{facts['handler']}  generation {facts['generation']}  "
-        f"{busy} busy of {len(workers)} workers, {facts['workers_wanted']} wanted"
-    )
-    waiting = f"queue {_text.count(queue['depth'])}"
-    if queue["depth"]:
-        waiting += f", oldest {_text.duration(queue['oldest_seconds'])}"
-    full = "" if queue["accepting"] else ", full"
-    yield Line(f"{waiting}{full}  parked {_text.count(facts['parked'])}", "warning" if full else "plain")
+    yield Line(f"{facts['path']}: {facts['state']}, pid {facts['pid']}, up {up}", "title")
+    short = len(facts["workers"]) < facts["workers_wanted"]
+    yield Line(_row("handler", f"{facts['handler']}, generation {facts['generation']}"))
+    yield Line(_row("workers", workers_text(facts)), "warning" if short else "plain")
+    yield Line(_row("queue", queue_text(facts["queue"])), "plain" if facts["queue"]["accepting"] else "warning")
+    yield Line(_row("idle", _text.connections(facts["parked"])))
+    totals = facts["totals"]
+    failed, restarts = totals["requests"] - totals["ok"], _text.plural(totals["worker_restarts"], "worker restart")
+    yield Line(_row("total", f"{_text.count(totals['requests'])} requests, {_text.count(failed)} failed, {restarts}"))
     error = facts["last_error"]
-    yield Line(f"last error {last_error(error)}" if error else "no errors", "plain" if error else "quiet")
+    yield Line(_row("error", last_error(error) if error else "none"), "warning" if error else "quiet")
 
 
-def _sparklines(facts: dict[str, Any], history: History, width: int, bars: str) -> Iterator[Line]:
+def _row(head: str, text: str) -> str:
+    return f"{head:{_HEAD}}{text}"
+
+
+def _graphs(facts: dict[str, Any], history: History, width: int, bars: str) -> Iterator[Line]:
     minute = facts["latency"]["last_minute"]
     rate = history.rates[-1] if history.rates else minute["requests_per_second"]
-    room = max(0, width - 24)
-    yield Line(f"requests/s {_text.rate(rate):>9}  {sparkline(history.rates, room, bars)}")
-    yield Line(f"p99        {_text.duration(minute['whole']['p99']):>9}  {sparkline(history.p99s, room, bars)}")
+    room = max(0, width - _HEAD - _FIGURE - 2)
+    yield Line(_row("req/s", f"{_text.rate(rate):>{_FIGURE}}  {sparkline(history.rates, room, bars)}"))
+    p99 = _text.duration(minute["whole"]["p99"])
+    yield Line(_row("p99", f"{p99:>{_FIGURE}}  {sparkline(history.p99s, room, bars)}"))
     figures = [f"{name} {_text.duration(minute[stage]['p50'])}" for name, stage in _STAGES]
-    yield Line(f"p50        {'  '.join(figures)}")
+    yield Line(_row("p50", "   ".join(figures)))
 
 
 def sparkline(values: deque[float], room: int, bars: str = _BARS) -> str:
-    """The newest values as a bar each, scaled to the highest that is shown; the lowest bar is nothing at all."""
+    """Return the newest values as one bar each, scaled to the highest shown; only 0 has the lowest bar."""
     shown = list(values)[-room:] if room else []
     highest = max(shown, default=0.0)
     if not highest:

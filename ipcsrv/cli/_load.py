@@ -1,9 +1,8 @@
-"""The load that `ipcsrv bench` makes: clients as processes of their own, and what they have measured put together.
+"""The load of `ipcsrv bench`: client processes, and the sum of what they measured.
 
-Clients in one process would take turns at its interpreter, and their waiting for each other would be counted as the
-server's. So each is a process: this module, run by name with its orders as arguments and the request on standard
-input. It imports what a client of ipcsrv needs, says that it is ready, waits for all the others, and reports when its
-time is over. How busy the clients were is reported as well: at 100 % it is they that are measured.
+Clients in one process would share its interpreter, and their waiting for each other would count as the server's time.
+So each client is a process: this module, run by name with its arguments and the request on standard input. It reports
+that it is ready, waits for all others, and at the end reports its figures and the share of time for which it computed.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from typing import Any, NamedTuple
 from ..client import sync as client
 from ..errors import IpcError
 
-STEPS = 16  # buckets an octave: a percentile is right within 5 %
+STEPS = 16  # buckets per octave: a percentile is right within 5 %
 START_LIMIT = 30.0  # seconds for a client to be ready
 REQUEST_LIMIT = 60.0  # seconds after which a request has failed
 
 
 class Report(NamedTuple):
-    """What clients have seen: requests by bucket of latency, failures by kind, seconds of wall clock and of processor.
+    """The figures of clients: requests by bucket of latency, failures by kind, seconds of wall clock and of processor.
 
-    `clients` is how many took part, and `worst` the longest latency in seconds.
+    `clients` is the number of clients, `worst` the longest latency in seconds.
     """
 
     histogram: Counter[int]
@@ -39,21 +38,21 @@ class Report(NamedTuple):
 
     @property
     def requests(self) -> int:
-        """How many were answered."""
+        """Number of answered requests."""
         return self.histogram.total()
 
     @property
     def rate(self) -> float:
-        """Answered requests a second."""
+        """Answered requests per second."""
         return self.requests / self.seconds if self.seconds else 0.0
 
     @property
     def busy(self) -> float:
-        """The share of their time for which the clients had a processor, 0 to 1."""
+        """Share of the time for which the clients computed, 0 to 1."""
         return self.processor / (self.seconds * self.clients) if self.seconds else 0.0
 
     def percentile(self, share: float) -> float | None:
-        """The latency in seconds within which that share (0 to 1) of the requests was answered."""
+        """Return the latency in seconds within which that share (0 to 1) of the requests was answered."""
         rank, seen = share * self.requests, 0
         for bucket in sorted(self.histogram):
             seen += self.histogram[bucket]
@@ -63,7 +62,7 @@ class Report(NamedTuple):
 
 
 def bucket(nanoseconds: int) -> int:
-    """The bucket of a latency: `STEPS` of equal width in each octave."""
+    """Return the bucket of a latency: `STEPS` of equal width in each octave."""
     if nanoseconds < STEPS:
         return nanoseconds
     octave = nanoseconds.bit_length() - STEPS.bit_length()
@@ -71,7 +70,7 @@ def bucket(nanoseconds: int) -> int:
 
 
 def upper(bucket: int) -> float:
-    """The longest latency of a bucket, in seconds."""
+    """Return the longest latency of a bucket, in seconds."""
     if bucket < 2 * STEPS:
         return (bucket + 1) / 1e9
     octave = bucket // STEPS - 1
@@ -79,7 +78,7 @@ def upper(bucket: int) -> float:
 
 
 def total(reports: list[Report]) -> Report:
-    """Several clients' reports as one."""
+    """Return several reports as one."""
     histogram: Counter[int] = Counter()
     failures: Counter[str] = Counter()
     for report in reports:
@@ -89,11 +88,11 @@ def total(reports: list[Report]) -> Report:
                   sum(each.processor for each in reports), max(each.worst for each in reports))
 
 
-# -- the clients' side ------------------------------------------------------------------------------------------------
+# -- in a client process -----------------------------------------------------------------------------------------------
 
 
 def ask_until_over(path: str, request: bytes, seconds: float, *, keep: bool) -> Report:
-    """Be one client for so long: ask, and ask again as soon as the answer is there."""
+    """Send requests for `seconds`, each as soon as the previous one is answered."""
     counts: Counter[int] = Counter()
     failures: Counter[str] = Counter()
     ask, longest = _asker(path, request, keep), 0
@@ -113,7 +112,7 @@ def ask_until_over(path: str, request: bytes, seconds: float, *, keep: bool) -> 
 
 
 def _asker(path: str, request: bytes, keep: bool) -> Callable[[], bytes]:
-    """The function that asks once: over a connection of its own, or over one that is made for the first and kept."""
+    """Return the function that sends one request: each on a new connection, or all on one connection."""
     if not keep:
         return lambda: client.call(path, request, REQUEST_LIMIT)
     kept: list[client.Connection] = []
@@ -127,20 +126,20 @@ def _asker(path: str, request: bytes, keep: bool) -> Callable[[], bytes]:
 
 
 def main() -> None:
-    """One client's process."""
+    """Run one client process."""
     path, seconds, keep, size = sys.argv[1:5]
     request = sys.stdin.buffer.read(int(size))
     print("ready", flush=True)
-    if sys.stdin.buffer.read(1):  # nothing: whoever wanted the load is gone
+    if sys.stdin.buffer.read(1):  # end of input: the parent has exited
         report = ask_until_over(path, request, float(seconds), keep=keep == "keep")
         print(json.dumps(report), flush=True)
 
 
-# -- the side of whoever wants the load -------------------------------------------------------------------------------
+# -- in the parent -----------------------------------------------------------------------------------------------------
 
 
 def drive(path: str, request: bytes, clients: int, seconds: float, *, keep: bool) -> Report:
-    """Have so many clients ask for so long, all from the same moment on."""
+    """Run `clients` processes for `seconds`, all from the same moment on."""
     command = [sys.executable, "-m", __name__, path, str(seconds), "keep" if keep else "connect", str(len(request))]
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -171,7 +170,7 @@ def _tell(process: subprocess.Popen[bytes], data: bytes) -> None:
 def _await_ready(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
     if process.stdout.readline().strip() != b"ready":
-        raise IpcError("a client of the load ended before it was ready")
+        raise IpcError("a client process ended before it was ready")
 
 
 def _parse(output: bytes) -> Report:

@@ -1,6 +1,6 @@
-"""A server's status as Prometheus text (exposition format 0.0.4), for node_exporter's textfile collector.
+"""A server's status as Prometheus text (exposition format 0.0.4), for node_exporter's textfile collector. No I/O.
 
-Every sample carries the label `server`, the path, so that the files of several servers can lie in one folder. Pure.
+Every sample has the label `server`, the path, so that the files of several servers can be in one folder.
 Source: prometheus.io/docs/instrumenting/exposition_formats.
 """
 
@@ -18,7 +18,7 @@ Sample = tuple[dict[str, Any], float | None]
 
 
 def exposition(facts: dict[str, Any]) -> str:
-    """The whole text, a line a sample."""
+    """Return the whole text, one line per sample."""
     server = {"server": facts["path"]}
     lines: list[str] = []
     for name, kind, help, samples in _families(facts):
@@ -28,7 +28,7 @@ def exposition(facts: dict[str, Any]) -> str:
 
 
 def _families(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
-    """Name, type, help and samples of each metric."""
+    """Yield name, type, help and samples of each metric."""
     yield from _gauges(facts)
     yield from _counters(facts["totals"])
     yield from _worker_gauges(facts["workers"])
@@ -39,14 +39,14 @@ def _gauges(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, Iterable[Sam
     queue, minute = facts["queue"], facts["latency"]["last_minute"]
     about = {"name": facts["name"], "version": facts["version"], "handler": facts["handler"], "state": facts["state"]}
     for name, help, value, labels in (
-        ("info", "What serves; always 1.", 1, about),
+        ("info", "The server's handler and version; always 1.", 1, about),
         ("uptime_seconds", "Time since the server started.", facts["uptime_seconds"], {}),
         ("generation", "Generation of the workers; a reload adds 1.", facts["generation"], {}),
-        ("workers_wanted", "Size of the pool as set.", facts["workers_wanted"], {}),
+        ("workers_wanted", "Number of workers that is set.", facts["workers_wanted"], {}),
         ("queue_depth", "Connections that wait for a worker.", queue["depth"], {}),
-        ("queue_oldest_seconds", "How long the first of them has waited.", queue["oldest_seconds"], {}),
+        ("queue_oldest_seconds", "Time that the first of them has waited.", queue["oldest_seconds"], {}),
         ("queue_accepting", "1 while new connections are accepted.", int(queue["accepting"]), {}),
-        ("parked_connections", "Silent connections that the master keeps.", facts["parked"], {}),
+        ("parked_connections", "Idle connections, which the master keeps.", facts["parked"], {}),
         ("requests_per_second", "Requests a second in the last minute.", minute["requests_per_second"], {}),
     ):
         yield name, "gauge", help, [(labels, value)]
@@ -57,11 +57,11 @@ def _counters(totals: dict[str, Any]) -> Iterator[tuple[str, str, str, Iterable[
         ("connections", "Connections accepted."),
         ("requests", "Requests read."),
         ("probes", "Connections closed without a request."),
-        ("worker_restarts", "Workers replaced."),
+        ("worker_restarts", "Workers replaced after they died or were killed."),
     ):
         yield f"{name}_total", "counter", help, [({}, totals[name])]
     answers: list[Sample] = [({"outcome": name}, totals[name]) for name in _ANSWERS]
-    yield "answers_total", "counter", "Requests by how they ended.", answers
+    yield "answers_total", "counter", "Requests by outcome.", answers
     bytes_: list[Sample] = [({"direction": way}, totals[f"bytes_{way}"]) for way in ("in", "out")]
     yield "bytes_total", "counter", "Bytes of requests and responses.", bytes_
 
@@ -70,9 +70,9 @@ def _worker_gauges(workers: list[dict[str, Any]]) -> Iterator[tuple[str, str, st
     states: list[Sample] = [({"state": s}, sum(worker["state"] == s for worker in workers)) for s in _STATES]
     yield "workers", "gauge", "Workers by state.", states
     for name, key, help in (
-        ("worker_busy_seconds", "busy_seconds", "How long a worker has been at its present request; 0 if idle."),
+        ("worker_busy_seconds", "busy_seconds", "Time since a worker began its current request; 0 if idle."),
         ("worker_resident_bytes", "rss_bytes", "Resident memory of a worker."),
-        ("worker_held_connections", "held", "Stalled connections that a worker keeps."),
+        ("worker_held_connections", "held", "Connections that a worker holds beside the current one."),
     ):
         yield name, "gauge", help, [({"slot": worker["slot"]}, worker[key] or 0) for worker in workers]
 

@@ -1,4 +1,4 @@
-"""Single keys from the terminal, without waiting for Enter, on either kind of system. Runs in `ipcsrv top`."""
+"""Single keys from the terminal, without Enter, on Unix and Windows. Runs in `ipcsrv top`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Self
 
 
 class Keys:
-    """Reads keys for the time of a `with`; the terminal is as it was at the end.
+    """Reads keys during a `with` block, at whose end the terminal is restored.
 
-    On Unix a change of the terminal's size ends a `read` early, so that the screen can be drawn anew at once.
+    On Unix a change of the terminal's size ends a `read` early, so that the screen can be drawn again at once.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Keys:
         except ImportError:
             self._termios = None
             return self
-        vars(os)["set_blocking"](self._resize, False)  # a handler must not wait
+        vars(os)["set_blocking"](self._resize, False)  # a signal handler must not block
         self._saved = self._termios.tcgetattr(sys.stdin.fileno())
         import_module("tty").setcbreak(sys.stdin.fileno())
         self._old_handler = signal.signal(_window_change(), self._note_resize)
@@ -42,7 +42,7 @@ class Keys:
         os.close(self._resize)
 
     def read(self, seconds: float) -> str:
-        """A key pressed within so many seconds, or "" after them, or earlier when the terminal was resized."""
+        """Return the next key within `seconds`, or "" after them or when the terminal was resized."""
         return _windows_key(seconds) if self._termios is None else self._unix_key(seconds)
 
     def _unix_key(self, seconds: float) -> str:
@@ -51,13 +51,13 @@ class Keys:
             os.read(self._resized, 4096)
         if sys.stdin not in ready:
             return ""
-        return os.read(sys.stdin.fileno(), 1).decode("latin-1") or "q"  # the end of input is the wish to end
+        return os.read(sys.stdin.fileno(), 1).decode("latin-1") or "q"  # end of input
 
     def _note_resize(self, *_: object) -> None:
         try:
             os.write(self._resize, b"!")
         except BlockingIOError:
-            pass  # one unread note is enough
+            pass  # one unread byte is enough
 
 
 def _window_change() -> int:
@@ -65,7 +65,7 @@ def _window_change() -> int:
 
 
 def _windows_key(seconds: float) -> str:
-    # The console cannot be waited for together with a time limit, but for a look at it every so often.
+    # The C library cannot wait for the console with a time limit: poll.
     msvcrt: Any = import_module("msvcrt")
     until = time.monotonic() + seconds
     while not msvcrt.kbhit():

@@ -1,4 +1,4 @@
-"""Figures as a person reads them: short, with a unit, and never wider than their column. Pure."""
+"""Figures for people: short, with a unit, never wider than their column. No I/O."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 worker`, `2 workers`, `1,234 workers`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def connections(number: int) -> str:
+    """Return a number of connections, shortened as `count` does."""
+    return f"{count(number)} connection{'' if number == 1 else 's'}"
+
+
 def rate(per_second: float | None) -> str:
     """Per second: a decimal below a hundred."""
     if per_second is None:
@@ -56,7 +66,7 @@ def _three_digits(number: float) -> str:
 
 
 def wrapped(head: str, items: list[str], width: int) -> list[str]:
-    """The items with commas between, after `head` and within `width`, on as many lines as they need."""
+    """Return the items after `head`, with commas between, on as many lines of at most `width` as they need."""
     lines = [head + items[0]]
     for item in items[1:]:
         if len(lines[-1]) + len(item) + 3 > width:
@@ -68,6 +78,19 @@ def wrapped(head: str, items: list[str], width: int) -> list[str]:
 
 
 def cut(text: str, width: int) -> str:
-    """One printable line of at most `width` characters, whatever `text` holds."""
-    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    """Return one printable line of at most `width` characters; line ends become spaces, other controls escapes."""
+    line = text if text.isprintable() else printable(text)
     return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Return text as one line without control characters or lone surrogates."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
+
+
+def home(path: str) -> str:
+    """Return a path with the user's home folder as ~."""
+    import os
+
+    folder = os.path.expanduser("~")
+    return "~" + path[len(folder) :] if len(folder) > 1 and path.startswith(folder + os.sep) else path

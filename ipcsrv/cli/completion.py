@@ -1,6 +1,6 @@
-"""`completion`: scripts for bash, zsh and fish, made from the same tables as the commands themselves.
+"""`completion`: scripts for bash, zsh and fish, made from the tables of commands and settings.
 
-A script holds every command and flag, so that completing starts no Python. Runs where a shell starts.
+A script contains every command and flag, so that a completion starts no Python.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ To set it up, write
 
 
 class _Flag(NamedTuple):
-    """One option of a command; `choices` are its values, None if it takes any value, () if it takes none."""
+    """One option of a command; `choices` are its values: None if it takes any value, () if it takes none."""
 
     names: tuple[str, ...]
     help: str
@@ -31,7 +31,7 @@ class _Flag(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `completion` takes."""
+    """Declare what `completion` takes."""
     parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _SET_UP
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _flags() -> dict[str, list[_Flag]]:
-    """The options of every command."""
+    """Return the options of every command."""
     return {name: list(_flags_of(build(command))) for name, command in commands().items()}
 
 
@@ -87,7 +87,7 @@ def _bash() -> Iterator[str]:
 
 
 def _chosen() -> dict[tuple[str, ...], tuple[str, ...]]:
-    """The options that take one of a few values."""
+    """Return the options that take one of a few values."""
     return {flag.names: flag.choices for flags in _flags().values() for flag in flags if flag.choices}
 
 
@@ -133,5 +133,5 @@ def _fish_flag(flag: _Flag) -> str:
 
 
 def _quoted(text: str) -> str:
-    """One word for any of the three shells."""
+    """Return text as one word for any of the three shells."""
     return "'" + text.replace("'", "`") + "'"

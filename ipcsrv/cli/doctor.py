@@ -1,7 +1,7 @@
-"""`doctor`: what is wrong with a path, if anything, a line for each thing that was looked at.
+"""`doctor`: diagnose problems with a socket path, one line for each thing that is checked.
 
-It changes nothing and sends nothing but a `status` to a trusted server's control socket.  What systems differ in is
-looked at by `platform.inspection`; here it is put together with what servers say.  Runs in the client's process.
+It changes nothing, and sends nothing but a `status` to the control socket of a trusted server. `platform.inspection`
+checks what differs between systems; this module combines it with what servers report. Runs in the client's process.
 """
 
 from __future__ import annotations
@@ -21,45 +21,49 @@ from ..platform import client as platform
 from ..platform import inspection
 from ..platform.findings import Finding, Level, LockHolder, failure, ok, warning
 from ..worker.fastpath import compiled_path
-from . import _text
+from . import _style, _text
 from ._parser import add_path
 from .messages import FAILED, OK
+from .status import missing_workers
 
-WIDTH = 80
-FEW_DESCRIPTORS = 1024  # each connected client is one
-_COLUMNS = "{:<8} {:<13} "  # how bad, and about what
+WIDEST = 120  # columns; longer lines of text are hard to read
+FEW_DESCRIPTORS = 1024  # each connection needs at least one
+_COLUMNS = "{:<8} {:<13} "  # level and subject
+_STYLES = {Level.OK: "good", Level.WARNING: "warning", Level.FAILURE: "failure"}
 _INDENT = len(_COLUMNS.format("", ""))
 _CONTROL_TIMEOUT = 2.0  # seconds; a living master answers within 50 ms
 _COMMAND_WIDTH = 200  # characters of a command line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `doctor` takes."""
+    """Declare what `doctor` takes."""
     add_path(parser)
-    parser.epilog = "exit code 1 if a line says failure; warnings alone leave it 0"
+    parser.epilog = "Exit codes: 1 if there is a failure, 0 if there are only warnings or nothing."
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look, and say what was found."""
+    """Print the findings."""
     findings = list(examine(arguments.path))
     for finding in findings:
-        sys.stdout.write(described(finding))
+        sys.stdout.write(described(finding, min(_style.columns(), WIDEST)))
     sys.stdout.write("\n" + _summary(findings))
     return FAILED if any(finding.level is Level.FAILURE for finding in findings) else OK
 
 
-def described(finding: Finding) -> str:
-    """A finding as lines of at most 80 columns, whatever is in it."""
+def described(finding: Finding, width: int = _style.LEAST_WIDTH) -> str:
+    """Return a finding as lines of at most `width` columns, whatever it contains."""
     head = _COLUMNS.format(finding.level.value, finding.subject)
-    lines = _wrapped(finding.text, head)
+    lines = _wrapped(finding.text, head, width)
     if finding.advice:
-        lines += _wrapped(finding.advice, " " * (_INDENT - 3) + "-> ")
+        lines += _wrapped(finding.advice, " " * (_INDENT - 3) + "-> ", width)
+    level = finding.level.value
+    lines[0] = _style.styled(level, _STYLES[finding.level]) + lines[0].removeprefix(level)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _wrapped(text: str, head: str) -> list[str]:
+def _wrapped(text: str, head: str, width: int) -> list[str]:
     printable = _text.cut(text, 2000)
-    return textwrap.wrap(printable, WIDTH, initial_indent=head, subsequent_indent=" " * _INDENT,
+    return textwrap.wrap(printable, width, initial_indent=head, subsequent_indent=" " * _INDENT,
                          break_on_hyphens=False) or [head.rstrip()]  # fmt: skip
 
 
@@ -67,24 +71,20 @@ def _summary(findings: list[Finding]) -> str:
     levels = [finding.level for finding in findings]
     failures, warnings = levels.count(Level.FAILURE), levels.count(Level.WARNING)
     if failures:
-        return f"{_counted(failures, 'failure')}, {_counted(warnings, 'warning')}\n"
-    return f"nothing is wrong, {_counted(warnings, 'warning')}\n" if warnings else "nothing is wrong\n"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        return f"{_text.plural(failures, 'failure')}, {_text.plural(warnings, 'warning')}\n"
+    return f"no failure, {_text.plural(warnings, 'warning')}\n" if warnings else "no problems found\n"
 
 
 def examine(path: str) -> Iterator[Finding]:
-    """Everything that can be found out about a path, from the outside in."""
+    """Yield the findings about a path: folder and files first, then the server, then its limits."""
     found = list(inspection.place(path))
     yield from found
     if any(finding.subject in ("folder", "path") and finding.level is Level.FAILURE for finding in found[:2]):
         return
     holder = inspection.lock_holder(path)
     listener = _listener(path)
-    yield _who_listens(listener, holder)
-    yield _who_holds(holder)
+    yield _listening(listener, holder)
+    yield _lock(holder)
     trusted = isinstance(listener, Peer) and platform.trusted(listener, ())
     server = _asked(path) if trusted else None
     if trusted:
@@ -93,11 +93,11 @@ def examine(path: str) -> Iterator[Finding]:
     yield from _descriptors(holder)
 
 
-# -- who is there -----------------------------------------------------------------------------------------------------
+# -- the server -------------------------------------------------------------------------------------------------------
 
 
 def _listener(path: str) -> Peer | Exception:
-    """Who listens, or why nobody could be reached; sends nothing."""
+    """Return the credentials of the listening process, or the error of the attempt to connect; sends nothing."""
     try:
         stream = platform.attempt(path)
     except (OSError, IpcError) as error:
@@ -110,19 +110,19 @@ def _listener(path: str) -> Peer | Exception:
         stream.close()
 
 
-def _who_listens(listener: Peer | Exception, holder: LockHolder | None) -> Finding:
+def _listening(listener: Peer | Exception, holder: LockHolder | None) -> Finding:
     if isinstance(listener, Peer):
         return _named_listener(listener)
     if isinstance(listener, BlockingIOError):
-        return warning("listens", "a server whose queue is full", "see `ipcsrv status`: it may be busy, or hang")
+        return warning("listens", "a server whose queue is full", "`ipcsrv status` shows whether it is busy or hangs")
     if isinstance(listener, NotListening) and holder is None:
-        return ok("listens", "nobody; `ipcsrv start` starts a server")
+        return ok("listens", "no server; `ipcsrv start` starts one")
     if isinstance(listener, NotListening):
-        text = "nobody, though a server holds the lock"
-        return warning("listens", text, "it is starting, or draining, or lost its socket: see its log")
+        text = "no server, although one holds the lock"
+        return warning("listens", text, "it starts, drains, or its socket was removed: see its log")
     if isinstance(listener, Denied):
-        return failure("listens", "the socket's mode does not let you in", "ask its owner for --mode and --allow")
-    why = str(listener) if isinstance(listener, InvalidPath) else f"cannot be told: {listener}"
+        return failure("listens", "the socket's mode denies you access", "ask its owner for --mode and --allow")
+    why = str(listener) if isinstance(listener, InvalidPath) else f"unknown: {listener}"
     return failure("listens", why, "choose another path, or remove what is there")
 
 
@@ -133,27 +133,27 @@ def _named_listener(peer: Peer) -> Finding:
     if command:
         text += f": {_text.cut(command, _COMMAND_WIDTH)}"
     if not platform.trusted(peer, ()):
-        return failure("listens", text, f"clients refuse it: name {user} in `trust` if it is the right one")
+        return failure("listens", text, f"clients do not trust it; if it is the right server, name {user} in `trust`")
     return ok("listens", text)
 
 
-def _who_holds(holder: LockHolder | None) -> Finding:
+def _lock(holder: LockHolder | None) -> Finding:
     if holder is None:
         return ok("lock", "free")
     pid = holder.pid or holder.record.get("pid")
     if pid is None:
-        return warning("lock", "held by a process that cannot be seen from here", "it may be in another container")
+        return warning("lock", "held by a process that is not visible here", "it may be in another container")
     text = f"held by pid {pid}"
     if holder.pid is not None and holder.record.get("pid") not in (None, holder.pid):
         return warning("lock", f"{text}, but its file names pid {holder.record['pid']}",
-                       f"see what {holder.pid} is; end it if it is what a killed server left")
+                       f"check what process {holder.pid} is; end it if a killed server left it")
     if not holder.record:
-        return warning("lock", f"{text}, which says nothing of itself", "it is just starting, or no ipcsrv")
+        return warning("lock", f"{text}, which left no record in it", "it is just starting, or not an ipcsrv server")
     return ok("lock", f"{text}, serving {holder.record.get('handler')}")
 
 
 def _asked(path: str) -> dict[str, Any] | IpcError:
-    """The server's own status, or why there is none."""
+    """Return the server's status, or why there is none."""
     try:
         return control.request(os.fspath(path), "status", timeout=_CONTROL_TIMEOUT)
     except IpcError as error:
@@ -162,27 +162,32 @@ def _asked(path: str) -> dict[str, Any] | IpcError:
 
 def _control(server: dict[str, Any] | IpcError | None) -> Finding:
     if not isinstance(server, dict):
-        return warning("control", f"the server cannot be asked about itself: {server}",
-                       "fine for a server of another program; else see its log")
+        return warning("control", f"no status from the server: {server}",
+                       "normal for a server of another program; otherwise see its log")
     workers = server.get("workers", [])
     busy = sum(worker.get("state") == "busy" for worker in workers)
-    return ok("control", f"the server is {server.get('state')}, {busy} of {_counted(len(workers), 'worker')} busy")
+    text = f"the server is {server.get('state')}, {_text.plural(len(workers), 'worker')}, {busy} busy"
+    missing = missing_workers(server)
+    if not missing:
+        return ok("control", text)
+    return failure("control", f"{text}, {missing} of {server['workers_wanted']} missing",
+                   f"see why workers do not start: `ipcsrv logs {server.get('path')}`")  # fmt: skip
 
 
-# -- what it is made of -----------------------------------------------------------------------------------------------
+# -- versions and limits ----------------------------------------------------------------------------------------------
 
 
 def _versions(server: dict[str, Any] | IpcError | None, holder: LockHolder | None) -> Iterator[Finding]:
     record: dict[str, Any] = server if isinstance(server, dict) else holder.record if holder is not None else {}
-    compiled = "compiled" if compiled_path() is not None else "in Python alone"
-    ours = f"ipcsrv {__version__}, {compiled}, Python {sys.version.split()[0]}"
-    theirs = record.get("version")
-    if theirs is None:
-        yield ok("version", ours)
-    elif theirs == __version__:
-        yield ok("version", f"{ours}; the server has the same ipcsrv")
+    compiled = "with" if compiled_path() is not None else "without"
+    client = f"ipcsrv {__version__} {compiled} the compiled fast path, Python {sys.version.split()[0]}"
+    version = record.get("version")
+    if version is None:
+        yield ok("version", client)
+    elif version == __version__:
+        yield ok("version", f"{client}; the server has the same version")
     else:
-        yield warning("version", f"{ours}; the server has ipcsrv {theirs}", "`ipcsrv restart` brings them together")
+        yield warning("version", f"{client}; the server has ipcsrv {version}", "`ipcsrv restart` updates the server")
 
 
 def _descriptors(holder: LockHolder | None) -> Iterator[Finding]:
@@ -190,12 +195,12 @@ def _descriptors(holder: LockHolder | None) -> Iterator[Finding]:
     for pid in pids:
         limits = inspection.descriptor_limits(pid)
         if limits is not None:
-            yield _descriptor_limit("you" if pid is None else "the server", *limits)
+            yield _descriptor_limit("this shell" if pid is None else "the server", *limits)
 
 
-def _descriptor_limit(whose: str, soft: int, hard: int) -> Finding:
-    text = f"{whose} may open {soft:,}"
+def _descriptor_limit(process: str, soft: int, hard: int) -> Finding:
+    text = f"{process} may open {soft:,}"
     if soft >= FEW_DESCRIPTORS:
         return ok("descriptors", text)
     advice = f"`ulimit -n {min(hard, 1 << 16)}` before the start, or LimitNOFILE= in its unit"
-    return warning("descriptors", f"{text}; each connected client takes one", advice)
+    return warning("descriptors", f"{text}; each connection needs at least one", advice)

@@ -1,8 +1,8 @@
-"""What the command says when something goes wrong, and the code it exits with: here and nowhere else.
+"""Messages on standard error and exit codes of the command line: here and nowhere else.
 
-One line on standard error, `ipcsrv: <what> <why> <what to do>`, never a traceback for what a user can cause. Errors of
-the tree in errors.py bring their line and their code along; the rest are translated here. Imported only on the way
-out, so that a call that succeeds does not pay for it.
+One line, `ipcsrv: <what failed>: <why>; <what to do next>`; never a traceback for what a user can cause. Errors of the
+tree in errors.py bring their text and exit code; other errors are translated here. `run --log-format json` writes these
+lines as JSON too. Imported only when there is something to say, so a successful call does not pay for it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,32 @@ DENIED = 5
 IN_USE = 6
 INVALID_PATH = 7
 SOCKET_STOLEN = 8
-INTERRUPTED = 130  # 128 + SIGINT: what a shell reports for a program that Ctrl-C ended
-BROKEN_PIPE = 141  # 128 + SIGPIPE: likewise, for one whose reader went away
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports a program that Ctrl-C ended
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+_as_json = False
 
 
 class UsageError(Exception):
-    """The command line cannot be understood."""
+    """The command line cannot be understood.
+
+    Args:
+        what: what is wrong, and why.
+        advice: what to do next.
+    """
+
+    def __init__(self, what: str, advice: str | None = None) -> None:
+        super().__init__(f"{what}; {advice}" if advice else what)
+
+
+def use_json(on: bool) -> None:
+    """Write messages as JSON objects in the form of the JSON log, or as text."""
+    global _as_json
+    _as_json = on
 
 
 def report(error: BaseException) -> int:
-    """Say in one line what went wrong and return the exit code; an error that is a bug is raised on."""
+    """Write one line about an error and return the exit code; an error that is a bug is raised again."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError) and not isinstance(error, IpcError):
@@ -48,31 +64,39 @@ def report(error: BaseException) -> int:
     raise error
 
 
-def complain(text: str) -> None:
-    """One line on standard error, whatever `text` holds; nothing if nobody can read it."""
+def complain(text: str, level: str = "error") -> None:
+    """Write one line to standard error, whatever `text` contains; an unwritable standard error is ignored."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)
     try:
-        print(f"ipcsrv: {line}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):
+        print(_json_line(line, level) if _as_json else f"ipcsrv: {line}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
         pass
 
 
+def _json_line(text: str, level: str) -> str:
+    import time
+
+    from ..platform import logs
+
+    return logs.json_line(logs.Record("ipcsrv.cli", logs.LEVELS[level], text), time.time()).rstrip("\n")
+
+
 def broken_pipe() -> int:
-    """The reader of our output has gone: end quietly, without a second failure when the interpreter flushes."""
+    """End quietly when the reader of standard output has gone, also when the interpreter flushes at exit."""
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
     except (OSError, ValueError, AttributeError):
         pass
     return BROKEN_PIPE
 
 
 def _system_error(error: OSError) -> str:
-    """The system's own reason, with the file it concerns; the most common ones with what to do."""
+    """Return the system's reason with the file concerned, and what to do about the most common ones."""
     subject = f"{error.filename}: " if error.filename else ""
     advice = {
-        errno.EMFILE: ": raise the limit on open files (ulimit -n)",
-        errno.ENOSPC: ": free some space",
+        errno.EMFILE: "; raise the limit on open files (ulimit -n)",
+        errno.ENOSPC: "; free some space",
     }.get(error.errno or 0, "")
     return f"{subject}{error.strerror or error}{advice}"

@@ -1,12 +1,11 @@
-"""`run --reload`: a process beside the server that watches the handler's files and has the server reload (development).
+"""`run --reload`: a process beside the server that watches the handler's files and reloads the server (development).
 
-A process of its own, because a server that forks its workers has no threads, and what watches files may have some.  It
-lives as long as its standard input, which the command that serves holds open: killed or stopped, that takes it along.
+It is a process of its own because a server that forks its workers has no threads, and a file watcher may have some. It
+exits at the end of its standard input, which the process of the server holds open, so it never outlives the server.
 
-What is watched: the Python files of the handler's package, or, for a handler that lies in the current folder, of that
-whole folder, since what it imports lies there as well.  `watchfiles` is used if it is there (the extra `watch`); else
-the files are looked at twice a second.  What the reload comes to, the server's log says: new workers, or the
-traceback of code that does not import, with the old workers serving on until the next save.
+It watches the Python files of the handler's package, or, for a handler in the current folder, of that whole folder. It
+uses `watchfiles` if that is installed (the extra `watch`), else it checks the files twice a second. If the new code
+does not import, the server's log has the traceback, and the old workers serve on until the next save.
 """
 
 from __future__ import annotations
@@ -19,21 +18,23 @@ from collections.abc import Callable, Iterator
 
 from ..client import control
 from ..errors import IpcError
+from . import messages
 
-INTERVAL = 0.5  # seconds between two looks at the files, where nothing tells us of changes
+INTERVAL = 0.5  # seconds between two checks of the files, without watchfiles
 _SKIPPED = {"__pycache__", "node_modules", "site-packages"}
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class Watch:
-    """The watching process, for as long as the block runs."""
+    """The watching process, for as long as a `with` block runs."""
 
-    def __init__(self, path: str, target: str) -> None:
-        self._command = [sys.executable, "-m", "ipcsrv.cli.reloading", path, *places(target)]
+    def __init__(self, path: str, target: str, *, as_json: bool = False) -> None:
+        form = "json" if as_json else "text"
+        self._command = [sys.executable, "-m", "ipcsrv.cli.reloading", form, path, *places(target)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Watch:
-        sys.dont_write_bytecode = True  # two saves within a second have the same stamp, and the first one's bytecode
+        sys.dont_write_bytecode = True  # after two saves within a second the bytecode of the first would be used
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         search = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": search})
@@ -46,7 +47,7 @@ class Watch:
 
 
 def places(target: str) -> list[str]:
-    """The files and folders to watch for a handler `MODULE:NAME`; nothing is imported."""
+    """Return the files and folders to watch for a handler `MODULE:NAME`; nothing is imported."""
     from importlib.machinery import PathFinder
 
     here = os.getcwd()
@@ -60,7 +61,7 @@ def places(target: str) -> list[str]:
 
 
 def python_files(places: list[str]) -> Iterator[str]:
-    """Every Python file there, but those of installed packages and hidden folders."""
+    """Yield every Python file there, except those of installed packages and hidden folders."""
     for place in places:
         if os.path.isfile(place):
             yield place
@@ -70,38 +71,38 @@ def python_files(places: list[str]) -> Iterator[str]:
 
 
 def stamps(places: list[str]) -> dict[str, tuple[int, int]]:
-    """What changes of a file when it is saved: its time of modification and its size."""
+    """Return what changes of a file when it is saved: its time of modification and its size."""
     found = {}
     for file in python_files(places):
         try:
             info = os.stat(file)
         except OSError:
-            continue  # it is being replaced: the next look finds it
+            continue  # it is being replaced: the next check finds it
         found[file] = (info.st_mtime_ns, info.st_size)
     return found
 
 
 def changes(places: list[str], over: threading.Event, ready: Callable[[], None]) -> Iterator[list[str]]:
-    """The files that were changed, each time that some were, until `over`; `ready` is called when none is missed."""
+    """Yield the changed files after each change, until `over`; `ready` is called once no change can be missed."""
     try:
         from watchfiles import PythonFilter, watch
     except ImportError:
-        yield from changes_by_looking(places, over, ready)
+        yield from changes_by_polling(places, over, ready)
         return
     before: dict[str, tuple[int, int]] | None = stamps(places)
     ready()
     for found in watch(*places, watch_filter=PythonFilter(), stop_event=over, raise_interrupt=False,
                        rust_timeout=int(INTERVAL * 1000), yield_on_timeout=True):  # fmt: skip
         files = {file for _, file in found}
-        if before is not None:  # it watches from now on: what was saved until then is seen by looking
+        if before is not None:  # watchfiles sees changes only from now on
             files |= differences(before, stamps(places))
             before = None
         if files:
             yield sorted(files)
 
 
-def changes_by_looking(places: list[str], over: threading.Event, ready: Callable[[], None]) -> Iterator[list[str]]:
-    """The same without watchfiles."""
+def changes_by_polling(places: list[str], over: threading.Event, ready: Callable[[], None]) -> Iterator[list[str]]:
+    """Do the same without watchfiles."""
     before = stamps(places)
     ready()
     while not over.wait(INTERVAL):
@@ -112,40 +113,38 @@ def changes_by_looking(places: list[str], over: threading.Event, ready: Callable
 
 
 def differences(before: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]]) -> set[str]:
-    """The files that came, went or were saved between two looks."""
+    """Return the files that were added, removed or saved between two checks."""
     return {file for file in now.keys() | before.keys() if now.get(file) != before.get(file)}
 
 
-def reload(path: str, files: list[str], say: Callable[[str], None]) -> None:
-    """Have the server at `path` reload because of these files."""
+def reload(path: str, files: list[str], say: Callable[[str, str], None]) -> None:
+    """Reload the server at `path` because these files changed."""
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    say(f"{os.path.relpath(files[0])}{more} changed: reloading")
+    say(f"{os.path.relpath(files[0])}{more} changed: reloading", "info")
     try:
         answer = control.request(path, "reload", timeout=None)
     except IpcError as error:
-        say(f"not reloaded, the workers that there are serve on: {error}")
+        say(f"not reloaded: {error}; the old workers serve on", "error")
     else:
-        say(f"generation {answer['generation']} serves")
+        say(f"reloaded, generation {answer['generation']} serves", "info")
 
 
 def main() -> None:
     """Watch until standard input ends."""
-    path, *watched = sys.argv[1:]
+    form, path, *watched = sys.argv[1:]
+    messages.use_json(form == "json")
     over = threading.Event()
 
-    def wait_for_the_end() -> None:
+    def wait_for_end() -> None:
         sys.stdin.buffer.read()
         over.set()
 
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
-    def say(text: str) -> None:
-        print(f"ipcsrv: {text}", file=sys.stderr, flush=True)
-
+    threading.Thread(target=wait_for_end, daemon=True).start()
     try:
-        for files in changes(watched, over, lambda: say(f"watching {', '.join(watched)}")):
-            reload(path, files, say)
+        for files in changes(watched, over, lambda: messages.complain(f"watching {', '.join(watched)}", "info")):
+            reload(path, files, messages.complain)
     except KeyboardInterrupt:
-        pass  # the terminal's Ctrl-C reaches us too; the server says what there is to say
+        pass  # a terminal's Ctrl-C reaches this process too; the server reports it
 
 
 if __name__ == "__main__":

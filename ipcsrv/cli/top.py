@@ -1,14 +1,13 @@
-"""`ipcsrv top`: a live view of a server, a row a worker, with keys to reload it, scale it and see its stacks.
+"""`top`: live status display of a server, with keys to reload it, scale it and write its stacks to the log.
 
-Runs in the user's terminal: it asks the master for its status once a second, and draws what `_dashboard` makes of it.
-Drawn by rich where that is installed (the extra `top`), by plain escape sequences elsewhere. A server that goes away
-is waited for, so that a restart can be watched.
+Runs in the user's terminal: it asks the master for its status once a second and draws the screen of `_dashboard`, with
+rich where that is installed (the extra `top`), with plain escape sequences elsewhere. When the server stops, `top`
+waits for the next one at the path.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import threading
@@ -18,35 +17,35 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from ..errors import IpcError, NotListening
+from . import _style
 from ._dashboard import History, Line, screen
 from ._parser import add_path, argument_type, positive_seconds
 from ._terminal import Keys
 from .messages import OK, UsageError
 
-_STYLE_CODES = {"title": "1", "heading": "7", "busy": "32", "warning": "33", "quiet": "2"}  # ECMA-48, SGR
-_RICH_STYLES = {"title": "bold", "heading": "reverse", "busy": "green", "warning": "yellow", "quiet": "dim"}
+_RICH_STYLES = {"title": "bold", "heading": "bold underline", "busy": "green", "warning": "yellow", "quiet": "dim"}
 _NOTICE_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `top` takes."""
+    """Declare what `top` takes."""
     add_path(parser)
     parser.add_argument(
         "--interval",
         metavar="TIME",
         type=argument_type(positive_seconds),
         default=1.0,
-        help="time between two looks at the server (default: 1s)",
+        help="time between two updates (default: 1s)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the server until q or Ctrl-C."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError(f"top needs a terminal: try `ipcsrv status {arguments.path}`")
+        raise UsageError("top needs a terminal", f"use `ipcsrv status {arguments.path}`")
     from ..server import server
 
-    facts = server.status(arguments.path)  # where no server is, say so and leave the terminal alone
+    facts = server.status(arguments.path)  # without a server this raises, before the terminal is changed
     view = View(arguments.path, facts, arguments.interval)
     with _canvas() as canvas, Keys() as keys:
         try:
@@ -59,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class View:
-    """What is known of the server, and what the keys do. `notice` is said in the last line for a while."""
+    """The state of the display, and what the keys do; a notice replaces the last line for some seconds."""
 
     def __init__(self, path: str, facts: dict[str, Any], interval: float = 1.0) -> None:
         self._path = path
@@ -72,11 +71,11 @@ class View:
         self._looked = False
 
     def pause(self) -> float:
-        """Seconds to wait for a key before the next look: none before the first."""
+        """Return the seconds to wait for a key before the next update: none before the first."""
         return self._interval if self._looked else 0.0
 
     def look(self) -> None:
-        """Ask the server how it is; one that is gone is said to be, and asked again next time."""
+        """Read the server's status; if there is no server, say so and try again next time."""
         from ..server import server
 
         self._looked = True
@@ -84,22 +83,22 @@ class View:
             self._facts = server.status(self._path)
             self._history.add(self._facts, time.monotonic())
         except NotListening:
-            self._say("the server is gone; waiting for it   q quit")
+            self._say("the server has stopped, waiting for the next one at this path   q quit")
         except IpcError as error:
             self._say(str(error))
 
     def lines(self, width: int, height: int) -> list[Line]:
-        """The screen as it is to be drawn now."""
+        """Return the screen to draw now."""
         notice = self._notice if time.monotonic() < self._notice_until else ""
         return screen(self._facts, self._history, notice, width, height, self._ascii_only)
 
     def act(self, key: str) -> bool:
-        """Do what a key asks for; False is the wish to quit. What takes time is done on the side."""
+        """Run the command of a key, in a thread if it takes time; return False to quit."""
         actions: dict[str, tuple[str, Callable[[], object]]] = {
             "r": ("reloaded", self._reload),
             "+": ("scaled up", lambda: self._scale(1)),
             "-": ("scaled down", lambda: self._scale(-1)),
-            "s": ("stacks are in the log", self._stacks),
+            "s": ("stacks written to the log", self._stacks),
         }
         if key in actions:
             threading.Thread(target=self._do, args=actions[key], daemon=True).start()
@@ -133,7 +132,7 @@ class View:
 
 
 class Canvas(Protocol):
-    """Where a screen is drawn, for the time of a `with`; at its end the terminal is as it was."""
+    """Where a screen is drawn during a `with` block; at its end the terminal is restored."""
 
     def draw(self, lines: list[Line]) -> None:
         """Show these lines and nothing else."""
@@ -153,7 +152,7 @@ def _canvas() -> Canvas:
 
 
 class _PlainCanvas:
-    """Escape sequences that every terminal of the last thirty years knows (ECMA-48, and xterm's second screen)."""
+    """Escape sequences that all common terminals support (ECMA-48, and xterm's alternate screen)."""
 
     def __enter__(self) -> Self:
         self._write("\x1b[?1049h\x1b[?25l")
@@ -163,13 +162,9 @@ class _PlainCanvas:
         self._write("\x1b[?25h\x1b[?1049l")
 
     def draw(self, lines: list[Line]) -> None:
-        # Each line is overwritten in place and its rest erased: erasing the screen first would flicker.
-        body = "\x1b[K\r\n".join(self._styled(line) for line in lines)
+        # Each line is overwritten in place and its rest erased: to erase the screen first would flicker.
+        body = "\x1b[K\r\n".join(_style.styled(line.text, line.style) for line in lines)
         self._write(f"\x1b[H{body}\x1b[K\x1b[J")
-
-    def _styled(self, line: Line) -> str:
-        code = None if os.environ.get("NO_COLOR") and line.style != "heading" else _STYLE_CODES.get(line.style)
-        return line.text if code is None else f"\x1b[{code}m{line.text}\x1b[0m"
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
@@ -177,7 +172,7 @@ class _PlainCanvas:
 
 
 class _RichCanvas:
-    """rich knows what this terminal can do, on Windows too."""
+    """Drawn by rich, which knows the abilities of the terminal, on Windows too."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -103,7 +103,10 @@ def check_target(target: str) -> None:
     """Raise `HandlerImportError` unless `target` has the form MODULE:NAME or MODULE:NAME()."""
     module, colon, name = target.removesuffix("()").partition(":")
     if not (colon and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
-        raise HandlerImportError(target, reason="is not of the form MODULE:NAME, such as zlib:compress")
+        from .suggestions import well_formed
+
+        raise HandlerImportError(target, reason="it is not MODULE:NAME, such as zlib:compress",
+                                 suggestion=well_formed(target))  # fmt: skip
 
 
 def load(target: str) -> Handler:
@@ -118,9 +121,12 @@ def load(target: str) -> Handler:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise HandlerImportError(target, reason=f"module {module_name} has no {name!r}") from None
+            from .suggestions import existing_name
+
+            raise HandlerImportError(target, reason=f"module {module_name} has no {name!r}",
+                                     suggestion=existing_name(found, part, target)) from None  # fmt: skip
     if not callable(found):
-        raise HandlerImportError(target, reason=f"is a {type(found).__name__}, which cannot be called")
+        raise HandlerImportError(target, reason=f"it is of type {type(found).__name__}, which cannot be called")
     handler: Handler = Factory(target, found) if target.endswith("()") else found
     return handler
 
@@ -141,7 +147,7 @@ def load_hook(hook: str | Callable[..., object] | None, name: str, *arguments: o
     try:
         found = load(hook) if isinstance(hook, str) else hook
     except HandlerImportError as error:
-        raise HandlerImportError(error.target, error.traceback_text, error.reason, what=name) from None
+        raise HandlerImportError(error.target, error.traceback_text, error.reason, error.suggestion, name) from None
     if (reason := cannot_be_called(found, *arguments)) is not None:
         target = hook if isinstance(hook, str) else getattr(hook, "__qualname__", repr(hook))
         raise HandlerImportError(target, reason=reason, what=name)
@@ -190,8 +196,10 @@ def _import(target: str, module_name: str) -> Any:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            from .suggestions import existing_module
+
             reason = f"there is no module {error.name!r} (searched from {os.getcwd()} on)"
-            raise HandlerImportError(target, reason=reason) from None
+            raise HandlerImportError(target, reason=reason, suggestion=existing_module(error.name, target)) from None
         raise HandlerImportError(target, _own_frames()) from None
     except (Exception, SystemExit):
         raise HandlerImportError(target, _own_frames()) from None

@@ -89,16 +89,16 @@ class Settings:
 
     # fmt: off  (a setting reads as its value, then its words, then its bounds)
     workers: int | None = _setting(
-        None, kinds.COUNT, _WORKERS, "Processes in the pool. 0 handles requests in the master itself, for a debugger.",
+        None, kinds.COUNT, _WORKERS, "Number of worker processes. 0 runs the handler in the master, for a debugger.",
         nothing="one for each CPU this process may use", minimum=0, maximum=1024)
     start_method: str = _setting(
-        "auto", kinds.TEXT, _WORKERS, "How workers start. auto is fork on Linux and spawn elsewhere.",
+        "auto", kinds.TEXT, _WORKERS, "How workers are started. auto is fork on Linux and spawn elsewhere.",
         choices=("auto", "fork", "forkserver", "spawn"))
     preload: bool = _setting(
-        True, kinds.SWITCH, _WORKERS, "Import the handler once, before forking, so that workers share its memory.")
+        True, kinds.SWITCH, _WORKERS, "Import the handler once, before workers are forked: they share its memory.")
 
     backlog: int = _setting(
-        1024, kinds.COUNT, _LIMITS, "Connections the kernel queues before clients wait to connect.",
+        1024, kinds.COUNT, _LIMITS, "Connections that the kernel queues; further clients wait to connect.",
         minimum=1, maximum=65535)
     max_request_size: int | None = _setting(
         256 << 20, kinds.SIZE, _LIMITS, "A longer request is answered with ERR too-large.",
@@ -108,72 +108,72 @@ class Settings:
         nothing="no limit", minimum=1)
 
     read_timeout: float = _setting(
-        30.0, kinds.SECONDS, _TIMES, "A request that has begun to arrive must be complete within this time.",
+        30.0, kinds.SECONDS, _TIMES, "Time for a request to arrive, from its first byte to its last.",
         minimum=0.001, maximum=_YEAR)
     write_timeout: float = _setting(
-        30.0, kinds.SECONDS, _TIMES, "A client that reads nothing of its response for so long is dropped.",
+        30.0, kinds.SECONDS, _TIMES, "Drop a client that reads nothing of its response for this time.",
         minimum=0.001, maximum=_YEAR)
     request_timeout: float | None = _setting(
         None, kinds.SECONDS, _TIMES,
-        "Time the handler may take; then ERR timeout, a stack dump in the log and a new worker.",
-        nothing="as long as it likes", minimum=0.001, maximum=_YEAR)
+        "Time limit for the handler; then ERR timeout, a stack dump in the log and a new worker.",
+        nothing="no limit", minimum=0.001, maximum=_YEAR)
     startup_timeout: float = _setting(
-        30.0, kinds.SECONDS, _TIMES, "A worker must be ready within this time of its start.",
+        30.0, kinds.SECONDS, _TIMES, "Time for a worker to start, the import of the handler included.",
         minimum=0.001, maximum=_YEAR)
     drain_timeout: float = _setting(
-        30.0, kinds.SECONDS, _TIMES, "A stop waits so long for requests in progress; the rest get ERR stopping.",
+        30.0, kinds.SECONDS, _TIMES, "Time that a stop waits for requests in progress; the rest get ERR stopping.",
         minimum=0.0, maximum=_YEAR)
 
     max_requests: int | None = _setting(
-        None, kinds.COUNT, _RECYCLE, "Replace a worker after so many requests, between two of them. "
+        None, kinds.COUNT, _RECYCLE, "Replace a worker after this number of requests, between two of them. "
         "N:JITTER sets max_requests_jitter too.", nothing="never", minimum=1)
     max_requests_jitter: int = _setting(
-        0, kinds.COUNT, _RECYCLE, "Add up to so many requests, at random, to each worker's max_requests, "
-        "so that they do not all leave at once.", minimum=0)
+        0, kinds.COUNT, _RECYCLE, "Add a random number up to this to max_requests of each worker, "
+        "so that not all are replaced at once.", minimum=0)
     max_rss: int | None = _setting(
         None, kinds.SIZE, _RECYCLE, "Replace a worker whose resident memory exceeds this, between two requests.",
         nothing="never", minimum=1 << 20)
     idle_exit: float | None = _setting(
-        None, kinds.SECONDS, _RECYCLE, "Stop the server after so long without a client.",
+        None, kinds.SECONDS, _RECYCLE, "Stop the server after this idle time, without any client.",
         nothing="never", minimum=0.001, maximum=_YEAR)
 
     mode: int = _setting(
         0o600, kinds.MODE, _ACCESS, "Permissions of the socket, set at the moment of bind.",
         minimum=0, maximum=0o777)
     allow: tuple[str, ...] = _setting(
-        (), kinds.ALLOW, _ACCESS, "Who may connect besides the server's own user and root: uid:N, gid:N, user:NAME, "
+        (), kinds.ALLOW, _ACCESS, "Also serve these users, beside the server's own and root: uid:N, gid:N, user:NAME, "
         "group:NAME, or Windows SIDs.")
     insecure_dir: bool = _setting(
-        False, kinds.SWITCH, _ACCESS, "Serve from a folder in which other users could replace the socket.")
+        False, kinds.SWITCH, _ACCESS, "Allow a folder in which other users could replace the socket.")
 
     log_level: str = _setting(
-        "info", kinds.TEXT, _LOGS, "The least severe messages to log.",
+        "info", kinds.TEXT, _LOGS, "Minimum log level.",
         choices=("debug", "info", "warning", "error", "critical"))
     log_file: str | None = _setting(
         None, kinds.LOG_FILE, _LOGS,
         "Append the log to this file; safe to rotate while the server runs. - is standard error.",
         nothing="standard error")
     log_format: str = _setting(
-        "text", kinds.TEXT, _LOGS, "Lines for people, or one JSON object a line.", choices=("text", "json"))
+        "text", kinds.TEXT, _LOGS, "Text lines, or one JSON object per line.", choices=("text", "json"))
     access_log: bool = _setting(
-        False, kinds.SWITCH, _LOGS, "Log a line a request: peer, bytes, queue wait, handler time, outcome.")
+        False, kinds.SWITCH, _LOGS, "Log one line per request: peer, bytes, queue wait, handler time, outcome.")
 
     on_worker_start: Hook = _setting(
-        None, kinds.HOOK, _HOOKS, "Called without arguments in each worker before its first request.",
-        nothing="nothing")
+        None, kinds.HOOK, _HOOKS, "Function called in each worker before its first request, without arguments.",
+        nothing="none")
     on_worker_stop: Hook = _setting(
-        None, kinds.HOOK, _HOOKS, "Called without arguments in each worker that leaves in good order.",
-        nothing="nothing")
+        None, kinds.HOOK, _HOOKS, "Function called in each worker that exits normally, without arguments.",
+        nothing="none")
     on_request_start: Hook = _setting(
-        None, kinds.HOOK, _HOOKS, "Called in the worker with the request, before the handler.", nothing="nothing")
+        None, kinds.HOOK, _HOOKS, "Function called in the worker with the request, before the handler.", nothing="none")
     on_request_end: Hook = _setting(
-        None, kinds.HOOK, _HOOKS, "Called in the worker with the request and None, or what was raised.",
-        nothing="nothing")
+        None, kinds.HOOK, _HOOKS, "Function called in the worker with the request and the exception, or None.",
+        nothing="none")
 
     control: bool = _setting(
-        True, kinds.SWITCH, _PROCESS, "Answer status, reload and the like on PATH.control.")
+        True, kinds.SWITCH, _PROCESS, "Answer status, reload and other commands on PATH.control.")
     name: str | None = _setting(
-        None, kinds.TEXT, _PROCESS, "What status, logs and process titles call this server.",
+        None, kinds.TEXT, _PROCESS, "Name of this server in status, logs and process titles.",
         nothing="its handler's name")
     chdir: str | None = _setting(
         None, kinds.FOLDER, _PROCESS, "Change to this folder before importing the handler.",

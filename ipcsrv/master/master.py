@@ -23,7 +23,7 @@ from typing import Any
 from .._version import __version__
 from ..config.handlers import HandlerSource
 from ..config.settings import Settings
-from ..errors import SettingsError, SocketStolen
+from ..errors import HandlerImportError, SettingsError, SocketStolen
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
@@ -83,6 +83,7 @@ class Master:
         self.recent = board.Recent()
         self._adopted = adopted
         self._own_process = own_process
+        self.detached = False  # started in the background, so that `restart` may start it again
         self._notifier = notifier or Notifier()
         self._on_listening = on_listening
         self._poller = serving.poller()
@@ -151,6 +152,7 @@ class Master:
             "lock_file": self.rendezvous.lock_path,
             "workers": self.crew.pids(),
             "own_process": self._own_process,
+            "detached": self.detached,
         }
 
     def watch_lifeline(self, key: int) -> None:
@@ -191,7 +193,7 @@ class Master:
         self._controller.hang_up()
         self._poller.close()
         self._notifier.close()
-        if self._claimed:
+        if self._claimed and not isinstance(self.crew.failure, HandlerImportError):  # which its starter reports
             log.info("stopped")
         logs.unconfigure()
 

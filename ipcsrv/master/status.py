@@ -18,6 +18,7 @@ from .worker_processes import Hand
 if TYPE_CHECKING:
     from .master import Master
 
+SCHEMA = 1  # of the status: raised when a key changes its meaning or goes; new keys do not raise it
 _STATES = {State.STARTING: "starting", State.RUNNING: "running"}
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 _STAGES = ("queue_wait", "handler", "whole")
@@ -32,6 +33,7 @@ def of(master: Master) -> dict[str, Any]:
     window = master.recent.window(now, totals)
     state = "stopping" if master.draining else _STATES.get(pool.state, "stopping")
     return {
+        "schema": SCHEMA,
         "state": state,
         "pid": master.pid,
         "version": __version__,

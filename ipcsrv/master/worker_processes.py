@@ -242,11 +242,14 @@ class Crew:
             hand.process.kill()
 
     def _give_up(self, command: commands.GiveUp) -> None:
+        text = f"giving up: {command.reason}" + (f"\n{command.traceback}" if command.traceback else "")
         if self._import_error is not None and not self._serving:
             self.failure = self._import_error
-        else:
-            self.failure = StartError(command.reason, self._settings.log_file, command.traceback)
-        log.error("giving up: %s%s", command.reason, f"\n{command.traceback}" if command.traceback else "")
+            # Where the log is standard error, the command that reports the failure writes to the same place.
+            (log.debug if self._settings.log_file is None else log.error)("%s", text)
+            return
+        self.failure = StartError(command.reason, self._settings.log_file, command.traceback)
+        log.error("%s", text)
 
     def set_short(self, short: bool) -> None:
         """Have the workers accept no more connections for now, or again."""

@@ -24,7 +24,7 @@ from ..config.settings import Settings
 from ..errors import IpcError, StartError
 from ..master.master import Master
 from ..platform import server as serving
-from . import inline
+from . import inline, registry
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,20 @@ def _prepare(preparation: dict[str, Any] | None) -> None:
 
 
 def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None:
+    def listening(master: Master) -> None:
+        register(master.record())
+        _send(reports, json.dumps(master.record()).encode() + b"\n")
+
     def make(settings: Settings, **more: Any) -> Master:
-        master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}),
-                        on_listening=lambda master: _send(reports, json.dumps(master.record()).encode() + b"\n"),
+        master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}), on_listening=listening,
                         **more)
+        master.detached = order.detached
         if lifeline is not None:
             master.watch_lifeline(serving.lifeline(lifeline.fileno()))
         return master
 
-    inline.run(order.settings, make)
+    with registry.registration() as register:
+        inline.run(order.settings, make)
 
 
 def _report(reports: IO[bytes], ending: IpcError | None) -> None:

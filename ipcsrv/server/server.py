@@ -80,12 +80,13 @@ def _run_master(path: str, handler: str | Handler, settings: Settings,
     from ..master import systemd
     from ..master.master import Master
     from ..platform import server as serving
-    from . import inline
+    from . import inline, registry
 
     method = settings.resolved(serving.default_start_method()).start_method
     source = source_of(handler, inherit=method == "fork" or settings.workers == 0)
 
     def listening(master: Master) -> None:
+        register(master.record())
         if banner is not None:
             banner(master.record())
 
@@ -93,7 +94,8 @@ def _run_master(path: str, handler: str | Handler, settings: Settings,
     inherited = frozenset(serving.open_descriptors() - ({adopted.fileno()} if adopted is not None else set()))
     make = functools.partial(Master, path, source, inherited=inherited, on_listening=listening, adopted=adopted,
                              own_process=own_process, notifier=systemd.take_notifier(os.environ))
-    inline.run(settings, make)
+    with registry.registration() as register:
+        inline.run(settings, make)
 
 
 def _chosen(settings: dict[str, Any]) -> Settings:

@@ -43,19 +43,19 @@ def calling(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\x00\xff0000\n\n", b"ERR handler no\n", bytes(range(256)) * 40_000])
-def test_standard_input_comes_back_as_it_is(echo_path: str, data: bytes) -> None:
+def test_standard_input_comes_back_unchanged(echo_path: str, data: bytes) -> None:
     done = support.run_command("call", echo_path, input=data)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == data
 
 
 @pytest.mark.parametrize("word", ["x", "", "grüße", "-1", "--timeout"])
-def test_the_operand_comes_back_as_it_is(echo_path: str, word: str) -> None:
+def test_operand_comes_back_unchanged(echo_path: str, word: str) -> None:
     done = support.run_command("call", echo_path, "--", word)
     assert (done.returncode, done.stdout, done.stderr) == (0, word.encode(), b"")
 
 
-def test_an_operand_that_is_no_text_goes_through_byte_by_byte(echo_path: str) -> None:
+def test_operand_that_is_not_text_comes_back(echo_path: str) -> None:
     try:
         operand = os.fsdecode(b"\xff\xfe")
     except UnicodeDecodeError:
@@ -64,11 +64,11 @@ def test_an_operand_that_is_no_text_goes_through_byte_by_byte(echo_path: str) ->
     assert (done.returncode, done.stdout) == (0, b"\xff\xfe")
 
 
-def test_a_dash_is_standard_input(echo_path: str) -> None:
+def test_dash_is_standard_input(echo_path: str) -> None:
     assert support.run_command("call", echo_path, "-", input=b"typed").stdout == b"typed"
 
 
-def test_the_response_is_printed_as_it_comes(module_server: support.RunningServer) -> None:
+def test_response_is_printed_as_it_comes(module_server: support.RunningServer) -> None:
     with calling(module_server.path, "stream_for_ever ") as call:
         assert call.stdout is not None
         assert call.stdout.read(5000) == b"x" * 5000  # of a response that never ends
@@ -83,7 +83,7 @@ def test_ctrl_c_is_quiet_and_exits_130(module_server: support.RunningServer) -> 
         assert (call.returncode, said) == (130, b"")
 
 
-def test_a_reader_that_goes_away_ends_the_call_quietly(module_server: support.RunningServer) -> None:
+def test_call_ends_quietly_when_its_reader_has_gone(module_server: support.RunningServer) -> None:
     with calling(module_server.path, "stream_for_ever ") as call:
         assert call.stdout is not None
         assert call.stderr is not None
@@ -95,7 +95,7 @@ def test_a_reader_that_goes_away_ends_the_call_quietly(module_server: support.Ru
 
 
 @pytest.mark.skipif(not support.have_proc, reason="reads a process's memory from /proc")
-def test_neither_the_request_nor_the_response_is_held_whole(server: ServerFactory, tmp_path: Path) -> None:
+def test_memory_of_a_call_is_bounded(server: ServerFactory, tmp_path: Path) -> None:
     running = server("handlers_for_tests:echo", "--workers", "1")
     size = 64 << 20
     (tmp_path / "input").write_bytes(bytes(size))
@@ -112,35 +112,35 @@ def test_neither_the_request_nor_the_response_is_held_whole(server: ServerFactor
     assert int(peak.split()[1]) < 32 << 10  # KiB
 
 
-def test_a_call_that_takes_too_long_exits_4(server: ServerFactory) -> None:
+def test_call_that_takes_too_long_exits_4(server: ServerFactory) -> None:
     running = server("handlers_for_tests:slow")
     done = support.run_command("call", running.path, "600", "--timeout", "0.2")
     assert (done.returncode, done.stdout) == (4, b"")
     assert b"timed out after 0.2 s" in done.stderr
 
 
-def test_input_that_does_not_come_in_time_exits_4(echo_path: str) -> None:
+def test_input_that_is_late_exits_4(echo_path: str) -> None:
     with calling(echo_path, "--timeout", "0.2") as call:
         assert call.wait(support.TIMEOUT) == 4
         assert call.stderr is not None
         assert b"timed out" in call.stderr.read()
 
 
-def test_a_handler_that_raises_exits_1_with_its_reason(module_server: support.RunningServer) -> None:
+def test_handler_that_raises_exits_1(module_server: support.RunningServer) -> None:
     done = support.run_command("call", module_server.path, "raise_error boom")
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"ValueError: boom" in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 
-def test_a_response_that_breaks_prints_what_came_and_exits_1(module_server: support.RunningServer) -> None:
+def test_broken_response_is_printed_and_exits_1(module_server: support.RunningServer) -> None:
     done = support.run_command("call", module_server.path, "stream_then_raise oops")
     assert (done.returncode, done.stdout) == (1, b"begun\n")
     assert b"RuntimeError: oops" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["call", "is-active"])
-def test_where_no_server_can_be_the_exit_code_says_why(command: str, sock_dir: str) -> None:
+def test_exit_code_says_why_there_is_no_server(command: str, sock_dir: str) -> None:
     plain, stale = os.path.join(sock_dir, "plain"), os.path.join(sock_dir, "stale")
     open(plain, "wb").close()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -160,7 +160,7 @@ def test_is_active_is_0_while_a_server_listens(echo_server: support.RunningServe
     assert support.run_command("is-active", echo_server.path).returncode == 3
 
 
-def test_autostart_starts_a_server_once_and_then_uses_it(sock_path: str) -> None:
+def test_autostart_starts_a_server_once(sock_path: str) -> None:
     call = ("call", sock_path, "--autostart", "handlers_for_tests:pid")
     try:
         first, second = support.run_command(*call, "x"), support.run_command(*call, input=b"y")
@@ -172,14 +172,14 @@ def test_autostart_starts_a_server_once_and_then_uses_it(sock_path: str) -> None
     assert stopped.returncode == 0
 
 
-def test_autostart_of_a_handler_that_cannot_be_imported_exits_2(sock_path: str) -> None:
+def test_autostart_of_a_bad_handler_exits_2(sock_path: str) -> None:
     done = support.run_command("call", sock_path, "x", "--autostart", "no_such_module:handle")
     assert done.returncode == 2
     assert b"no_such_module" in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 
-def test_a_plain_call_imports_next_to_nothing(echo_path: str) -> None:
+def test_plain_call_imports_little(echo_path: str) -> None:
     command = [sys.executable, "-S", "-X", "importtime", "-c"]
     source = "import sys; from ipcsrv.cli import main; sys.exit(main())"
     done = subprocess.run(

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import support
 
-by_all_means = pytest.mark.usefixtures("canvas")
+with_each_canvas = pytest.mark.usefixtures("canvas")
 _SEQUENCE = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
 
 
@@ -81,22 +81,22 @@ class Terminal:
         return self.process.returncode
 
 
-@by_all_means
+@with_each_canvas
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
 def test_top_shows_every_worker_at_any_size(echo_server: support.RunningServer, columns: int, rows: int) -> None:
     terminal = Terminal(echo_server.path, columns, rows)
     echo_server.call(b"x")
-    lines = terminal.wait_for(f"pid {echo_server.pid}", "requests/s", "p99", "RESTARTS", "idle", "q quit")
+    lines = terminal.wait_for(f"pid {echo_server.pid}", "req/s", "p99", "RESTARTS", "idle", "q quit")
     assert len(lines) <= rows
     assert max(map(len, lines)) <= columns
     terminal.press("q")
     assert terminal.end() == 0
 
 
-@by_all_means
+@with_each_canvas
 def test_top_follows_the_terminal_when_it_is_resized(echo_server: support.RunningServer) -> None:
     terminal = Terminal(echo_server.path, 200, 50)
-    terminal.wait_for(f"{echo_server.path}  running")
+    terminal.wait_for(f"{echo_server.path}: running")
     terminal.resize(40, 10)
     lines = terminal.wait_for("...")
     assert max(map(len, lines)) <= 40
@@ -105,23 +105,23 @@ def test_top_follows_the_terminal_when_it_is_resized(echo_server: support.Runnin
     assert terminal.end() == 0
 
 
-@by_all_means
-def test_the_keys_of_top_reload_and_scale_the_server(echo_server: support.RunningServer) -> None:
+@with_each_canvas
+def test_keys_reload_and_scale_the_server(echo_server: support.RunningServer) -> None:
     terminal = Terminal(echo_server.path, 80, 24)
-    terminal.wait_for("generation 1", "2 wanted")
+    terminal.wait_for("generation 1", "target 2")
     terminal.press("r")
     terminal.wait_for("generation 2")
     terminal.press("+")
-    terminal.wait_for("of 3 workers, 3 wanted")
+    terminal.wait_for("3 workers, 0 busy, target 3")
     terminal.press("-")
-    terminal.wait_for("of 2 workers, 2 wanted")
+    terminal.wait_for("2 workers, 0 busy, target 2")
     terminal.press("s")
     echo_server.output.wait_for("most recent call first")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 0
 
 
-def test_top_without_a_terminal_says_what_to_use_instead(sock_path: str) -> None:
+def test_top_without_a_terminal_names_status(sock_path: str) -> None:
     done = support.run_command("top", sock_path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"ipcsrv status" in done.stderr

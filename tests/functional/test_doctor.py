@@ -1,4 +1,4 @@
-"""`ipcsrv doctor` as a user runs it, on paths with each thing that can be wrong; and what it says of file systems."""
+"""`ipcsrv doctor` as a user runs it, on paths with each kind of problem, and its findings about file systems."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import support
 from conftest import ServerFactory
+from sample_status import STATUS
 from strangers import NOBODY, needs_other_users, run_as, running_as
 
 if sys.platform == "win32":
@@ -58,7 +59,7 @@ class Report:
 def examined(path: str, capsys: pytest.CaptureFixture[str], status: int = 0) -> Report:
     assert main(["doctor", path]) == status
     report = Report(capsys.readouterr().out)
-    assert max(map(len, report.lines)) <= doctor.WIDTH
+    assert max(map(len, report.lines)) <= 80
     return report
 
 
@@ -69,17 +70,17 @@ def folder(sock_dir: str) -> Iterator[str]:
     os.chmod(sock_dir, 0o700)
 
 
-def test_a_path_where_a_server_could_be_has_nothing_wrong(sock_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_free_path_has_no_problems(sock_path: str, capsys: pytest.CaptureFixture[str]) -> None:
     report = examined(sock_path, capsys)
     assert report.levels("OK") == {"path length", "file system", "folder", "socket", "listens", "lock", "version",
                                    "descriptors"}  # fmt: skip
-    assert report.lines[-1] == "nothing is wrong"
-    assert "nobody" in report.said("listens")
+    assert report.lines[-1] == "no problems found"
+    assert "no server" in report.said("listens")
     assert "free" in report.said("lock")
     assert os.listdir(os.path.dirname(sock_path)) == []
 
 
-def test_of_a_running_server_it_says_who_listens_who_holds_the_lock_and_which_version(
+def test_running_server_is_described(
     server: ServerFactory, sock_path: str
 ) -> None:
     running = server("handlers_for_tests:echo", "--workers", "2")
@@ -91,29 +92,29 @@ def test_of_a_running_server_it_says_who_listens_who_holds_the_lock_and_which_ve
     assert "handlers_for_tests:echo" in report.said("listens")
     assert f"held by pid {running.pid}, serving handlers_for_tests:echo" in report.said("lock")
     assert "mode 0600" in report.said("socket")
-    assert "0 of 2 workers busy" in report.said("control")
-    assert "the server has the same ipcsrv" in report.said("version")
+    assert "2 workers, 0 busy" in report.said("control")
+    assert "the server has the same version" in report.said("version")
     assert report.text.count("may open") == 2
     assert running.call(b"and it serves on") == b"and it serves on"
 
 
-def test_what_a_killed_server_left_is_no_failure(
+def test_remains_of_a_killed_server_are_no_failure(
     server: ServerFactory, sock_path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server("handlers_for_tests:echo", "--workers", "1").kill()
     report = examined(sock_path, capsys)
     assert report.levels("failure") == set()
-    assert "nobody" in report.said("listens")
+    assert "no server" in report.said("listens")
 
 
-def test_a_missing_folder_is_a_failure_and_the_end_of_it(sock_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_folder_is_a_failure(sock_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     report = examined(os.path.join(sock_dir, "missing", "s"), capsys, 1)
     assert report.levels("failure") == {"folder"}
     assert "-> make it" in report.said("folder")
     assert report.lines[-1] == "1 failure, 0 warnings"
 
 
-def test_a_folder_that_others_can_write_is_a_failure(
+def test_folder_writable_by_others_is_a_failure(
     folder: str, sock_path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.chmod(folder, 0o777)
@@ -123,21 +124,21 @@ def test_a_folder_that_others_can_write_is_a_failure(
     assert "--insecure-dir" in report.said("folder")
 
 
-def test_a_sticky_folder_is_a_warning(folder: str, sock_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sticky_folder_is_a_warning(folder: str, sock_path: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.chmod(folder, 0o1777)
     report = examined(sock_path, capsys)
     assert report.levels("warning") == {"folder"}
-    assert report.lines[-1] == "nothing is wrong, 1 warning"
+    assert report.lines[-1] == "no failure, 1 warning"
 
 
-def test_a_folder_above_that_others_can_write_is_a_warning(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writable_folder_above_is_a_warning(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkdir(os.path.join(folder, "in"), 0o700)
     os.chmod(folder, 0o777)
     assert examined(os.path.join(folder, "in", "s"), capsys).levels("warning") == {"folder above"}
 
 
 @needs_other_users
-def test_another_users_folder_and_socket_are_failures(
+def test_folder_and_socket_of_another_user_are_failures(
     folder: str, sock_path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = """
@@ -152,11 +153,11 @@ sys.stdin.read()
         report = examined(sock_path, capsys, 1)
     assert report.levels("failure") == {"folder", "socket", "listens"}
     assert f"pid {stranger.pid} of nobody" in report.said("listens")
-    assert "clients refuse it" in report.said("listens")
+    assert "clients do not trust it" in report.said("listens")
 
 
 @needs_other_users
-def test_what_another_user_wrote_into_the_lock_file_is_not_repeated(
+def test_lock_file_of_another_user_is_not_believed(
     folder: str, sock_path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = """
@@ -176,7 +177,7 @@ with open(arguments[0], "w") as file:
 
 
 @needs_other_users
-def test_a_folder_that_one_may_only_read_is_a_warning() -> None:
+def test_read_only_folder_is_a_warning() -> None:
     source = """
 print([finding.level.value for finding in place(arguments[0]) if finding.subject == "folder"])
 """
@@ -196,7 +197,7 @@ def test_something_else_at_the_path_is_a_failure(
     assert f"a {kind}" in report.said("socket").replace("symbolic ", "")
 
 
-def test_files_in_the_way_of_lock_and_control_socket_are_named(
+def test_files_in_the_way_are_named(
     sock_path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(sock_path + ".ipcsrv.lock").symlink_to("nowhere")
@@ -207,7 +208,7 @@ def test_files_in_the_way_of_lock_and_control_socket_are_named(
     assert report.levels("warning") == {"control", "Git's lock"}
 
 
-def test_a_lock_that_is_held_without_a_socket_is_a_warning(sock_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lock_held_without_a_socket_is_a_warning(sock_path: str, capsys: pytest.CaptureFixture[str]) -> None:
     with open(sock_path + ".ipcsrv.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         json.dump({"pid": 1, "handler": "a:b"}, file)
@@ -217,7 +218,7 @@ def test_a_lock_that_is_held_without_a_socket_is_a_warning(sock_path: str, capsy
     assert f"held by pid {os.getpid()}, but its file names pid 1" in report.said("lock")
 
 
-def test_a_server_of_another_version_or_program_is_a_warning(
+def test_server_of_another_version_is_a_warning(
     sock_path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open(sock_path + ".ipcsrv.lock", "w") as file, socket.socket(socket.AF_UNIX) as listener:
@@ -232,7 +233,7 @@ def test_a_server_of_another_version_or_program_is_a_warning(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a long path is a failure")
-def test_a_path_too_long_for_an_address_is_a_warning_and_a_name_a_failure(
+def test_long_path_is_a_warning_and_long_name_a_failure(
     sock_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deep = os.path.join(sock_dir, "d" * 90)
@@ -252,7 +253,7 @@ def test_a_path_too_long_for_an_address_is_a_warning_and_a_name_a_failure(
         *[(kind, Level.OK) for kind in ("ext4", "xfs", "btrfs", "tmpfs", "overlay", "apfs", "zfs")],
     ],
 )
-def test_file_systems_on_which_sockets_or_locks_do_not_work_are_named(
+def test_unsuitable_file_system_is_named(
     kind: str, level: Level, sock_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(posix_inspection, "_mounts", lambda: [Mount(kind, "/", read_only=False)])
@@ -262,14 +263,14 @@ def test_file_systems_on_which_sockets_or_locks_do_not_work_are_named(
     assert bool(found.advice) == (level is not Level.OK)
 
 
-def test_a_read_only_file_system_is_a_failure(sock_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_file_system_is_a_failure(sock_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posix_inspection, "_mounts", lambda: [Mount("ext4", "/", read_only=True)])
     found = {finding.subject: finding for finding in inspection.place(sock_path)}["file system"]
     assert found.level is Level.FAILURE
     assert "read-only" in found.text
 
 
-def test_the_innermost_and_latest_mount_is_the_one_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_innermost_and_latest_mount_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     places = {"ext4": "/", "nfs": "/usr", "xfs": "/usr", "tmpfs": "/us"}
     mounts = [Mount(kind, point, False) for kind, point in places.items()]
     monkeypatch.setattr(posix_inspection, "_mounts", lambda: mounts)
@@ -282,7 +283,7 @@ def test_mounts_are_read_as_the_system_writes_them() -> None:
     assert posix_inspection._mount_of_line(line) == Mount("nfs4", "/with spaceé", True)
 
 
-def test_where_there_is_no_proc_the_mount_command_tells(monkeypatch: pytest.MonkeyPatch, sock_dir: str) -> None:
+def test_mount_command_is_used_without_proc(monkeypatch: pytest.MonkeyPatch, sock_dir: str) -> None:
     program = Path(sock_dir, "mount")
     lines = "/dev/disk1s1 on / (apfs, local, read-only)", "/dev/sd0a on /home type ffs (local)"
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
@@ -294,7 +295,7 @@ def test_where_there_is_no_proc_the_mount_command_tells(monkeypatch: pytest.Monk
 # -- the form ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_line_fits_into_80_columns_whatever_is_in_it() -> None:
+def test_every_line_fits_80_columns() -> None:
     text = doctor.described(failure("file system", "/a" * 100 + "\n\x1b[31m " + "word " * 30, "do " * 60))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
@@ -303,7 +304,15 @@ def test_every_line_fits_into_80_columns_whatever_is_in_it() -> None:
     assert doctor.described(ok("lock", "free")) == "OK       lock          free\n"
 
 
-def test_few_descriptors_are_a_warning_with_what_to_do() -> None:
-    found = doctor._descriptor_limit("you", 256, 4096)
+def test_missing_worker_is_a_failure() -> None:
+    found = doctor._control({**STATUS, "workers": STATUS["workers"][:1]})
+    assert found.level is Level.FAILURE
+    assert "the server is running, 1 worker, 1 busy, 1 of 2 missing" in found.text
+    assert "ipcsrv logs" in found.advice
+    assert doctor._control(STATUS).level is Level.OK
+
+
+def test_few_descriptors_are_a_warning_with_advice() -> None:
+    found = doctor._descriptor_limit("this shell", 256, 4096)
     assert found == Finding(Level.WARNING, "descriptors", found.text, found.advice)
     assert "ulimit -n 4096" in found.advice

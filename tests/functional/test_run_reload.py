@@ -89,7 +89,7 @@ def test_changes_are_found_by_looking_and_installed_packages_are_passed_over(
     monkeypatch.setattr(reloading, "INTERVAL", 0.001)
     over = threading.Event()
     (project / "venv" / "site-packages").mkdir(parents=True)
-    found = reloading.changes_by_looking([str(project)], over, lambda: None)
+    found = reloading.changes_by_polling([str(project)], over, lambda: None)
     wait = iter(found)
     before = reloading.stamps([str(project)])
     assert sorted(map(os.path.basename, before)) == ["prices.py", "shop.py"]

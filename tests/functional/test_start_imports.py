@@ -13,7 +13,7 @@ from ipcsrv.platform.server import default_start_method
 
 # Each of these takes longer to import than the whole of the master, or brings one along that does.
 HEAVY = {
-    "argparse", "asyncio", "concurrent", "dataclasses", "email", "filelock", "hashlib", "importlib.metadata", "inspect",
+    "asyncio", "concurrent", "dataclasses", "email", "filelock", "hashlib", "importlib.metadata", "inspect",
     "logging.handlers", "pathlib", "queue", "shutil", "tempfile", "tomllib", "unittest", "urllib",
 }  # fmt: skip
 

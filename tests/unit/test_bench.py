@@ -80,7 +80,7 @@ def test_every_request_of_a_load_is_counted(capsys, listen, handler, flags) -> N
     assert 0 < figures["latency"]["p50"] <= figures["latency"]["p99.9"] <= figures["latency"]["worst"]
 
 
-def test_failures_are_counted_by_kind_and_no_answer_at_all_is_exit_code_1(capsys, listen) -> None:
+def test_failures_are_counted_by_kind(capsys, listen) -> None:
     code, out, _ = run(capsys, listen(FailsAfterTheFirst), "hello", "-c", "1", "-d", "0.1")
     assert code == 1
     assert "0 answered" in out
@@ -95,18 +95,18 @@ def test_without_a_server_there_is_no_load(capsys, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("clients", ["0", "257", "two"])
-def test_a_number_of_clients_that_cannot_be_is_a_usage_error(capsys, tmp_path, clients) -> None:
+def test_impossible_number_of_clients_is_refused(capsys, tmp_path, clients) -> None:
     assert run(capsys, str(tmp_path / "s"), "-c", clients)[0] == 2
 
 
-def test_a_bucket_holds_its_latencies_and_is_narrow() -> None:
+def test_bucket_is_narrow() -> None:
     for nanoseconds in [*range(1, 3000), 123_456_789, 10**12]:
         number = _load.bucket(nanoseconds)
         assert _load.upper(number - 1) * 1e9 <= nanoseconds + 1e-3
         assert nanoseconds <= _load.upper(number) * 1e9 <= max(nanoseconds + 1, nanoseconds * 1.07) + 1e-3
 
 
-def test_clients_reports_add_up() -> None:
+def test_reports_of_clients_add_up() -> None:
     one = _load.Report(Counter({5: 1}), Counter({"ConnectionLost": 1}), 1, 2.0, 0.5, 0.1)
     two = _load.Report(Counter({5: 2, 9: 1}), Counter(), 1, 2.5, 0.5, 0.3)
     both = _load.total([one, two])
@@ -114,7 +114,7 @@ def test_clients_reports_add_up() -> None:
     assert (both.requests, both.rate, both.busy) == (4, 1.6, 0.2)
 
 
-def test_a_percentile_is_that_of_all_requests() -> None:
+def test_percentile_is_that_of_all_requests() -> None:
     histogram = Counter({_load.bucket(1_000_000): 99, _load.bucket(50_000_000): 1})
     report = _load.Report(histogram, Counter(), 1, 1.0, 0.1, 0.05)
     assert report.percentile(0.5) == pytest.approx(0.001, rel=0.07)
@@ -122,16 +122,16 @@ def test_a_percentile_is_that_of_all_requests() -> None:
     assert _load.total([report._replace(histogram=Counter())]).percentile(0.5) is None
 
 
-def test_the_figures_for_a_person_say_rate_latency_and_histogram() -> None:
+def test_text_has_rate_latency_and_histogram() -> None:
     histogram = Counter({_load.bucket(1_000_000): 90, _load.bucket(3_000_000): 10})
     text = bench.as_text(_load.Report(histogram, Counter(), 1, 2.0, 1.9, 0.0031), "/run/z.sock", keep=True)
-    assert "/run/z.sock: 1 client, one connection each, 2.0 s" in text
+    assert "/run/z.sock: 1 client, one connection per client, 2.0 s" in text
     assert "50.0 requests/s" in text
     assert "90.00%" in text
-    assert "busy for 95%" in text
+    assert "computed for 95%" in text
 
 
-def test_latencies_far_below_the_rest_are_counted_into_the_histograms_first_row() -> None:
+def test_first_row_includes_shorter_latencies() -> None:
     report = _load.Report(Counter({3: 1, _load.bucket(10**12): 1}), Counter(), 1, 1.0, 0.1, 1000.0)
     rows = bench.bars(report)
     assert len(rows) == bench.ROWS

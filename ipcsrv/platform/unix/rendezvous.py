@@ -225,7 +225,7 @@ class Rendezvous:
         except OSError as error:
             raise InvalidPath(path, f"it cannot be looked at: {error.strerror}") from None
         if not stat.S_ISSOCK(info.st_mode):
-            reason = f"there is {kind_of(info.st_mode)} that is not ours to replace; choose another path"
+            reason = f"it is {kind_of(info.st_mode)}, not a socket; choose another path"
             raise InvalidPath(path, reason)
         answer = self._probe(name)
         if answer is not None:

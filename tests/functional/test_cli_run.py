@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -14,18 +18,18 @@ import pytest
 import support
 from conftest import ServerFactory
 
-from ipcsrv.cli.showing import WIDTH
+WIDTH = 80
 
 
 @pytest.fixture(autouse=True)
 def _own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where background servers keep their logs: not in the user's own folder."""
+    """Logs of background servers go to the test's folder, not to the user's."""
     monkeypatch.setenv(support.HOME_OF_LOGS, str(tmp_path))
 
 
 @pytest.fixture
 def daemon_path(sock_path: str) -> Iterator[str]:
-    """A path at which a test may leave a background server; it is stopped at the end."""
+    """A path at which a background server of a test is stopped at the end."""
     yield sock_path
     support.run_command("stop", sock_path, "--now")
 
@@ -44,14 +48,57 @@ def status(path: str) -> dict[str, object]:
 # -- run ---------------------------------------------------------------------------------------------------------------
 
 
-def test_run_says_where_it_is_who_serves_and_how_to_stop_it(echo_server: support.RunningServer) -> None:
-    echo_server.output.wait_for("stop ")
-    said = str(echo_server.output)
-    for expected in (echo_server.path, f"pid {echo_server.pid}", "workers", ".ipcsrv.lock", "log", "Ctrl-C"):
-        assert expected in said
-    pids = {int(pid) for pid in re.findall(r"\d+", echo_server.output.wait_for("workers  pids"))}
-    assert pids <= echo_server.workers()
-    assert len(pids) == 2
+@contextmanager
+def in_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[str], str]]]:
+    """Run a command with a terminal as standard error; gives it and a function that reads until a text came."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "ipcsrv", *arguments], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=theirs, env=support.environment())  # fmt: skip
+    seen = ""
+
+    def read_until(text: str) -> str:
+        nonlocal seen
+        while text not in seen:
+            assert select.select([ours], [], [], support.TIMEOUT)[0], f"no {text!r} in {seen!r}"
+            seen += os.read(ours, 65536).decode()
+        return seen
+
+    try:
+        yield process, read_until
+    finally:
+        process.terminate()
+        process.wait(support.TIMEOUT)
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_banner_says_who_serves_where(sock_path: str) -> None:
+    with in_a_terminal("run", sock_path, "handlers_for_tests:echo", "-w2") as (process, read_until):
+        said = read_until("ipcsrv stop ")
+        for expected in (sock_path, f"pid {process.pid}", "workers", ".ipcsrv.lock", "log", "Ctrl-C"):
+            assert expected in said
+        workers = {worker["pid"] for worker in status(sock_path)["workers"]}  # type: ignore[attr-defined]
+        assert set(map(int, re.findall(r"workers  pids (\d+) (\d+)", said)[0])) == workers
+
+
+def test_banner_is_for_terminals_and_text_logs(sock_path: str, server: ServerFactory) -> None:
+    with in_a_terminal("run", sock_path, "handlers_for_tests:echo", "--log-format", "json") as (_, read_until):
+        said = read_until("listening on ")
+        assert [json.loads(line)["level"] for line in said.splitlines() if "listening" in line] == ["info"]
+        assert "Ctrl-C" not in said
+    running = server("handlers_for_tests:echo")
+    running.stop()
+    assert "Ctrl-C" not in running.output.rest()
+
+
+def test_standard_error_is_json_to_the_end(sock_path: str, server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "-w1", "--log-format", "json")
+    second = support.run_command("run", sock_path, "handlers_for_tests:echo", IPCSRV_LOG_FORMAT="json")
+    running.stop()
+    for line in (*running.output.rest().splitlines(), *second.stderr.decode().splitlines()):
+        assert {"time", "level", "logger", "pid", "message"} <= json.loads(line).keys()
+    assert second.returncode == 6
+    assert "address in use" in json.loads(second.stderr.splitlines()[-1])["message"]
 
 
 @pytest.mark.usefixtures("leaves_nothing")
@@ -62,7 +109,7 @@ def test_ctrl_c_stops_a_server_cleanly(server: ServerFactory) -> None:
     assert "Traceback" not in running.output.rest()
 
 
-def test_a_second_server_at_a_path_exits_6_and_names_the_first(echo_server: support.RunningServer) -> None:
+def test_second_server_exits_6_and_names_the_first(echo_server: support.RunningServer) -> None:
     for command in ("run", "start"):
         done = support.run_command(command, echo_server.path, "handlers_for_tests:echo")
         assert done.returncode == 6
@@ -81,7 +128,7 @@ def test_a_second_server_at_a_path_exits_6_and_names_the_first(echo_server: supp
         ("raises_at_import:handle", "broken on purpose"),
     ],
 )
-def test_a_handler_that_cannot_be_imported_exits_2_and_says_why(
+def test_bad_handler_exits_2_and_says_why(
     command: str, target: str, said: str, sock_path: str, tmp_path: Path
 ) -> None:
     (tmp_path / "raises_at_import.py").write_text("raise RuntimeError('broken on purpose')\n")
@@ -95,7 +142,7 @@ def test_a_handler_that_cannot_be_imported_exits_2_and_says_why(
 
 
 @pytest.mark.parametrize("command", ["run", "start"])
-def test_a_path_where_no_server_can_be_exits_7_and_is_left_alone(command: str, sock_dir: str) -> None:
+def test_impossible_path_exits_7_and_is_unchanged(command: str, sock_dir: str) -> None:
     plain, folder, link = (os.path.join(sock_dir, name) for name in ("plain", "folder", "link"))
     Path(plain).write_text("mine")
     os.mkdir(folder)
@@ -109,7 +156,7 @@ def test_a_path_where_no_server_can_be_exits_7_and_is_left_alone(command: str, s
     assert os.path.islink(link)
 
 
-def test_a_module_in_the_current_folder_is_found(
+def test_module_in_the_current_folder_is_found(
     server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here.py").write_text("def handle(request): return b'from here'\n")
@@ -117,7 +164,7 @@ def test_a_module_in_the_current_folder_is_found(
     assert server("here:handle", "--workers", "1").call() == b"from here"
 
 
-def test_print_settings_reads_flags_variables_and_files_and_serves_nothing(
+def test_print_settings_shows_values_and_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ipcsrv.toml").write_text("# ours\nmode = '0660'\n")
@@ -131,11 +178,64 @@ def test_print_settings_reads_flags_variables_and_files_and_serves_nothing(
     assert rows["preload"] == ["on", "default"]
 
 
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sock_path: str) -> Path:
+    """A folder with a handler and an ipcsrv.toml, which is the current folder."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "words.py").write_text("def count(request): return b'%d' % len(request.split())\n")
+    (folder / "ipcsrv.toml").write_text(f"path = '{sock_path}'\nhandler = 'words:count'\nworkers = 1\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_start_without_operands_serves_the_project(project: Path, daemon_path: str) -> None:
+    done = support.run_command("start")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert support.run_command("call", daemon_path, "a b c").stdout == b"3"
+    assert len(status(daemon_path)["workers"]) == 1  # type: ignore[arg-type]
+
+
+def test_project_file_is_named_in_the_banner(project: Path) -> None:
+    with in_a_terminal("run") as (_, read_until):
+        assert f"config   {project}/ipcsrv.toml" in read_until("ipcsrv stop ")
+
+
+def test_project_file_is_not_read_with_operands(project: Path, sock_path: str) -> None:
+    (project / "ipcsrv.toml").write_text("on_worker_start = 'words:no_such_hook'\n")
+    done = support.run_command("run", sock_path, "words:count", "--check-config")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("", "ipcsrv.toml is valid: "),
+        ("wrokers = 2", "ipcsrv.toml, line 4: wrokers: there is no such setting; did you mean `workers`?"),
+        ("workers = 'many'", "ipcsrv.toml"),
+        ("handler = 'words:cuont'", "module words has no 'cuont'; did you mean `words:count`?"),
+        ("on_worker_start = 'words:begin'", "cannot load on_worker_start words:begin"),
+        ("chdir = '/nowhere'", "ipcsrv.toml, line 4: the folder /nowhere does not exist"),
+        ("path = 3", "path: 3 is not text"),
+    ],
+)
+def test_check_config_imports_but_does_not_serve(change: str, said: str, project: Path, sock_path: str) -> None:
+    file = project / "ipcsrv.toml"
+    lines = [line for line in file.read_text().splitlines() if line.split()[0] != change.partition(" ")[0]]
+    file.write_text("\n".join([*lines, *["# "] * (3 - len(lines)), change]))
+    for command in ("run", "start"):
+        done = support.run_command(command, "--check-config")
+        assert done.returncode == (2 if change else 0), done.stderr
+        assert said in (done.stderr if change else done.stdout).decode()
+        assert (done.stdout + done.stderr).count(b"\n") == 1
+    assert not os.path.exists(sock_path)
+
+
 # -- start, stop, restart, reload --------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_start_returns_once_it_listens_and_stop_once_nothing_is_left(sock_path: str, tmp_path: Path) -> None:
+def test_start_and_stop_return_when_done(sock_path: str, tmp_path: Path) -> None:
     done = started(sock_path, "--log-file", str(tmp_path / "log"))
     assert (done.returncode, done.stderr) == (0, b"")
     pid = int(re.findall(rb"pid (\d+)", done.stdout)[0])
@@ -145,7 +245,7 @@ def test_start_returns_once_it_listens_and_stop_once_nothing_is_left(sock_path: 
     assert support.run_command("is-active", sock_path).returncode == 3
 
 
-def test_restart_brings_a_new_server_with_the_same_settings(daemon_path: str, tmp_path: Path) -> None:
+def test_restart_keeps_the_settings(daemon_path: str, tmp_path: Path) -> None:
     started(daemon_path, "--log-file", str(tmp_path / "log"), "--backlog", "77")
     before = status(daemon_path)
     assert support.run_command("restart", daemon_path).returncode == 0
@@ -154,7 +254,15 @@ def test_restart_brings_a_new_server_with_the_same_settings(daemon_path: str, tm
     assert after["settings"] == before["settings"]
 
 
-def test_restart_from_another_folder_keeps_the_servers_own(
+def test_restart_of_a_foreground_server_is_refused(echo_server: support.RunningServer) -> None:
+    done = support.run_command("restart", echo_server.path)
+    assert done.returncode == 2
+    assert b"runs in the foreground" in done.stderr
+    assert b"ipcsrv reload" in done.stderr
+    assert echo_server.call(b"still here") == b"still here"
+
+
+def test_restart_keeps_the_folder_of_the_server(
     daemon_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "one").mkdir()
@@ -171,7 +279,7 @@ def test_restart_from_another_folder_keeps_the_servers_own(
     assert support.run_command("call", daemon_path).stdout == os.fsencode(tmp_path / "one")
 
 
-def test_reload_brings_new_workers_in_the_same_server(echo_server: support.RunningServer) -> None:
+def test_reload_replaces_the_workers(echo_server: support.RunningServer) -> None:
     before = echo_server.workers()
     done = support.run_command("reload", echo_server.path)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -182,15 +290,15 @@ def test_reload_brings_new_workers_in_the_same_server(echo_server: support.Runni
     assert not {worker["pid"] for worker in facts["workers"] if worker["generation"] == 2} & before
 
 
-@pytest.mark.parametrize("command", ["stop", "restart", "reload", "status"])
-def test_where_no_server_is_it_exits_3_in_one_line(command: str, sock_path: str) -> None:
-    done = support.run_command(command, sock_path)
+@pytest.mark.parametrize("command", ["stop", "restart", "reload", "status", "ping", "scale", "logs"])
+def test_without_a_server_it_exits_3_in_one_line(command: str, sock_path: str) -> None:
+    done = support.run_command(command, sock_path, *(["2"] if command == "scale" else []))
     assert (done.returncode, done.stdout) == (3, b"")
     assert done.stderr.startswith(b"ipcsrv: ")
     assert done.stderr.count(b"\n") == 1
 
 
-def test_stop_gives_up_in_time_and_stop_now_does_not_wait(server: ServerFactory) -> None:
+def test_stop_gives_up_in_time_unless_now(server: ServerFactory) -> None:
     running = server("handlers_for_tests:slow", "--workers", "1")
     import threading
 
@@ -216,7 +324,7 @@ def test_stop_gives_up_in_time_and_stop_now_does_not_wait(server: ServerFactory)
 # -- status ------------------------------------------------------------------------------------------------------------
 
 
-def test_status_shows_every_worker_within_80_columns(echo_server: support.RunningServer) -> None:
+def test_status_shows_every_worker(echo_server: support.RunningServer) -> None:
     echo_server.call(b"x")
     done = support.run_command("status", echo_server.path)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -229,7 +337,7 @@ def test_status_shows_every_worker_within_80_columns(echo_server: support.Runnin
         assert f" {worker['pid']} " in text
 
 
-def test_status_as_json_has_the_documented_keys(echo_server: support.RunningServer) -> None:
+def test_status_json_has_the_documented_keys(echo_server: support.RunningServer) -> None:
     echo_server.call(b"four")
     facts = status(echo_server.path)
     page = (support.ROOT / "docs" / "control.md").read_text()
@@ -242,7 +350,7 @@ def test_status_as_json_has_the_documented_keys(echo_server: support.RunningServ
     assert facts["totals"]["bytes_in"] == 4  # type: ignore[index]
 
 
-def test_status_as_metrics_is_what_prometheus_reads(echo_server: support.RunningServer) -> None:
+def test_status_metrics_are_what_prometheus_reads(echo_server: support.RunningServer) -> None:
     parser = pytest.importorskip("prometheus_client.parser")
     done = support.run_command("status", echo_server.path, "--metrics")
     assert (done.returncode, done.stderr) == (0, b"")

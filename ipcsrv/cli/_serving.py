@@ -1,0 +1,124 @@
+"""What `run` and `start` have in common: their arguments, settings, configuration file and handler."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from typing import Any, NamedTuple
+
+from ..config import files, settings
+from ..errors import SettingsError
+from ._parser import add_path, add_settings
+from .messages import UsageError
+
+_NOTES = (
+    "SIZE is bytes or has a unit (4096, 64MiB, 1G); TIME is seconds or has a unit (30, 250ms, 5m, 1h); use `none` to "
+    "unset a value. Precedence: flags, environment variables (IPCSRV_WORKERS), configuration file. The file is that of "
+    "--config; without PATH and MODULE:HANDLER it is ipcsrv.toml of the current folder, which then has the keys `path` "
+    "and `handler` too."
+)
+_TARGET = re.compile(r"[A-Za-z_][\w./]*:[A-Za-z_][\w.]*(\(\))?")
+
+
+class Program(NamedTuple):
+    """What to serve, where, and how; `file` is the configuration file that was read."""
+
+    path: str | None
+    target: str | None
+    settings: settings.Settings
+    sources: dict[str, settings.Source]
+    file: str | None
+
+
+def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what both commands take."""
+    add_path(parser, nargs="?")  # optional for argparse: the configuration file may have both operands
+    parser.add_argument(
+        "target", metavar="MODULE:HANDLER", nargs="?", help="a function from bytes to bytes, such as zlib:compress"
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="read settings from this TOML file (see below)")
+    parser.add_argument(
+        "--check-config", action="store_true", help="check the settings and import the handler, but do not serve"
+    )
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument(
+        "-v", "--verbose", dest="verbosity", action="store_const", const="debug", help="same as --log-level debug"
+    )
+    level.add_argument(
+        "-q", "--quiet", dest="verbosity", action="store_const", const="warning", help="same as --log-level warning"
+    )
+    add_settings(parser)
+    parser.epilog = _NOTES
+
+
+def read_program(arguments: argparse.Namespace) -> Program:
+    """Read settings and operands from flags, variables and the configuration file."""
+    path, target = arguments.path, arguments.target
+    file = arguments.config or (files.project_file("") if path is None else None)
+    given = {name: getattr(arguments, name) for name in settings.BY_NAME if hasattr(arguments, name)}
+    if arguments.verbosity is not None:
+        given.setdefault("log_level", arguments.verbosity)
+    chosen, sources = settings.load(given, environ=os.environ, files=[file] if file else [], how="flag")
+    named = files.operands(file) if file else {}
+    if target is None and path is not None and "path" in named and _TARGET.fullmatch(path):
+        path, target = None, path
+    _check_folder(chosen, sources)
+    return Program(path or named.get("path"), target or named.get("handler"), chosen, sources, file)
+
+
+def operands(program: Program, command: str) -> tuple[str, str]:
+    """Return PATH and MODULE:HANDLER; raises UsageError with a command line that is likely to work."""
+    path, target = program.path, program.target
+    if path and target:
+        if _TARGET.fullmatch(path) and not os.path.exists(path) and (target.startswith(".") or "/" in target):
+            raise UsageError("PATH comes before MODULE:HANDLER", f"try `ipcsrv {command} {target} {path}`")
+        return path, target
+    if path and _TARGET.fullmatch(path):
+        socket = f"./{path.partition(':')[0].removesuffix('.py').rpartition('.')[2]}.sock"
+        raise UsageError("PATH is missing", f"try `ipcsrv {command} {socket} {path}`")
+    if program.file is not None:
+        key = "handler" if path else "path" if target else "path and handler"
+        raise UsageError(f"{program.file}: no {key}", f"add it, or use `ipcsrv {command} PATH MODULE:HANDLER`")
+    if path:
+        raise UsageError("MODULE:HANDLER is missing", f"try `ipcsrv {command} {path} zlib:compress`")
+    example = f"try `ipcsrv {command} ./z.sock zlib:compress`"
+    raise UsageError("PATH and MODULE:HANDLER are missing, and there is no ipcsrv.toml here", example)
+
+
+def check(program: Program, command: str) -> str:
+    """Import the handler and the hooks as a worker would; returns what was checked, in one line."""
+    path, target = operands(program, command)
+    chosen = program.settings
+    if chosen.chdir is not None:
+        os.chdir(chosen.chdir)
+    from ..config import handlers
+    from ..worker import adapters, hooks
+
+    handler = handlers.source_of(target).load()
+    adapters.check_signature(target, handler)
+    hooks.worker_hooks(chosen)
+    hooks.between_hooks(handler, chosen)
+    return f"{program.file or 'the configuration'} is valid: {path} serves {target}"
+
+
+def settings_table(program: Program) -> str:
+    """Return each setting with its value and its source, one line each."""
+    chosen, sources = program.settings, program.sources
+    rows = [(s.name, s.show(getattr(chosen, s.name)) or "nobody", str(sources[s.name])) for s in settings.TABLE]
+    names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "".join(f"{name:{names}}  {value:{values}}  {source}\n" for name, value, source in rows)
+
+
+def started_line(path: str, server: dict[str, Any]) -> str:
+    """Return what `start` and `restart` say of the server that listens now."""
+    return f"{path}: listening, pid {server['pid']}, log {server.get('log_file') or 'nowhere'}"
+
+
+def _check_folder(chosen: settings.Settings, sources: dict[str, settings.Source]) -> None:
+    """Refuse a missing chdir here: in a worker it would be a traceback."""
+    if chosen.chdir is None or os.path.isdir(chosen.chdir):
+        return
+    reason = "is not a folder" if os.path.exists(chosen.chdir) else "does not exist"
+    source = sources["chdir"]
+    raise SettingsError(f"the folder {chosen.chdir} {reason}", source=source.where, line=source.line)

@@ -1,0 +1,140 @@
+"""`ipcsrv list`, `logs`, `scale` and `ping` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from conftest import ServerFactory
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs of background servers and the registry are the test's own."""
+    monkeypatch.setenv(support.HOME_OF_LOGS, str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+
+
+@pytest.fixture
+def daemon(sock_path: str) -> Iterator[str]:
+    """The path of a background server with one worker; it is stopped at the end."""
+    done = support.run_command("start", sock_path, "handlers_for_tests:echo", "-w1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    yield sock_path
+    support.run_command("stop", sock_path, "--now")
+
+
+def listed(sock_dir: str) -> list[dict[str, Any]]:
+    """What `list` says of the servers of this test."""
+    done = support.run_command("list", "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    return [entry for entry in json.loads(done.stdout) if entry["path"].startswith(sock_dir)]
+
+
+def registry(tmp_path: Path) -> list[str]:
+    folder = tmp_path / "ipcsrv" / "servers"
+    return os.listdir(folder) if folder.exists() else []
+
+
+# -- list --------------------------------------------------------------------------------------------------------------
+
+
+def test_list_has_every_running_server(server: ServerFactory, sock_dir: str, tmp_path: Path) -> None:
+    one = server("handlers_for_tests:echo", "-w2", path=f"{sock_dir}/1")
+    two = server("handlers_for_tests:upper", "-w1", "--name", "two", path=f"{sock_dir}/2")
+    support.wait_until(lambda: len(registry(tmp_path)) == 2, "both are registered")
+    facts = listed(sock_dir)
+    assert [(entry["path"], entry["handler"], entry["name"], entry["pid"], entry["workers"], entry["busy"])
+            for entry in facts] == [
+        (one.path, "handlers_for_tests:echo", "handlers_for_tests:echo", one.pid, 2, 0),
+        (two.path, "handlers_for_tests:upper", "two", two.pid, 1, 0)]  # fmt: skip
+    table = support.run_command("list").stdout.decode().splitlines()
+    assert table[0].split() == ["PATH", "HANDLER", "PID", "SINCE", "WORKERS", "BUSY"]
+    assert any(line.split()[:3] == [two.path, "handlers_for_tests:upper", str(two.pid)] for line in table)
+
+
+def test_registry_is_empty_after_a_stop(daemon: str, sock_dir: str, tmp_path: Path) -> None:
+    assert [entry["path"] for entry in listed(sock_dir)] == [daemon]
+    support.run_command("stop", daemon)
+    assert registry(tmp_path) == []
+
+
+def test_killed_server_leaves_the_list(server: ServerFactory, sock_dir: str, tmp_path: Path) -> None:
+    running = server("handlers_for_tests:echo", "-w1")
+    support.wait_until(lambda: registry(tmp_path), "it is registered")
+    running.kill()
+    assert len(registry(tmp_path)) == 1
+    assert listed(sock_dir) == []
+    assert registry(tmp_path) == []
+
+
+def test_server_runs_without_a_registry(server: ServerFactory, tmp_path: Path) -> None:
+    (tmp_path / "ipcsrv").write_text("not a folder")
+    assert server("handlers_for_tests:echo", "-w1").call(b"x") == b"x"
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_prints_the_last_lines(daemon: str) -> None:
+    support.run_command("reload", daemon)
+    whole = support.run_command("logs", daemon, "-n", "1000").stdout.splitlines()
+    assert b"listening on" in whole[0]
+    assert support.run_command("logs", daemon, "-n", "1").stdout.splitlines() == whole[-1:]
+    assert support.run_command("logs", daemon, "-n0").stdout == b""
+
+
+def test_logs_of_a_stopped_server_are_found(daemon: str) -> None:
+    support.run_command("stop", daemon)
+    done = support.run_command("logs", daemon)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[-1].endswith(b"stopped")
+
+
+def test_logs_follows_a_rotated_log(server: ServerFactory, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    running = server("handlers_for_tests:raise_error", "-w1", "--log-file", str(log))
+    command = [sys.executable, "-m", "ipcsrv", "logs", "-f", "-n0", running.path]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=support.environment()) as process:
+        output = support.Output(process)
+        support.wait_until(lambda: str(log) in support.descriptors(process.pid).values(), "the log is open")
+        for word in (b"first", b"second"):
+            assert support.run_command("call", running.path, word.decode()).returncode == 1
+            output.wait_for(f"ValueError: {word.decode()}")
+            log.rename(tmp_path / "log.1")  # as logrotate does; the server makes a new one
+        process.send_signal(signal.SIGINT)
+        assert process.wait(support.TIMEOUT) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+# -- scale, ping -------------------------------------------------------------------------------------------------------
+
+
+def test_scale_changes_the_number_of_workers(daemon: str) -> None:
+    done = support.run_command("scale", daemon, "3")
+    assert (done.returncode, done.stdout) == (0, f"{daemon}: scaled to 3 workers\n".encode())
+    facts = json.loads(support.run_command("status", daemon, "--json").stdout)
+    assert facts["workers_wanted"] == 3
+
+
+def test_ping_is_answered_by_the_master_alone(server: ServerFactory, tmp_path: Path) -> None:
+    running = server("handlers_for_tests:hold", "-w1")
+    held = tmp_path / "held"
+    command = [sys.executable, "-m", "ipcsrv", "call", running.path, str(held)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=support.environment()) as call:
+        support.wait_until(held.exists, "the worker is busy")
+        done = support.run_command("ping", running.path)
+        held.unlink()
+        call.communicate()
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

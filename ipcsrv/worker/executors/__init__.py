@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ...config.settings import Settings
-from ...errors import SettingsError
+from ...errors import HandlerImportError
 from ...request import Quit
 from ...supervision.scoreboard import EXECUTOR_STATES
 
@@ -117,7 +117,7 @@ def engine_of(executor: str) -> Any:
     """Return the module of the engine that the setting names.
 
     Raises:
-        SettingsError: there is no such engine, or what it needs is not installed.
+        HandlerImportError: there is no such engine, or what it needs is not installed.
     """
     name = executor.partition(":")[0]
     own = "." not in name and importlib.util.find_spec(f"{__name__}.{name}") is not None
@@ -126,9 +126,8 @@ def engine_of(executor: str) -> Any:
     try:
         engine = importlib.import_module(f"{__name__}.{name}" if own else name)
     except ImportError as error:
-        advice = f"; pip install 'ipcsrv[{name}]'" if own else ""
-        reason = f"the engine of {executor!r} cannot be imported: {error}{advice}"
-        raise SettingsError(reason, name="executor") from None
+        advice = f"; run: pip install 'ipcsrv[{name}]'" if own else ""
+        raise HandlerImportError(executor, reason=f"{error}{advice}", what="executor") from None
     if not callable(getattr(engine, "connect", None)):
-        raise SettingsError(f"the module {name} of {executor!r} has no function connect", name="executor")
+        raise HandlerImportError(executor, reason=f"the module {name} has no function connect", what="executor")
     return engine

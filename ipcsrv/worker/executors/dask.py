@@ -62,7 +62,7 @@ class DaskExecutor:
         self._thread = threading.Thread(target=self._keep_connected, name="ipcsrv-executor", daemon=True)
         self._thread.start()
         with self._changed:
-            self._changed.wait_for(self._settled, 2 * CONNECT_TIMEOUT)
+            self._changed.wait_for(self._settled, min(2 * CONNECT_TIMEOUT, work.settings.startup_timeout / 2))
 
     def describe(self) -> str:
         """The engine and its address."""

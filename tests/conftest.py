@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import support
 
+pytest_plugins = ["pytester"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give servers the signals that they expect; on Windows, skip by capability what a test reaches for in vain."""
@@ -20,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     if os.name == "nt" and not config.pluginmanager.has_plugin("wine.capabilities"):
         config.pluginmanager.import_plugin("wine.capabilities")
+    if not config.pluginmanager.has_plugin("ipcsrv"):  # its entry point is there only where the package is installed
+        config.pluginmanager.import_plugin("ipcsrv.pytest_plugin")
 
 
 ServerFactory = Callable[..., support.RunningServer]

@@ -39,8 +39,8 @@ def run(*arguments: str, **extra: str) -> str:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("copied", "name"), [(name, name) for name in TESTED], indirect=["copied"], ids=TESTED)
 def test_example_passes_its_own_tests(copied: Path, name: str) -> None:
-    said = run("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", ".", ".",
-               PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # fmt: skip
+    options = ("-q", "-rs", "-p", "ipcsrv.pytest_plugin", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", ".")
+    said = run("-m", "pytest", *options, ".", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert "README.md" in os.listdir(copied)
     skipped = re.findall(r"^SKIPPED .*", said, re.M)
     if skipped and not re.search(r"[0-9]+ passed", said):

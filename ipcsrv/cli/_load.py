@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..client import sync as client
 from ..errors import IpcError
+from ..platform import children
 
 STEPS = 16  # buckets per octave: a percentile is right within 5 %
 START_LIMIT = 30.0  # seconds for a client to be ready
@@ -140,7 +141,7 @@ def main() -> None:
 
 def drive(path: str, request: bytes, clients: int, seconds: float, *, keep: bool) -> Report:
     """Run `clients` processes for `seconds`, all from the same moment on."""
-    command = [sys.executable, "-m", __name__, path, str(seconds), "keep" if keep else "connect", str(len(request))]
+    command = [*children.command(__name__), path, str(seconds), "keep" if keep else "connect", str(len(request))]
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(clients):
@@ -178,7 +179,3 @@ def _parse(output: bytes) -> Report:
     counts: dict[int, int] = {int(key): value for key, value in histogram.items()}
     numbers: list[Any] = rest
     return Report(Counter(counts), Counter(failures), *numbers)
-
-
-if __name__ == "__main__":
-    main()

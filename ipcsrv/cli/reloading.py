@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 
 from ..client import control
 from ..errors import IpcError
+from ..folders import working_folder
+from ..platform import children
 from . import messages
 
 INTERVAL = 0.5  # seconds between two checks of the files, without watchfiles
 _SKIPPED = {"__pycache__", "node_modules", "site-packages"}
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class Watch:
@@ -30,14 +31,13 @@ class Watch:
 
     def __init__(self, path: str, target: str, *, as_json: bool = False) -> None:
         form = "json" if as_json else "text"
-        self._command = [sys.executable, "-m", "ipcsrv.cli.reloading", form, path, *places(target)]
+        self._command = [*children.command(__name__), form, path, *places(target)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Watch:
         sys.dont_write_bytecode = True  # after two saves within a second the bytecode of the first would be used
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        search = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": search})
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,7 +50,7 @@ def places(target: str) -> list[str]:
     """Return the files and folders to watch for a handler `MODULE:NAME`; nothing is imported."""
     from importlib.machinery import PathFinder
 
-    here = os.getcwd()
+    here = working_folder() or os.sep
     name = target.partition(":")[0].partition(".")[0]
     spec = PathFinder.find_spec(name, [here, *sys.path])
     if spec is None or not (spec.origin or spec.submodule_search_locations):
@@ -145,7 +145,3 @@ def main() -> None:
             reload(path, files, messages.complain)
     except KeyboardInterrupt:
         pass  # a terminal's Ctrl-C reaches this process too; the server reports it
-
-
-if __name__ == "__main__":
-    main()

@@ -7,17 +7,20 @@ Runs in whichever process starts the server (to make the source) and in the temp
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.machinery
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 from ..errors import HandlerImportError
+from ..folders import working_folder
 
 Handler = Callable[..., Any]
 
@@ -189,16 +192,53 @@ def fingerprint(target: str) -> str:
     return f"{info.st_size:x}-{info.st_mtime_ns:x}"
 
 
-def _import(target: str, module_name: str) -> Any:
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script's path has its own folder instead
+class _FolderFinder:
+    """Finds one top-level module or package in a folder, before the import system looks anywhere else."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        self._name, self._folder = name, folder
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        """As a finder of `sys.meta_path`; a folder without __init__.py is left to the usual search."""
+        if name != self._name:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, [self._folder])
+        return spec if spec is not None and spec.loader is not None and spec.has_location else None
+
+
+@contextlib.contextmanager
+def current_folder_first(module_name: str) -> Iterator[None]:
+    """Have the handler's own module found in the current folder first, and what it imports there last.
+
+    The folder goes to the end of `sys.path`: a file `json.py` that lies there must not become part of other modules.
+    For the same reason a name of the standard library is never looked for there.
+    """
+    folder, name = working_folder(), module_name.partition(".")[0]
+    if folder is None:
+        yield
+        return
+    if "" not in sys.path and folder not in sys.path:
+        sys.path.append(folder)
+    if name in sys.stdlib_module_names:
+        yield
+        return
+    finder = _FolderFinder(name, folder)
+    sys.meta_path.insert(0, finder)
     try:
-        return importlib.import_module(module_name)
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def _import(target: str, module_name: str) -> Any:
+    try:
+        with current_folder_first(module_name):
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             from .suggestions import existing_module
 
-            reason = f"there is no module {error.name!r} (searched from {os.getcwd()} on)"
+            reason = f"there is no module {error.name!r} (searched from {working_folder() or 'a deleted folder'} on)"
             raise HandlerImportError(target, reason=reason, suggestion=existing_module(error.name, target)) from None
         raise HandlerImportError(target, _own_frames()) from None
     except (Exception, SystemExit):

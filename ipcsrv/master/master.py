@@ -24,6 +24,7 @@ from .._version import __version__
 from ..config.handlers import HandlerSource
 from ..config.settings import Settings
 from ..errors import HandlerImportError, SettingsError, SocketStolen
+from ..folders import working_folder
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
@@ -99,7 +100,7 @@ class Master:
         self._claimed = self._finished = False
         self._interrupts = self._log_reopened = 0
         self.pid = os.getpid()
-        self._folder = os.getcwd()  # as it was: it may go
+        self._folder = working_folder() or os.sep  # as it was: it may go
         self.last_error: dict[str, Any] | None = None
 
     # -- its life -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+from ..platform import children
 from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import Channel
@@ -91,7 +92,7 @@ class TemplateSpawner:
         process: BaseProcess = context.Process(target=_entry("run_template"), args=(self._job, theirs),
                                                name=f"ipcsrv-template-{self._job.generation}")
         try:
-            with serving.quiet_about_threads():
+            with serving.quiet_about_threads(), children.starting():
                 process.start()
         except OSError as error:
             ours.close()
@@ -191,7 +192,8 @@ class FreshSpawner:
         process = self._context.Process(target=_entry("run_fresh_worker"), args=(self._job, number, slot, end),
                                         name=f"ipcsrv-worker-{number}")
         try:
-            process.start()
+            with children.starting():
+                process.start()
         except OSError as error:
             self._facts.spawn_failed(number, str(error))
             return

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from ..config.settings import Settings
 from ..errors import StartError
+from . import children
 from .log_output import Output, StreamOutput, open_output
 
 TIME = "%Y-%m-%d %H:%M:%S"
@@ -343,7 +344,7 @@ def unconfigure() -> None:
 
 
 def configure_worker(settings: Settings) -> None:
-    """Set up the log and the standard streams of a template or worker, before the handler is imported.
+    """Set up the log, the standard streams and the environment of a template or worker, before the handler is imported.
 
     A forked process keeps the log that it has.  Records of the application go into ours as long as the application
     has not set up logging itself (docs/operations.md).
@@ -359,6 +360,7 @@ def configure_worker(settings: Settings) -> None:
                 _target = ToOutput(open_output(None), settings)
     _take_application_records(settings)
     _write_lines_at_once()
+    children.started()
 
 
 def _take_application_records(settings: Settings) -> None:

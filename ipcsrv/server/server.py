@@ -11,7 +11,6 @@ import functools
 import io
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -35,7 +34,8 @@ from ..errors import (
     SettingsError,
     StartError,
 )
-from ..platform import lifecycle
+from ..folders import absolute, working_folder
+from ..platform import children, lifecycle
 from ..state import State
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
     from .background import Order
 
-_BOOT = "import sys; sys.path[:0] = [{root!r}]; from ipcsrv.server.background import main; main()"
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _POLL = 0.01  # seconds between looks at what has no event: a file that is to vanish
 _LATE = object()  # in place of a report that did not come
 _START_MARGIN = 5.0  # seconds that a start may take beyond startup_timeout
@@ -82,6 +80,7 @@ def _run_master(path: str, handler: str | Handler, settings: Settings,
     from ..platform import server as serving
     from . import inline, registry
 
+    path = absolute(path)
     method = settings.resolved(serving.default_start_method()).start_method
     source = source_of(handler, inherit=method == "fork" or settings.workers == 0)
 
@@ -133,7 +132,7 @@ class Server:
     """
 
     def __init__(self, path: str | os.PathLike[str], handler: str | Handler, **settings: Any) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = absolute(path)
         self._source = source_of(handler)
         self._settings = _quiet(settings)
         self._process: subprocess.Popen[bytes] | None = None
@@ -225,8 +224,8 @@ def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeou
     """
     if settings.log_file in LOG_STREAMS:
         raise SettingsError("a server in the background has no standard streams; name a file", name="log_file")
-    log_file = default_log_file(path) if settings.log_file is None else os.path.abspath(settings.log_file)
-    settings, path = replace(settings, log_file=log_file), os.path.abspath(path)
+    log_file = default_log_file(path) if settings.log_file is None else absolute(settings.log_file)
+    settings, path = replace(settings, log_file=log_file), absolute(path)
     if may_fork and cwd is None and lifecycle.fork_detached is not None and threading.active_count() == 1:
         return _launch_forked(path, source_of(target), settings, timeout)
     process, record = _launch(path, source_of(target), settings, timeout, detached=True, cwd=cwd)
@@ -287,10 +286,9 @@ def default_log_file(path: str) -> str:
     from binascii import crc32
 
     folder = lifecycle.log_folder()
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    absolute = os.path.abspath(path)
-    digest = f"{crc32(os.fsencode(absolute)):08x}"  # no secret: only to tell paths with the same end apart
-    return os.path.join(folder, f"{os.path.basename(absolute)[:64]}-{digest}.log")
+    path = absolute(path)
+    digest = f"{crc32(os.fsencode(path)):08x}"  # no secret: only to tell paths with the same end apart
+    return os.path.join(folder, f"{os.path.basename(path)[:64]}-{digest}.log")
 
 
 def _launch(path: str, source: HandlerSource, settings: Settings, timeout: float | None,
@@ -304,7 +302,7 @@ def _launch(path: str, source: HandlerSource, settings: Settings, timeout: float
     errors = lifecycle.open_log(settings.log_file) if detached else None
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT.format(root=_ROOT)],
+            children.command("ipcsrv.server.background"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, **lifecycle.detached() if detached else {},
         )
     finally:
@@ -322,8 +320,9 @@ def _order(path: str, source: HandlerSource, settings: Settings, detached: bool,
 
     from .background import Order
 
-    preparation = spawn.get_preparation_data("ipcsrv-master")
-    preparation["dir"] = cwd or os.getcwd()
+    with children.starting():
+        preparation = spawn.get_preparation_data("ipcsrv-master")
+    preparation["dir"] = cwd or working_folder() or os.sep
     preparation.pop("authkey", None)  # a secret of the starter's own
     if source.pickled is None or b"__main__" not in source.pickled:
         preparation.pop("init_main_from_path", None)  # the handler is not in the main module: leave that alone
@@ -431,7 +430,7 @@ def stop(path: str | os.PathLike[str], *, now: bool = False, timeout: float | No
     report: told, a line at a time, what is being waited for.
     Raises `NotListening` if there is no server, `CallTimeout` if it is still there at the end.
     """
-    path = os.path.abspath(os.fspath(path))
+    path = absolute(path)
     record = lifecycle.record(path)
     if record is None:
         if client.active_state(path) is State.LISTENING:
@@ -480,7 +479,7 @@ def _still_there(path: str, report: Callable[[str], None] | None) -> Callable[[]
 
 def restart(path: str | os.PathLike[str], timeout: float | None = None) -> dict[str, Any]:
     """Stop the server at `path` and start it again with the same handler, settings and working directory."""
-    path, deadline = os.path.abspath(os.fspath(path)), Deadline(timeout)
+    path, deadline = absolute(path), Deadline(timeout)
     record = lifecycle.record(path)
     if record is None:
         raise (NotListening if os.path.lexists(path) else PathNotFound)(path)

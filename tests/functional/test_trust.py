@@ -16,6 +16,7 @@ import stat
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -721,9 +722,11 @@ def test_pickles_are_read_from_private_pipes_alone() -> None:
             if isinstance(node, ast.ImportFrom) and node.module is not None:
                 names = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
             if names & unpickling:
-                readers.add(path.stem)
-    # The starter's order and the server's reports, both through pipes made for them; and the handler in that order.
-    assert readers <= {"server", "background", "handlers"}
+                readers.add(str(path.relative_to(PACKAGE)))
+    # The starter's order and the server's reports, both through pipes made for them; the handler in that order; and on
+    # the engine of a cluster what a worker sends there, by the engine's own connections.
+    private = {"server/server.py", "server/background.py", "config/handlers.py"}
+    assert readers <= private | {"worker/executors/__init__.py", "worker/executors/remote.py"}
 
 
 # -- the log folder ---------------------------------------------------------------------------------------------------
@@ -857,16 +860,123 @@ def test_open_descriptors_are_found_without_proc(monkeypatch: pytest.MonkeyPatch
     os.close(write)
 
 
+PLANTED = ("signal", "ctypes", "logging", "pickle", "multiprocessing", "filelock", "json", "tempfile", "zlib")
+COMMAND = "import sys; sys.path.pop(0); from ipcsrv.cli import main; sys.exit(main())"  # as a console script has it
+OWN_MODULE = """
+import ctypes, helper, json, os, sys, tempfile
+
+def handle(request):
+    found = {"helper": helper.__name__, "path": sys.path[-1], "variable": os.environ.get("PYTHONSAFEPATH")}
+    return json.dumps(found).encode()
+"""
+
+
+def plant(folder: str) -> Path:
+    """Put modules into a folder that leave a mark where they are imported; returns the mark's path."""
+    marker = Path(folder, "executed")
+    for planted in PLANTED:
+        Path(folder, f"{planted}.py").write_text(f"open({str(marker)!r}, 'w').write({planted!r})\nraise ImportError\n")
+    return marker
+
+
+def run_in(folder: str, *command: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, env=support.environment(),
+                          timeout=support.TIMEOUT)  # fmt: skip
+
+
 def test_a_module_in_the_current_folder_does_not_become_part_of_a_server(sock_dir: str, sock_path: str) -> None:
-    marker = Path(sock_dir, "executed")
-    for planted in ("logging", "pickle", "multiprocessing", "filelock", "json"):
-        Path(sock_dir, f"{planted}.py").write_text(f"open({str(marker)!r}, 'w').close()\nraise ImportError\n")
+    marker = plant(sock_dir)
     source = """
 import sys, ipcsrv
 with ipcsrv.Server(sys.argv[1], "zlib:compress", workers=1):
     print(ipcsrv.active_state(sys.argv[1]).name)
 """
-    done = subprocess.run([sys.executable, "-P", "-c", source, sock_path], cwd=sock_dir, capture_output=True,
-                          env={**support.environment(), "PYTHONPATH": str(PACKAGE.parent)}, timeout=support.TIMEOUT)
+    done = run_in(sock_dir, "-P", "-c", source, sock_path)
     assert (done.stdout, done.stderr) == (b"LISTENING\n", b"")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_only_the_handlers_module_is_taken_from_the_current_folder(
+    start_method: str, sock_dir: str, sock_path: str
+) -> None:
+    marker = plant(sock_dir)
+    Path(sock_dir, "own.py").write_text(OWN_MODULE)
+    Path(sock_dir, "helper.py").write_text("")
+    log = os.path.join(sock_dir, "log")
+    options = ("--workers", "1", "--start-method", start_method, "--log-file", log)
+    for target in ("own:handle", "zlib:compress"):
+        done = run_in(sock_dir, "-c", COMMAND, "start", sock_path, target, *options)
+        assert done.returncode == 0, done.stderr
+        try:
+            answer = ipcsrv.call(sock_path, b"x", timeout=support.TIMEOUT)
+        finally:
+            assert run_in(sock_dir, "-c", COMMAND, "stop", sock_path).returncode == 0
+        assert not marker.exists(), marker.read_text()
+        if target == "own:handle":
+            assert json.loads(answer) == {"helper": "helper", "path": sock_dir, "variable": None}
+
+
+def test_handlers_module_is_found_in_the_current_folder_first(
+    server: ServerFactory, sock_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (Path(sock_dir), tmp_path):
+        (folder / "twice").mkdir()
+        (folder / "twice" / "__init__.py").write_text("")
+        (folder / "twice" / "part.py").write_text(f"def handle(request): return {folder.name.encode()!r}\n")
+    monkeypatch.chdir(sock_dir)
+    path = os.pathsep.join([str(tmp_path), support.environment()["PYTHONPATH"]])
+    running = server("twice.part:handle", "--workers", "1", env={"PYTHONPATH": path})
+    assert running.call() == os.path.basename(sock_dir).encode()
+
+
+def test_python_m_puts_the_current_folder_last(
+    server: ServerFactory, sock_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(sock_dir, "own.py").write_text(OWN_MODULE)
+    Path(sock_dir, "helper.py").write_text("")
+    monkeypatch.chdir(sock_dir)
+    running = server("own:handle", "--workers", "1", "--start-method", "spawn")
+    assert json.loads(running.call())["path"] == sock_dir
+
+
+# -- a folder that is gone ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_server_reloads_when_its_folder_was_deleted(
+    start_method: str, server: ServerFactory, sock_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = os.path.join(sock_dir, "gone")
+    os.mkdir(folder)
+    monkeypatch.chdir(folder)
+    running = server("zlib:compress", "--workers", "1", "--start-method", start_method)
+    before = {worker["pid"] for worker in running.status()["workers"]}  # type: ignore[attr-defined]
+    os.rmdir(folder)
+    assert support.run_command("reload", running.path).returncode == 0
+    assert support.wait_gone(before) == set()
+    assert zlib.decompress(running.call(b"still here")) == b"still here"
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("command", ["run", "start"])
+def test_server_starts_in_a_folder_that_was_deleted(
+    command: str, start_method: str, server: ServerFactory, sock_dir: str, sock_path: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder = os.path.join(sock_dir, "gone")
+    os.mkdir(folder)
+    monkeypatch.chdir(folder)
+    os.rmdir(folder)
+    options = ("zlib:compress", "--workers", "1", "--start-method", start_method)
+    relative = support.run_command(command, "./s", *options)
+    assert relative.returncode == 7
+    assert b"the current folder was deleted, so the path must be absolute" in relative.stderr
+    if command == "run":
+        running = server(*options)
+        assert zlib.decompress(running.call(b"x")) == b"x"
+        return
+    started = support.run_command("start", sock_path, *options)
+    assert started.returncode == 0, started.stderr
+    assert zlib.decompress(ipcsrv.call(sock_path, b"x", timeout=10)) == b"x"
+    assert support.run_command("stop", sock_path).returncode == 0

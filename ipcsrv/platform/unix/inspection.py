@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ...folders import absolute
 from ..findings import Finding, LockHolder, failure, ok, warning
 from . import lifecycle, rendezvous
 from .client import ADDRESS_LIMIT
@@ -50,7 +51,7 @@ class Mount(NamedTuple):
 
 def place(path: str) -> Iterator[Finding]:
     """What can be said of the path without asking a server."""
-    path = os.path.abspath(path)
+    path = absolute(path)
     folder = os.path.dirname(path)
     yield _length(path)
     try:
@@ -224,7 +225,7 @@ def lock_holder(path: str) -> LockHolder | None:
 
     It knows nothing of a holder in another container, nor, on some file systems (btrfs), of the file by its device.
     """
-    path = os.path.abspath(path)
+    path = absolute(path)
     info = _status(path + LOCK_SUFFIX)
     if info is None:
         return None

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...errors import AddressInUse, InvalidPath
+from ...folders import absolute
 from .client import ADDRESS_LIMIT, address, credentials
 from .sockets import Listener
 
@@ -48,7 +49,7 @@ class Rendezvous:
 
     def __init__(self, path: str, *, mode: int = 0o600, backlog: int = 1024, insecure_dir: bool = False,
                  control: bool = True, allow: Iterable[str] = ()) -> None:
-        self.path = os.path.abspath(path)
+        self.path = absolute(path)
         self.lock_path = self.path + LOCK_SUFFIX
         self.control_path = self.path + CONTROL_SUFFIX
         self._name = os.path.basename(self.path)

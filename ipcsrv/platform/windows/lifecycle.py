@@ -40,8 +40,17 @@ def detached() -> dict[str, Any]:
 
 
 def log_folder() -> str:
-    """Where the logs of a user's servers go: below the local application data."""
-    return os.path.join(os.environ.get("LOCALAPPDATA") or os.path.expanduser("~"), "ipcsrv", "log")
+    """Return the folder for the logs of this user's servers, below the local application data; make it if missing.
+
+    Raises:
+        StartError: it cannot be made.
+    """
+    folder = os.path.join(os.environ.get("LOCALAPPDATA") or os.path.expanduser("~"), "ipcsrv", "log")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"there is no folder for the log ({error}); name a file with --log-file") from None
+    return folder
 
 
 def open_log(log_file: str | None) -> int:

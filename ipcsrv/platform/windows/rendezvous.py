@@ -28,6 +28,7 @@ from typing import Any, Final
 from filelock import lock_descriptor
 
 from ...errors import AddressInUse, InvalidPath, SettingsError
+from ...folders import absolute
 from .client import PIPE_ACCESS, pipe_name
 from .poller import Event, announce, forget, new_event, overlapped
 from .processes import keep_workers_from_outliving_us
@@ -251,7 +252,7 @@ class Rendezvous:
                  control: bool = True, allow: Iterable[str] = ()) -> None:
         if mode != _OWNER_ALONE:
             raise SettingsError("a pipe has no mode: say with `allow` who else may connect", name="mode")
-        self.path = os.path.abspath(path)
+        self.path = absolute(path)
         self.lock_path = self.path + LOCK_SUFFIX
         self.control_path = self.path + CONTROL_SUFFIX
         self._waiting = min(backlog, WAITING)

@@ -29,13 +29,13 @@ from __future__ import annotations
 import enum
 import importlib
 import importlib.util
-import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from ...config.handlers import current_folder_first
 from ...config.settings import Settings
 from ...errors import HandlerImportError
 from ...request import Quit
@@ -121,10 +121,9 @@ def engine_of(executor: str) -> Any:
     """
     name = executor.partition(":")[0]
     own = "." not in name and importlib.util.find_spec(f"{__name__}.{name}") is not None
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script's path has its own folder instead
     try:
-        engine = importlib.import_module(f"{__name__}.{name}" if own else name)
+        with nullcontext() if own else current_folder_first(name):
+            engine = importlib.import_module(f"{__name__}.{name}" if own else name)
     except ImportError as error:
         advice = f"; run: pip install 'ipcsrv[{name}]'" if own else ""
         raise HandlerImportError(executor, reason=f"{error}{advice}", what="executor") from None

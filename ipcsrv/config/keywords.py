@@ -52,3 +52,6 @@ class SettingsDict(TypedDict, total=False):
     control: bool
     name: str | None
     chdir: str | PathLike[str] | None
+    executor: str | None
+    executor_retries: int
+    upload_module: bool

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+import ipcsrv
 from ipcsrv import QUIT, Request
 from ipcsrv.config import settings
+from ipcsrv.config.handlers import HandlerSource
 from ipcsrv.worker.executors import Call, Result, Work
 from ipcsrv.worker.executors.remote import run
+from ipcsrv.worker.executors.waiting import check
 
 closed: list[str] = []
 
@@ -118,3 +121,9 @@ def test_each_thread_has_a_handler_of_its_own() -> None:
     thread.join()
     assert here[0] == here[1] == f"/run/s {threading.get_ident()}".encode()
     assert there[0] != here[0]
+
+
+@pytest.mark.parametrize("target", ["__main__:handle", "module:make.<locals>.handle"])
+def test_handler_without_a_name_elsewhere_is_refused(target: str) -> None:
+    with pytest.raises(ipcsrv.HandlerImportError):
+        check(HandlerSource(target), "json:1")

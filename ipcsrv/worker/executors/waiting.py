@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from ...config.handlers import HandlerSource, check_target
+from ...errors import HandlerImportError
 from ...platform.job import Job
 from ...request import Request
 from ...supervision import scoreboard as board
@@ -105,4 +106,7 @@ class RemoteHandler:
 def check(source: HandlerSource, executor: str) -> None:
     """Raise what is wrong with the settings before a worker is started; the handler itself is not imported here."""
     check_target(source.target)
+    if source.target.startswith("__main__:"):
+        reason = "is in the program that was started, which another machine does not import; move it to a module"
+        raise HandlerImportError(source.target, reason=reason)
     engine_of(executor)

@@ -60,6 +60,15 @@ class Request(bytes):
         return None if self._context is None else self._context[0].peer()
 
     @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The file descriptors that came with the request (SCM_RIGHTS), with the setting `receive_descriptors`.
+
+        They are close-on-exec, and the handler's own from now on: it closes them, and a second look finds none.
+        """
+        take = None if self._context is None else getattr(self._context[0], "take_descriptors", None)
+        return () if take is None else take()
+
+    @property
     def cancelled(self) -> bool:
         """Whether the client is gone, so that the response would not be read."""
         return self._context is not None and self._context[0].gone()

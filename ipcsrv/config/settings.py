@@ -170,6 +170,9 @@ class Settings:
         None, kinds.HOOK, _HOOKS, "Function called in the worker with the request and the exception, or None.",
         nothing="none")
 
+    receive_descriptors: bool = _setting(
+        False, kinds.SWITCH, _PROCESS, "Give handlers the file descriptors that come with a request, as "
+        "`Request.descriptors`; not on Windows.")
     control: bool = _setting(
         True, kinds.SWITCH, _PROCESS, "Answer status, reload and other commands on PATH.control.")
     name: str | None = _setting(

@@ -223,14 +223,14 @@ def compiled_path() -> Any:
 
 def straight_path(tally: Tally, handler: Handler, most_in: int, most_out: int, timeout: float | None,
                   tell_busy: Callable[[], object], secure: Callable[[], object],
-                  on_answered: Callable[[int, int, int], object] | None = None) -> StraightPath:
+                  on_answered: Callable[[int, int, int], object] | None = None, *, pure: bool) -> StraightPath:
     """The quickest path that there is here.
 
     most_in, most_out: bytes of a request and of a response beyond which they go the long way; at most `MAX_DATA`.
-    timeout: `request_timeout`.
+    timeout: `request_timeout`; pure: not the compiled one, which does not receive descriptors.
     """
     most_in, most_out = min(most_in, MAX_DATA), min(most_out, MAX_DATA)
-    compiled = compiled_path()
+    compiled = None if pure else compiled_path()
     if compiled is None:
         return PurePath(tally, handler, most_in, most_out, timeout, tell_busy, secure, on_answered)
     path: StraightPath = compiled(tally.words, LAYOUT, handler, Request, most_in, most_out, timeout, tell_busy,

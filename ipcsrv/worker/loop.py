@@ -101,7 +101,7 @@ class Worker:
         self._path = straight.straight_path(
             self.tally, handler, settings.max_request_size or MAX_DATA, settings.max_response_size or MAX_DATA,
             settings.request_timeout, self._tell_busy,
-            self._secure_limbo, self.on_answered)
+            self._secure_limbo, self.on_answered, pure=settings.receive_descriptors)
         self._most_talks = serving.descriptor_limit() // 3
         self._limits = Limits(settings, rng)
         self._path.next_check = self._limits.next_check

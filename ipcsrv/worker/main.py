@@ -50,6 +50,8 @@ def hire(job: Job, slot: int, channel: Channel, handler: Handler | None,
 
     handler: what the template has loaded, if there is one; around: makes of the plain handler the one that is called.
     """
+    if job.settings.receive_descriptors:
+        serving.receive_descriptors()
     slots = board.Scoreboard(job.memory.buffer, job.slots)
     words = slots.words(slot)
     words[board.PID] = os.getpid()

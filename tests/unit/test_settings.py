@@ -52,6 +52,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "executor": ("dask:tcp://10.0.0.5:8786", "dask:tcp://10.0.0.5:8786"),
     "executor_retries": (2, "2"),
     "upload_module": (True, "on"),
+    "receive_descriptors": (True, "on"),
 }
 EVERY = sorted(SAMPLES)
 

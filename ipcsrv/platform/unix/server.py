@@ -14,14 +14,13 @@ assert sys.platform != "win32"
 
 import array
 import contextlib
-import functools
 import grp
 import os
 import pwd
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
 from ...errors import SettingsError
@@ -53,7 +52,7 @@ __all__ = [
     "accept_raw", "adopt", "adopt_channel", "announce_descriptors", "answer_timeouts_with", "backlog_depth",
     "become_daemon_child", "channel", "child_hygiene", "close_raw", "default_start_method",
     "descriptor_limit", "enlarge", "handler_gate", "keep_freed_memory", "lifeline", "open_descriptors", "poller",
-    "queue", "quiet_about_threads", "rescue", "resident_bytes", "start_methods",
+    "queue", "quiet_about_threads", "receive_descriptors", "rescue", "resident_bytes", "start_methods",
 ]  # fmt: skip
 
 DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -148,8 +147,50 @@ class Connection(socket.SocketType):
         return bool(poll.poll(0))
 
 
-adopt: Callable[[int], Connection] = functools.partial(Connection, socket.AF_UNIX, socket.SOCK_STREAM, 0)
-"""A raw descriptor as a `Connection`; given all that the constructor could ask the kernel for."""
+class DescriptorConnection(Connection):
+    """A connection that keeps the descriptors that come with a request, until the handler takes them."""
+
+    __slots__ = ("_received",)
+    _received: tuple[int, ...]
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """As recv(2); descriptors come with the first bytes of what they were sent with."""
+        if flags & socket.MSG_PEEK:
+            return super().recv(size, flags)
+        data, ancillary, _, _ = self.recvmsg(size, _DESCRIPTOR_SPACE, flags | CLOEXEC)
+        for level, kind, packed in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                whole = len(packed) - len(packed) % _INT
+                self._received = (*self.take_descriptors(), *memoryview(packed)[:whole].cast("i"))
+        return data
+
+    def take_descriptors(self) -> tuple[int, ...]:
+        """Return the descriptors received so far; the caller closes them."""
+        received: tuple[int, ...] = getattr(self, "_received", ())
+        self._received = ()
+        return received
+
+    def close(self) -> None:
+        """Close the connection, and the descriptors that no handler has taken."""
+        for descriptor in self.take_descriptors():
+            os.close(descriptor)
+        super().close()
+
+
+_INT = struct.calcsize("i")
+_DESCRIPTOR_SPACE = socket.CMSG_SPACE(16 * _INT)  # what is beyond 16 descriptors, the kernel discards
+_new_connection: type[Connection] = Connection
+
+
+def adopt(raw: int) -> Connection:
+    """A raw descriptor as a `Connection`; given all that the constructor could ask the kernel for."""
+    return _new_connection(socket.AF_UNIX, socket.SOCK_STREAM, 0, raw)
+
+
+def receive_descriptors() -> None:
+    """Have the connections of this process, a worker, keep the descriptors that come with requests."""
+    global _new_connection
+    _new_connection = DescriptorConnection
 
 
 class Admission:

@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import Final
 
+from ...errors import SettingsError
 from ...peer import Peer
 from .handover import Channel, channel, close_raw
 from .pipe import DONTWAIT, Pipe
@@ -104,6 +105,11 @@ class Connection(Pipe):
 
 
 adopt = Connection
+
+
+def receive_descriptors() -> None:
+    """Refuse: a named pipe cannot pass descriptors."""
+    raise SettingsError("is not possible on Windows: a named pipe cannot pass descriptors", name="receive_descriptors")
 
 
 class Admission:

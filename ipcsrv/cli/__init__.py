@@ -39,6 +39,10 @@ def _run(arguments: list[str]) -> int:
     plain = _light.parse(arguments)
     if plain is not None:
         return _light.run(plain)
+    if arguments[:1] == ["warm"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        from .warm import run_program
+
+        return run_program(arguments[1:])
     from ._parser import run
 
     return run(arguments)

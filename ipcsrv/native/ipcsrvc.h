@@ -1,6 +1,7 @@
 /* ipcsrvc: the commands of ipcsrv that are worth a process without Python (docs/native-client.md).
  *
- * Messages in errors.c, connecting in connect.c, one exchange in exchange.c, the commands in main.c.
+ * Messages in errors.c, connecting in connect.c, one exchange in exchange.c, `warm` in program.c and
+ * warm.c, the other commands in main.c.
  */
 #ifndef IPCSRVC_H
 #define IPCSRVC_H
@@ -73,5 +74,36 @@ struct sink {
 /* Send the request, pass the response on as it comes; returns the exit code, after a message if it is not 0. */
 int exchange(int connection, const char *path, struct request request, const struct deadline *deadline,
              struct sink *sink);
+
+/* program.c */
+
+struct program {
+    char *argv0;       /* the script, as the run sees its name */
+    char *path;        /* the same, absolute */
+    char *interpreter; /* absolute path of the Python that its first line names */
+    char *flags;       /* of the interpreter, on that line, or "" */
+    char *key;         /* what a server of it depends on */
+    size_t key_size;
+    char *socket; /* path of its server's socket */
+    char *stamps; /* path of the file that says what the server has imported */
+};
+
+/* Find a script as the shell would; false where Python has to look closer. */
+bool find_program(const char *name, struct program *program);
+/* Fill in what describes the server; false where there can be none yet. */
+bool locate_server(struct program *program);
+/* The token of a server that is up to date; NULL otherwise. */
+const char *current_token(const struct program *program);
+
+/* warm.c */
+
+int warm(int argc, char **argv);
+
+/* main.c */
+
+/* Replace this process by the Python command with the same arguments. */
+int exec_python(char **argv);
+/* Say how a program is run, if IPCSRV_WARM_DEBUG=1. */
+void debug(const char *text);
 
 #endif

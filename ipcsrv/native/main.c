@@ -40,8 +40,7 @@ static bool own_folder(char path[PATH_MAX]) {
     return true;
 }
 
-/* Replace this process by the Python command with the same arguments. */
-static int exec_python(char **argv) {
+int exec_python(char **argv) {
     char folder[PATH_MAX];
     argv[0] = "ipcsrv";
     if (own_folder(folder))
@@ -49,6 +48,12 @@ static int exec_python(char **argv) {
     execvp("ipcsrv", argv);
     complain("the command ipcsrv cannot be run: \2; install the Python package ipcsrv", "", strerror(errno), "");
     return EXIT_FAILED;
+}
+
+void debug(const char *text) {
+    const char *wanted = getenv("IPCSRV_WARM_DEBUG");
+    if (wanted != NULL && strcmp(wanted, "1") == 0)
+        complain("warm: \2", "", text, "");
 }
 
 /* Digits with at most one point, above 0: what Python's parser of times reads alike. */
@@ -136,6 +141,8 @@ static int ping(const struct options *options, char **argv) {
 int main(int argc, char **argv) {
     struct options options;
     const char *command = argc > 1 ? argv[1] : "";
+    if (strcmp(command, "warm") == 0)
+        return warm(argc, argv);
     if (!parse(argc, argv, &options))
         return exec_python(argv);
     bool one = options.operand_count == 1, extra = options.autostart != NULL || options.worker;

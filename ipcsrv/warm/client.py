@@ -1,0 +1,174 @@
+"""Pass a run to a warm server and be its stand-in: relay signals, end as it ends.  In the client."""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform != "win32"
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from typing import NoReturn
+
+from ..client import sync
+from ..errors import IpcError
+from ..platform import client as platform
+from ..protocol.pktline import encode
+from . import stamps, wire
+from .program import Place, Program
+
+START_PATIENCE = 0.15  # seconds for a free worker to take the run; then it runs cold
+RELAYED = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
+    signal.SIGCONT, signal.SIGTSTP,
+)  # fmt: skip
+_RECEIVE_SIZE = 4096
+
+
+class Cold(Exception):
+    """This run is to run cold; the text says why."""
+
+
+class Busy(Cold):
+    """The server is up to date, but did not take the run."""
+
+
+def check_run(arguments: list[str]) -> None:
+    """Raise `Cold` where the run depends on what only this process has."""
+    if any(argument.startswith(("/dev/fd/", "/proc/self/fd/")) for argument in arguments):
+        raise Cold("an argument names a descriptor")
+    for descriptor in (0, 1, 2):
+        try:
+            terminal = os.isatty(descriptor)
+            os.fstat(descriptor)
+        except OSError:
+            raise Cold("a standard stream is closed") from None
+        if terminal and _in_background(descriptor):
+            raise Cold("in the background of its terminal")
+
+
+def _in_background(terminal: int) -> bool:
+    try:
+        return os.tcgetpgrp(terminal) != os.getpgrp()
+    except OSError:  # not our controlling terminal: there is no job control
+        return False
+
+
+def run(program: Program, place: Place, arguments: list[str]) -> NoReturn:
+    """Run the program warm and end as it ends.
+
+    Raises:
+        Cold: nothing has been run.
+    """
+    token, reason = stamps.current_token(place.stamps, place.key)
+    if token is None:
+        raise Cold(reason)
+    try:
+        request = wire.own_request(token, program.argv0, arguments)
+        connection = platform.attempt(place.socket)
+        sync.check_trust(place.socket, connection.peer(), ())
+    except (IpcError, OSError) as error:
+        raise Cold(str(error)) from None
+    control, theirs = socket.socketpair()
+    try:
+        with theirs:
+            _send(connection, request, theirs.fileno())
+        _await_ready(control)
+    except Cold:
+        control.close()  # and with it the run, if a worker takes it now
+        connection.close()
+        raise
+    _begin(control)
+    _end_as(_await_end(connection, control))
+
+
+def _send(connection: platform.Stream, request: wire.RunRequest, theirs: int) -> None:
+    buffers = encode(request.encode())
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, theirs.to_bytes(4, sys.byteorder))]
+    try:
+        while buffers:
+            sent = connection.sendmsg(buffers[:16], rights, platform.DONTWAIT & ~socket.MSG_DONTWAIT)
+            rights = []
+            _discard(buffers, sent)
+    except OSError as error:
+        raise Cold(f"the server does not take the request: {error.strerror}") from None
+
+
+def _discard(buffers: list[bytes | memoryview], count: int) -> None:
+    """Drop what has been sent."""
+    while buffers and count >= len(buffers[0]):
+        count -= len(buffers.pop(0))
+    if count:
+        buffers[0] = memoryview(buffers[0])[count:]
+
+
+def _await_ready(control: socket.socket) -> None:
+    """Wait until a process is ready to become the program; raises `Cold` if there is none in time."""
+    until = time.monotonic() + START_PATIENCE
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    while not poller.poll(max(0, until - time.monotonic()) * 1000):
+        if time.monotonic() >= until:
+            raise Busy("no worker is free")
+    answer = control.recv(1)
+    if answer != wire.READY:
+        raise Busy("the server refused" if answer else "the server gave the run up")
+
+
+def _begin(control: socket.socket) -> None:
+    """Let the run begin, and pass the signals that this process gets on to it; none is lost in between."""
+
+    def pass_on(number: int, _: object) -> None:
+        if number == signal.SIGTSTP:
+            number = signal.SIGSTOP  # SIGTSTP would be discarded in a process group that is orphaned
+        with contextlib.suppress(OSError):
+            control.send(bytes((number,)), platform.DONTWAIT)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED)
+    socket.send_fds(control, [wire.GO], range(wire.STREAMS))
+    for number in RELAYED:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _await_end(connection: platform.Stream, control: socket.socket) -> bytes:
+    """Wait for the response; returns its text, b"" if the server died."""
+    poller = select.poll()
+    poller.register(connection, select.POLLIN)
+    poller.register(control, select.POLLIN)
+    received = b""
+    while True:
+        for descriptor, _ in poller.poll():
+            if descriptor == control.fileno():
+                message = control.recv(64, socket.MSG_DONTWAIT)
+                if not message:
+                    poller.unregister(control)
+                elif wire.STOPPED in message:
+                    os.kill(os.getpid(), signal.SIGSTOP)  # as the run has; SIGCONT, which is relayed, continues both
+                continue
+            data = connection.recv(_RECEIVE_SIZE)
+            received += data
+            if not data or received.endswith(b"0000"):
+                return received[4:-4] if received.endswith(b"0000") else b""
+
+
+def _end_as(response: bytes) -> NoReturn:
+    """End with the exit status of the run, or by its signal."""
+    kind, _, number = response.partition(b" ")
+    if kind == b"exit":
+        os._exit(int(number))
+    if kind == b"signal":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # not of the client
+        with contextlib.suppress(OSError):  # SIGKILL
+            signal.signal(int(number), signal.SIG_DFL)
+        os.kill(os.getpid(), int(number))
+    sys.stderr.write("ipcsrv: warm: the server died during the run; it may have done a part of its work\n")
+    sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,56 @@
+"""A cold run that shows what the program imports, for the template of the server that is started after it."""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform != "win32"
+
+import atexit
+import os
+import signal
+from typing import Any
+
+from .program import read_lines
+from .run import Run, forget_packages
+from .template import Recorder, is_foreign, note_variables, write_lines
+
+
+def run_and_learn(spec: dict[str, Any], arguments: list[str]) -> int:
+    """Run the program in this process; when it ends, write the names of the modules that it has imported."""
+    forget_packages(foreign=is_foreign(list(sys.path)))
+    recorder = Recorder()
+    recorder.only_imports = True
+    present = {*sys.modules}
+    atexit.register(_write, spec, recorder, present, list(sys.path), os.getpid())  # the first is called last
+    program = Run(spec)
+    with recorder.installed():
+        status = program.execute([spec["argv0"], *arguments])
+    if status < 0:
+        atexit.register(_die, -status)
+    return max(status, 0)
+
+
+def _die(number: int) -> None:
+    """End by a signal, as the interpreter does after an interrupt that nothing has caught."""
+    atexit.unregister(_die)
+    atexit._run_exitfuncs()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _write(spec: dict[str, Any], recorder: Recorder, present: set[str], folders: list[str], pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    names = [name for name in list(sys.modules) if name not in present and _importable(name, folders)]
+    note_variables(spec["variables"], read_lines(spec["variables"]), recorder.variables)
+    write_lines(spec["learned"], map(os.fsencode, names))
+
+
+def _importable(name: str, folders: list[str]) -> bool:
+    """Return whether the module would be found again in another folder: what a run added to the path is its own."""
+    spec = getattr(sys.modules[name], "__spec__", None)
+    if name == "__main__" or spec is None or spec.name != name or name.startswith("ipcsrv"):
+        return False
+    origin = spec.origin or ""
+    return origin in ("built-in", "frozen") or any(origin.startswith(os.path.join(f, "")) for f in folders if f)

@@ -1,0 +1,186 @@
+"""Find a program, its interpreter, and the path of the server that runs it warm.  In the client.
+
+Everything here is done once more in C (ipcsrv/native/program.c), and must give the same paths; a test compares them.
+A server is named for its *key*: the interpreter with its flags, the program, the version of ipcsrv, and the variables
+that the interpreter reads before any program could change them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform != "win32"
+
+import os
+
+from .._version import __version__
+from ..errors import IpcError
+from ..platform import client as platform
+
+FORMAT = "ipcsrv-warm 1"
+FOLDER = "warm"
+OVERRIDE = "IPCSRV_RUNTIME_DIR"
+LAUNCHER = "ipcsrvc warm"  # in the first line of a launcher; the program is named in the second
+#: Variables beside PYTHON* that a process reads when it starts; a server keeps the values that it was started with.
+STARTUP_VARIABLES = (
+    "DYLD_INSERT_LIBRARIES", "DYLD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD",
+)  # fmt: skip
+_LONGEST_NAME = 32  # bytes of the program's name in the socket's name
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_FNV_OFFSET, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
+
+
+class ProgramError(IpcError):
+    """The program does not exist, or is not one that Python runs; `path` names it."""
+
+    exit_code = 2
+
+
+class NotPython(ProgramError):
+    """The program exists, but no Python interpreter runs it: it can only run cold."""
+
+    path: str
+
+
+class Program:
+    """A program as found: `path` is the script, absolute, or MODULE:MAIN; `argv0` is its name for itself."""
+
+    __slots__ = ("argv0", "flags", "interpreter", "is_module", "path")
+
+    def __init__(self, path: str, argv0: str, interpreter: str, flags: list[str], *, is_module: bool) -> None:
+        self.path = path
+        self.argv0 = argv0
+        self.interpreter = interpreter
+        self.flags = flags
+        self.is_module = is_module
+
+    @property
+    def source(self) -> str:
+        """The program that Python runs with -c for MODULE:MAIN; "" for a script."""
+        if not self.is_module:
+            return ""
+        module, _, name = self.path.partition(":")
+        first = name.partition(".")[0]
+        return f"import sys; sys.argv[0] = {self.argv0!r}; from {module} import {first}; sys.exit({name}())"
+
+    def cold_command(self, arguments: list[str]) -> list[str]:
+        """Return the command line of a run without a server."""
+        if not self.is_module:
+            return [self.argv0, *arguments]
+        return [self.interpreter, *self.flags, "-c", self.source, *arguments]
+
+
+def find(name: str) -> Program:
+    """Return the program that `name` means: a name in PATH, a path, or MODULE:MAIN for the own interpreter.
+
+    Raises:
+        ProgramError: there is no such program.
+        NotPython: it is not run by Python.
+    """
+    if ":" in name and "/" not in name:
+        return Program(name, name, sys.executable, ["-P"], is_module=True)
+    path = name if "/" in name else _in_path(name)
+    if not os.path.isfile(path):
+        raise ProgramError(f"{name}: no such program", name)
+    lines = _first_lines(path)
+    if lines[0].startswith(b"#!") and LAUNCHER.encode() in lines[0]:
+        path = os.fsdecode(lines[1])
+        lines = _first_lines(path)
+    interpreter, flags = _interpreter(path, lines)
+    return Program(os.path.abspath(path), path, interpreter, flags, is_module=False)
+
+
+def _in_path(name: str) -> str:
+    for folder in os.environ.get("PATH", os.defpath).split(":"):
+        path = os.path.join(folder or ".", name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise ProgramError(f"{name}: no such program in PATH", name)
+
+
+def _first_lines(path: str) -> list[bytes]:
+    """Return the first two lines of a script, each b"" where it is missing."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(2048).split(b"\n")
+    except OSError as error:
+        raise ProgramError(f"{path}: cannot be read: {error.strerror}", path) from None
+    return [*lines, b""][:2]
+
+
+def _interpreter(path: str, lines: list[bytes]) -> tuple[str, list[str]]:
+    """Return the Python that the script's first line names, and its flags."""
+    words = os.fsdecode(lines[0].removeprefix(b"#!")).split() if lines[0].startswith(b"#!") else []
+    if words[:1] == ["/bin/sh"] and lines[1].startswith(b"'''exec' "):  # pip's way around a long or spaced path
+        quoted = os.fsdecode(lines[1].removeprefix(b"'''exec' "))
+        words = [quoted[1:].partition('"')[0]] if quoted.startswith('"') else quoted.split(" ")[:1]
+    elif len(words) == 2 and os.path.basename(words[0]) == "env":
+        words = [_in_path(words[1])]
+    if not words or not os.path.basename(words[0]).startswith(("python", "pypy")) or not words[0].startswith("/"):
+        raise NotPython(f"{path}: not a Python program", path)
+    return words[0], words[1:]
+
+
+# -- the server's path ------------------------------------------------------------------------------------------------
+
+
+class Place:
+    """Where the server of a program is: `socket`, and the files beside it.
+
+    `key` is the text whose hash names them.  `learned`, `preload` and `variables` are named for the key alone; the
+    rest also for the values of the variables in the file `variables`: names that the program reads while it is
+    imported, so that a server is never asked by a client in whose environment the import would have been different.
+    """
+
+    def __init__(self, program: Program, environ: dict[bytes, bytes] | None = None) -> None:
+        environ = os.environb.copy() if environ is None else environ
+        folder = os.path.join(platform.runtime_folder(os.environ.get(OVERRIDE)), FOLDER)
+        key = _key(program, environ)
+        self.folder = folder
+        self.base = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
+        self.learned, self.preload, self.variables = (f"{self.base}.{name}" for name in ("learned", "preload", "env"))
+        for name in read_lines(self.variables):
+            value = environ.get(name)
+            key += name + (b"\0" if value is None else b"=" + value + b"\0")
+        self.key = key
+        stem = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
+        self.socket, self.stamps, self.failed = (f"{stem}.{name}" for name in ("sock", "stamps", "failed"))
+
+    def make_folder(self) -> None:
+        """Make the folder of all servers that run warm; its parent is this user's alone."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+
+
+def read_lines(path: str) -> list[bytes]:
+    """Return the lines of a file, none if it does not exist."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().split()
+    except FileNotFoundError:
+        return []
+
+
+def _key(program: Program, environ: dict[bytes, bytes]) -> bytes:
+    texts = [FORMAT, __version__, program.interpreter, " ".join(program.flags), program.path]
+    searched = environ.get(b"PYTHONPATH", b"")
+    relative = any(not folder.startswith(b"/") for folder in searched.split(b":")) if searched else False
+    texts.append(os.getcwd() if relative else "")
+    names = {os.fsencode(name) for name in STARTUP_VARIABLES}
+    found = sorted(name for name in environ if name in names or name.startswith(b"PYTHON"))
+    return b"".join(os.fsencode(text) + b"\0" for text in texts) + b"".join(
+        name + b"=" + environ[name] + b"\0" for name in found
+    )
+
+
+def _short(path: str) -> str:
+    """Return the program's name as far as it is plain in a file's name."""
+    name = os.fsencode(path.rpartition("/")[2])[:_LONGEST_NAME]
+    return bytes(byte if byte in _PLAIN else ord("_") for byte in name).decode()
+
+
+def _hash(data: bytes) -> int:
+    """Return FNV-1a of 64 bits: names only; what decides is the key itself, in the file of stamps."""
+    value = _FNV_OFFSET
+    for byte in data:
+        value = (value ^ byte) * _FNV_PRIME & 0xFFFFFFFFFFFFFFFF
+    return value

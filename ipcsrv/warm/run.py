@@ -1,0 +1,268 @@
+"""Turn a forked process into the program, as a fresh interpreter would run it.  In a child of a worker.
+
+What an interpreter does at its start and its end is done here in its order: standard streams, signals, `__main__`,
+the exit status of `sys.exit`, tracebacks, threads, `atexit`, flushes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform != "win32"
+
+import atexit
+import contextlib
+import faulthandler
+import gc
+import io
+import itertools
+import multiprocessing.process
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterable
+from importlib.machinery import SourceFileLoader
+from types import ModuleType, TracebackType
+from typing import Any
+
+from . import title
+from .wire import RunRequest
+
+OUR_PACKAGES = ("ipcsrv", "filelock")
+_CATCHABLE = [number for number in range(1, 32) if number not in (signal.SIGKILL, signal.SIGSTOP)]
+_FLUSH_FAILED = 120  # exit status of an interpreter that could not flush its standard streams
+
+
+# -- what a fresh process has -----------------------------------------------------------------------------------------
+
+
+def forget_server(keep: Iterable[int], *, foreign: bool) -> None:
+    """Give up what the worker has and a fresh interpreter has not: its descriptors, signals, log and process group.
+
+    foreign: our own packages are not installed for this interpreter, and are to be gone too.
+    """
+    os.setpgid(0, 0)
+    kept = {0, 1, 2, *keep}
+    for number in [int(name) for name in os.listdir("/dev/fd") if name.isdigit()]:
+        if number not in kept:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    signal.set_wakeup_fd(-1)
+    faulthandler.cancel_dump_traceback_later()
+    for number in _CATCHABLE:
+        with contextlib.suppress(RuntimeError):  # the signals of faulthandler.enable()
+            faulthandler.unregister(number)
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _forget_modules(foreign=foreign)
+    gc.enable()
+
+
+def _forget_modules(*, foreign: bool) -> None:
+    """Undo what the server's processes leave behind in modules of the standard library."""
+    _become_main_process()
+    logger = sys.modules["logging"].getLogger("ipcsrv") if "logging" in sys.modules else None
+    if logger is not None:
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+    forget_packages(foreign=foreign)
+
+
+def forget_packages(*, foreign: bool) -> None:
+    """Give up the finder of our own packages and, where they are foreign to the interpreter, the packages."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "__main__"]
+    if foreign:
+        for name in [name for name in sys.modules if name.partition(".")[0] in OUR_PACKAGES]:
+            del sys.modules[name]
+
+
+def _become_main_process() -> None:
+    """Have multiprocessing see a main process: a worker is a child to it, which may not have children of its own."""
+    module: Any = multiprocessing.process
+    main: Any = object.__new__(type("_MainProcess", (module.BaseProcess,), {"close": lambda self: None}))
+    main.__dict__.update(_identity=(), _name="MainProcess", _parent_pid=None, _popen=None, _closed=False)
+    main._config = {"authkey": module.AuthenticationString(os.urandom(32)), "semprefix": "/mp"}
+    module._current_process, module._parent_process = main, None
+    module._process_counter, module._children = itertools.count(1), set()
+
+
+def take_surroundings(request: RunRequest) -> None:
+    """Take the client's folder, umask, ignored signals and environment.
+
+    Raises:
+        OSError: the folder cannot be entered.
+    """
+    os.chdir(request.folder)
+    os.umask(request.umask)
+    for number in _CATCHABLE:
+        if request.ignored >> number & 1:
+            signal.signal(number, signal.SIG_IGN)
+    zone = os.environb.get(b"TZ")
+    _set_environment(dict(entry.partition(b"=")[::2] for entry in request.environment))
+    if os.environb.get(b"TZ") != zone:
+        time.tzset()
+
+
+def take_streams(descriptors: list[int], encodings: list[list[str]]) -> None:
+    """Take the client's standard streams, with the encodings and error handlers that the interpreter began with."""
+    for standard, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    sys.stdin = sys.__stdin__  # which multiprocessing replaces in its children
+    for standard, stream in enumerate((sys.__stdin__, sys.__stdout__, sys.__stderr__)):
+        if isinstance(stream, io.TextIOWrapper):
+            _reopen(stream, standard, *encodings[standard])
+
+
+def _set_environment(wanted: dict[bytes, bytes]) -> None:
+    present = os.environb
+    for name in [name for name in present if name not in wanted]:
+        del present[name]
+    for name, value in wanted.items():
+        if present.get(name) != value:
+            present[name] = value
+
+
+def _reopen(stream: io.TextIOWrapper, descriptor: int, encoding: str, errors: str) -> None:
+    """Make the stream anew in place, since modules may have kept it, as the interpreter makes it at its start."""
+    mode = "w" if descriptor else "r"
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED")) or "-u" in sys.orig_argv
+    direct = unbuffered and mode == "w"
+    buffer: Any = open(descriptor, f"{mode}b", buffering=0 if direct else -1, closefd=False)  # noqa: SIM115
+    raw = buffer if direct else buffer.raw
+    raw.name = ("<stdin>", "<stdout>", "<stderr>")[descriptor]
+    line_buffering = not unbuffered and (descriptor == 2 or raw.isatty())
+    stream.__init__(  # type: ignore[misc]
+        buffer, encoding, errors, newline="\n", line_buffering=line_buffering, write_through=unbuffered
+    )
+    stream.mode = mode  # type: ignore[misc]
+
+
+# -- the program ------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A program, ready to be run in this process."""
+
+    def __init__(self, spec: dict[str, Any], code: Any = None) -> None:
+        self._spec = spec
+        self._code = code
+
+    def execute(self, arguments: list[str]) -> int:
+        """Run the program as `__main__`, with `sys.argv`; returns its exit status, or the negative of a signal."""
+        try:
+            self._execute(arguments)
+        except SystemExit as error:
+            return _status(error)
+        except BaseException as error:
+            show(error)
+            return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+        return 0
+
+    def _execute(self, arguments: list[str]) -> None:
+        sys.argv = arguments
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        path, source = arguments[0], self._spec["source"]
+        if source:
+            sys.argv = ["-c", *arguments[1:]]
+            code = compile(source, "<string>", "exec", dont_inherit=True)
+        else:
+            main.__file__ = path
+            main.__dict__["__cached__"] = None
+            code = self._code
+            if code is None or path != self._spec["path"]:
+                with open(path, "rb") as file:
+                    code = compile(file.read(), path, "exec", dont_inherit=True)
+        main.__loader__ = SourceFileLoader("__main__", path)
+        main.__dict__["__builtins__"] = sys.modules["builtins"]
+        main.__annotations__ = {}
+        sys.orig_argv[:] = [self._spec["interpreter"], *self._spec["flags"], *(["-c", source] if source else [path])]
+        sys.orig_argv += arguments[1:]
+        title.set_command_line(sys.orig_argv, self._spec["comm"])
+        exec(code, main.__dict__)
+
+
+def _status(error: SystemExit) -> int:
+    """Return the exit status that the interpreter makes of `sys.exit(...)`."""
+    code = error.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    with contextlib.suppress(Exception):
+        print(code, file=sys.stderr)
+    return 1
+
+
+def show(error: BaseException) -> None:
+    """Print an exception that ends the program, from the program's own frames on."""
+    tail = error.__traceback__
+    while tail is not None and tail.tb_frame.f_code.co_filename == __file__:
+        tail = tail.tb_next
+    error.__traceback__ = tail
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, tail
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    try:
+        sys.excepthook(type(error), error, tail)
+    except BaseException as failure:
+        _show_failed_hook(failure, error, tail)
+
+
+def _show_failed_hook(failure: BaseException, error: BaseException, tail: TracebackType | None) -> None:
+    with contextlib.suppress(Exception):
+        print("Error in sys.excepthook:", file=sys.stderr)
+        traceback.print_exception(failure)
+        print("\nOriginal exception was:", file=sys.stderr)
+        traceback.print_exception(type(error), error, tail)
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def finish(status: int) -> None:
+    """End this process as the interpreter does, but for freeing the memory of every module, which the kernel does."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    flushed = _flush_standard_streams()
+    main = sys.modules.pop("__main__", None)
+    if main is not None:
+        main.__dict__.clear()  # what has a finalizer runs it
+    gc.collect()  # of what the run has made: the rest is frozen
+    for thing in gc.get_objects():
+        if isinstance(thing, (io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)):
+            with contextlib.suppress(Exception):
+                thing.flush()
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status if flushed else _FLUSH_FAILED)
+
+
+def _flush_standard_streams() -> bool:
+    """Flush standard output and error; False, after the interpreter's message, if the first cannot be flushed."""
+    flushed = True
+    if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
+        try:
+            sys.stdout.flush()
+        except BaseException as error:
+            flushed = False
+            _say_ignored(error)
+    if sys.stderr is not None and not getattr(sys.stderr, "closed", False):
+        try:
+            sys.stderr.flush()
+        except BaseException:
+            flushed = False
+    return flushed
+
+
+def _say_ignored(error: BaseException) -> None:
+    where = f"in: {sys.stdout!r}" if sys.version_info < (3, 14) else "while flushing sys.stdout:"
+    with contextlib.suppress(Exception):
+        sys.stderr.write(f"Exception ignored {where}\n{''.join(traceback.format_exception_only(error))}")

@@ -1,0 +1,184 @@
+"""Run a program cold, and have a server started for the next run.  In the client, and in a process beside it.
+
+No run waits for a server: where none is up to date the program runs cold, as if it had been called by itself, and a
+detached process, the *starter*, has a server started or reloaded.  One starter works at a time for each server; a lock
+that the kernel releases when it ends says so.
+"""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform != "win32"
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import select
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..client import control, sync
+from ..errors import IpcError, StartError
+from ..state import State
+from .program import Place, Program, ProgramError, read_lines
+from .run import OUR_PACKAGES
+from .template import write_lines
+
+RETRY_AFTER = 60.0  # seconds after a start that failed, in which no other is tried
+START_TIMEOUT = 60.0  # seconds
+OPTIONS = {"idle-exit": "1h", "drain-timeout": "1d", "startup-timeout": "60s"}  # of a server; a run may last long
+_BOOTSTRAP = str(Path(__file__).with_name("bootstrap.py"))
+_KEPT_SETTINGS = ("IPCSRV_RUNTIME_DIR", "IPCSRV_PURE_PYTHON")
+
+
+def workers() -> int:
+    """Return how many runs at a time a server has room for, unless the user says another number."""
+    return min(8, max(2, os.cpu_count() or 2))
+
+
+def run_cold(program: Program, arguments: list[str]) -> NoReturn:
+    """Become the program, in the ordinary way."""
+    command = program.cold_command(arguments)
+    try:
+        os.execv(command[0] if "/" in command[0] else program.path, command)
+    except OSError as error:
+        raise ProgramError(f"{program.path}: cannot be run: {error.strerror}", program.path) from None
+
+
+def run_cold_and_start(program: Program, place: Place, arguments: list[str], options: dict[str, str]) -> NoReturn:
+    """Become the program, while a starter sees to the server; a first run shows it what the program imports."""
+    first = not os.path.exists(place.learned)
+    _fork_starter(program, place, options, wait_for=os.getpid() if first else None)
+    if not first:
+        run_cold(program, arguments)
+    spec = json.dumps(spec_of(program, place))
+    command = [program.interpreter, *program.flags, _BOOTSTRAP, "learn", spec, *arguments]
+    try:
+        os.execv(command[0], command)
+    except OSError:
+        run_cold(program, arguments)
+
+
+def spec_of(program: Program, place: Place) -> dict[str, Any]:
+    """Return what the server's processes must know, as plain values."""
+    return {
+        "path": program.path, "argv0": program.argv0, "is_module": program.is_module, "source": program.source,
+        "interpreter": program.interpreter, "flags": program.flags, "comm": program.path.rpartition("/")[2],
+        "key": place.key.hex(), "stamps": place.stamps, "learned": place.learned, "preload": place.preload,
+        "variables": place.variables, "folders": _own_folders(),
+    }  # fmt: skip
+
+
+def _own_folders() -> dict[str, str]:
+    """Return where our own packages are, for an interpreter that has not got them installed."""
+    found = {}
+    for name in OUR_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            found[name] = os.path.dirname(os.path.dirname(os.path.abspath(spec.origin)))
+    return found
+
+
+# -- the starter ------------------------------------------------------------------------------------------------------
+
+
+def _fork_starter(program: Program, place: Place, options: dict[str, str], wait_for: int | None) -> None:
+    """Fork a detached process that starts or reloads the server, after the process `wait_for` has ended."""
+    if os.path.exists(place.failed) and time.time() - os.stat(place.failed).st_mtime < RETRY_AFTER:
+        return
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            for standard in (0, 1, 2):
+                os.dup2(null, standard)
+            with _lock(place) as locked:
+                if locked:
+                    if wait_for is not None:
+                        _wait_for_end(wait_for)
+                    ensure_current(program, place, options)
+    finally:
+        os._exit(0)
+
+
+@contextlib.contextmanager
+def _lock(place: Place) -> Any:
+    """Hold the lock of starters; gives False where another has it."""
+    descriptor = os.open(f"{place.base}.starting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_end(pid: int) -> None:
+    """Wait for a process that is not a child: by a descriptor where there are such, else by asking now and then."""
+    with contextlib.suppress(ProcessLookupError):
+        if hasattr(os, "pidfd_open"):
+            descriptor = os.pidfd_open(pid)
+            poller = select.poll()
+            poller.register(descriptor, select.POLLIN)
+            poller.poll()
+            os.close(descriptor)
+            return
+        while True:
+            os.kill(pid, 0)
+            time.sleep(0.05)
+
+
+def ensure_current(program: Program, place: Place, options: dict[str, str]) -> None:
+    """Start the server, or have it reload; what goes wrong is written to the file `failed`."""
+    if not os.path.exists(place.learned):
+        write_lines(place.learned, ())  # the first run did not end in an orderly way: it is not repeated for this
+    place = Place(program)  # which the first run may have moved
+    try:
+        start_or_reload(program, place, options)
+    except (IpcError, OSError, subprocess.SubprocessError) as error:
+        write_lines(place.failed, [str(error).encode()])
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place.failed)
+
+
+def start_or_reload(program: Program, place: Place, options: dict[str, str]) -> None:
+    """Start the server of a program, or replace its processes by new ones; returns when it serves.
+
+    Raises:
+        IpcError: it does not start, or not with the new code; the old one goes on.
+    """
+    if sync.active_state(place.socket) is State.LISTENING:
+        control.request(place.socket, "reload", timeout=START_TIMEOUT)
+        return
+    settings = {"workers": str(workers()), **OPTIONS, **options}
+    command = [
+        program.interpreter, *program.flags, _BOOTSTRAP, "start", json.dumps(spec_of(program, place)),
+        "start", place.socket, "ipcsrv.warm.worker:handle", "--on-worker-start", "ipcsrv.warm.worker:prepare",
+        "--on-worker-stop", "ipcsrv.warm.worker:release", "--start-method", "fork", "--receive-descriptors",
+        "--max-request-size", "64MiB", "--log-file", f"{place.socket}.log", "--name", f"warm:{program.path}",
+        *(word for name, value in settings.items() for word in (f"--{name}", value)),
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("IPCSRV_")}
+    environment |= {name: os.environ[name] for name in _KEPT_SETTINGS if name in os.environ}
+    done = subprocess.run(command, env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
+                          timeout=START_TIMEOUT, check=False)  # fmt: skip
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[-1].rpartition("the server did not start: ")[2] if said else f"exit status {done.returncode}"
+        raise StartError(reason.removeprefix("ipcsrv: "))
+
+
+def failure(place: Place) -> str:
+    """Return why the last start failed, "" if it did not."""
+    return b" ".join(read_lines(place.failed)).decode(errors="replace")

@@ -1,0 +1,409 @@
+"""`ipcsrv warm`: a program does the same warm as cold, with either client, also at a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import native
+import pytest
+import support
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="programs are run by forked processes")
+
+Result = tuple[int, bytes, bytes]
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The clients by name: the Python one, and the native one where there is a compiler."""
+    folder = tmp_path_factory.mktemp("commands")
+    found = {"python": str(native.write_command(folder))}
+    with contextlib.suppress(pytest.skip.Exception):
+        found["native"] = str(native.build_sanitized(folder))
+    return found
+
+
+class Place:
+    """A folder with a program and a runtime folder of its own, and the clients."""
+
+    def __init__(self, folder: Path, commands: dict[str, str]) -> None:
+        self.folder = folder
+        self.program = folder / "bin" / "prog"
+        self.program.parent.mkdir()
+        self.program.write_text(f"#!{sys.executable}\nimport sys\nfrom warm_prog import main\nsys.exit(main())\n")
+        self.program.chmod(0o755)
+        self.module = folder / "lib" / "warm_prog.py"
+        self.module.parent.mkdir()
+        shutil.copy(support.TESTS / "program_for_warm.py", self.module)
+        self.clients = commands
+        self.mark = folder.name  # by which the server's processes are found
+        marked = {support.MARK: self.mark}
+        environment = support.environment(IPCSRV_RUNTIME_DIR=str(folder / "run"), IPCSRV_WARM_DEBUG="1", **marked)
+        environment["PYTHONPATH"] = f"{self.module.parent}:{environment['PYTHONPATH']}"
+        environment.pop("PYTHONUNBUFFERED")
+        self.environment = environment
+
+    def run(self, *command: str | Path, input: bytes = b"", **options: object) -> Result:
+        """Exit status, standard output and standard error of a command."""
+        done = subprocess.run([str(word) for word in command], input=input, capture_output=True,
+                              timeout=support.TIMEOUT, **{"env": self.environment, **options})
+        return done.returncode, done.stdout, done.stderr
+
+    def warm(self, client: str, *arguments: str, **options: object) -> Result:
+        """The result of a warm run; a cold one would say so on standard error."""
+        return self.run(self.clients[client], "warm", self.program, "--", *arguments, **options)
+
+    def manage(self, *arguments: str | Path) -> str:
+        """What a command about servers prints."""
+        code, output, said = self.run(self.clients["python"], "warm", *arguments)
+        assert code == 0, said
+        return output.decode()
+
+
+@pytest.fixture(scope="module")
+def place(commands: dict[str, str]) -> Iterator[Place]:
+    """A place whose program has a server."""
+    folder = Path(tempfile.mkdtemp(prefix="w-", dir="/tmp"))
+    made = Place(folder, commands)
+    made.manage("--restart", made.program)
+    yield made
+    made.manage("--stop")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["python", "native"])
+def client(request: pytest.FixtureRequest, place: Place) -> str:
+    """The name of a client."""
+    if request.param not in place.clients:
+        pytest.skip("no C compiler")
+    return str(request.param)
+
+
+def comparable(result: Result) -> Result:
+    """A result without what differs from one process to the next."""
+    return result[0], re.sub(rb"0x[0-9a-f]{6,}", b"0x", result[1]), result[2]
+
+
+ACTIONS = [
+    ("exit", "0"), ("exit", "3"), ("exit", "255"), ("exit", "256"), ("exit_text",), ("os_exit", "4"), ("raise",),
+    ("both",), ("interrupt",), ("die", "9"), ("die", "15"), ("die", "11"), ("surroundings",), ("echo",), ("child",),
+    ("pool",), ("exec",), ("no-such-action",), (),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=" ".join)
+def test_a_warm_run_does_what_a_cold_one_does(place: Place, client: str, action: tuple[str, ...]) -> None:
+    cold = place.run(place.program, *action, input=b"a line\nand a second\n", cwd="/usr")
+    warm = place.warm(client, *action, input=b"a line\nand a second\n", cwd="/usr")
+    assert comparable(warm) == comparable(cold)
+
+
+def test_every_exit_status_comes_through(place: Place) -> None:
+    client = place.clients.get("native", place.clients["python"])
+    statuses = [place.run(client, "warm", place.program, "exit", str(code))[0] for code in range(0, 256, 5)]
+    assert statuses == list(range(0, 256, 5))
+
+
+def test_what_was_not_flushed_is_written_at_the_end(place: Place, client: str) -> None:
+    path = place.folder / "written"
+    assert place.warm(client, "atexit", str(path)) == (0, b"thread\nregistered\n", b"")
+    assert path.read_text() == "written"
+
+
+def test_runs_share_no_state(place: Place, client: str) -> None:
+    assert place.warm(client, "random")[1] != place.warm(client, "random")[1]
+
+
+SHELL_COMMANDS = [
+    "{} flood | head -n 2", "{} both >/dev/full", "{} echo <&-", "{} both >&-", "{} both 2>&1 | cat",
+    "trap '' HUP; {} surroundings", "umask 077; {} surroundings",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", SHELL_COMMANDS)
+def test_streams_are_those_of_the_shell(place: Place, client: str, command: str) -> None:
+    shell = ["bash", "-c"] if shutil.which("bash") else ["sh", "-c"]
+    cold = place.run(*shell, command.format(place.program))
+    warm = place.run(*shell, command.format(f"{place.clients[client]} warm {place.program}"))
+    said = re.sub(rb"ipcsrv: warm: a standard stream is closed; running it cold\n", b"", warm[2])
+    assert comparable((*warm[:2], said)) == comparable(cold)
+
+
+@contextlib.contextmanager
+def running(place: Place, client: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A warm run in progress."""
+    command = [place.clients[client], "warm", str(place.program), *arguments]
+    with subprocess.Popen(command, env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def test_signals_are_relayed(place: Place, client: str) -> None:
+    with running(place, client, "catch") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGQUIT", "SIGTERM"):
+            process.send_signal(getattr(signal, name))
+            assert process.stdout.readline() == f"caught {name}\n".encode()
+        assert process.wait(support.TIMEOUT) == 9
+
+
+def test_death_by_a_signal_is_the_clients_too(place: Place, client: str) -> None:
+    with running(place, client, "wait") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(support.TIMEOUT) == -signal.SIGTERM
+
+
+def test_a_killed_client_ends_the_run(place: Place, client: str) -> None:
+    with running(place, client, "pid") as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+        assert support.wait_gone({pid}) == set()
+
+
+def test_a_run_that_stops_stops_its_client(place: Place, client: str) -> None:
+    with running(place, client, "stopped") as process:
+        assert os.waitpid(process.pid, os.WUNTRACED)[1] >> 8 == signal.SIGSTOP
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate(timeout=support.TIMEOUT)[0] == b"continued\n"
+
+
+class Terminal:
+    """A shell with job control at a terminal of its own."""
+
+    def __init__(self, place: Place, path: str) -> None:
+        environment = {**place.environment, "PATH": f"{path}:/usr/bin:/bin", "PS1": "$ ", "TERM": "dumb"}
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            os.chdir(place.folder)
+            os.execve("/bin/bash", ["bash", "--norc", "--noediting", "-i"], environment)
+        self.text = ""
+        self._seen = 0
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self.descriptor, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the terminal shows the text, after what was waited for before."""
+        until = time.monotonic() + support.TIMEOUT
+        while text not in self.text[self._seen :]:
+            ready, _, _ = select.select([self.descriptor], [], [], until - time.monotonic())
+            assert ready, f"no {text!r} in {self.text!r}"
+            self.text += os.read(self.descriptor, 4096).decode()
+        self._seen = self.text.index(text, self._seen) + len(text)
+
+    def wait_for_job(self) -> None:
+        """Wait until keys go to the job and no longer to the shell."""
+        support.wait_until(lambda: os.tcgetpgrp(self.descriptor) != self.pid)
+
+    def close(self) -> None:
+        """Leave the shell."""
+        os.close(self.descriptor)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+SCENES: dict[str, list[tuple[str, str]]] = {
+    "input": [("prog ask\n", "name? "), ("you\n", "hello you\r\n$ "), ("echo =$?\n", "=0\r\n$ ")],
+    "ctrl-c": [("prog wait\n", "waiting\r\n"), ("\x03", "KeyboardInterrupt\r\n\r\n$ "), ("echo =$?\n", "=130\r\n$ ")],
+    "ctrl-backslash": [("prog wait\n", "waiting\r\n"), ("\x1c", "\r\n$ "), ("echo =$?\n", "=131\r\n$ ")],
+    "ctrl-z": [
+        ("prog wait\n", "waiting\r\n"), ("\x1a", "Stopped                 prog wait\r\n$ "), ("fg\n", "prog wait\r\n"),
+        ("\x03", "KeyboardInterrupt\r\n\r\n$ "),
+    ],
+    "surroundings": [("prog surroundings\n", "\r\n$ "), ("echo =$?\n", "=0\r\n$ ")],
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/bin/bash"), reason="job control is tried with bash")
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_terminal_shows_the_same(place: Place, client: str, scene: str) -> None:
+    launchers = place.folder / f"launchers-{client}"
+    launchers.mkdir(exist_ok=True)
+    launcher = launchers / "prog"
+    launcher.write_text(f'#!/bin/sh\nexec {place.clients[client]} warm {place.program} "$@"\n')
+    launcher.chmod(0o755)
+    shown = []
+    for path in (place.program.parent, launchers):
+        terminal = Terminal(place, str(path))
+        try:
+            terminal.wait_for("$ ")
+            for keys, text in SCENES[scene]:
+                terminal.type(keys)
+                terminal.wait_for(text)
+                if keys == "fg\n":
+                    terminal.wait_for_job()
+        finally:
+            terminal.close()
+        varies = r"PATH', '[^']*'|0x[0-9a-f]{6,}| \(core dumped\)|\('SHLVL', '[^']*'\)"
+        shown.append(re.sub(varies, "", terminal.text))
+    assert shown[1] == shown[0]
+
+
+@pytest.fixture
+def own_place(commands: dict[str, str]) -> Iterator[Place]:
+    """A place without a server yet."""
+    folder = Path(tempfile.mkdtemp(prefix="w-", dir="/tmp"))
+    made = Place(folder, commands)
+    yield made
+    made.manage("--stop")
+    shutil.rmtree(folder)
+
+
+def wait_until_warm(place: Place, client: str) -> None:
+    """Run until a run is warm; each that is cold has a server started or reloaded."""
+
+    def is_warm() -> bool:
+        code, output, said = place.warm(client, "both")
+        assert (code, output) == (0, b"to output\n")
+        return said == b"to error\n"
+
+    support.wait_until(is_warm)
+
+
+def the_client(place: Place) -> str:
+    return "native" if "native" in place.clients else "python"
+
+
+def test_the_first_run_is_cold_and_starts_the_server(own_place: Place) -> None:
+    code, output, said = own_place.warm(the_client(own_place), "exit", "3")
+    assert (code, output, said) == (3, b"", b"ipcsrv: warm: no server has been started; running it cold\n")
+    wait_until_warm(own_place, the_client(own_place))
+    assert str(own_place.program) in own_place.manage("--list")
+
+
+def test_a_changed_source_is_run_at_once(own_place: Place) -> None:
+    client = the_client(own_place)
+    wait_until_warm(own_place, client)
+    own_place.module.write_text(own_place.module.read_text().replace("to output", "new output"))
+    assert own_place.warm(client, "both")[:2] == (0, b"new output\n")
+    support.wait_until(lambda: own_place.warm(client, "both") == (0, b"new output\n", b"to error\n"))
+
+
+def test_a_module_imported_late_is_learned(own_place: Place) -> None:
+    (own_place.module.parent / "late.py").write_text("import sys\nprint('late is imported', file=sys.stderr)\n")
+    text = own_place.module.read_text()
+    own_place.module.write_text(text.replace('    print("to output")', '    import late\n    print("to output")'))
+    first = own_place.warm(the_client(own_place), "both")
+    assert b"late is imported" in first[2]
+    wait_until_warm(own_place, the_client(own_place))
+
+
+def test_a_module_named_by_preload_is_imported(own_place: Place) -> None:
+    (own_place.module.parent / "extra.py").write_text("")
+    action = "\n\ndef do_extra():\n    print('extra' in sys.modules)\n"
+    own_place.module.write_text(own_place.module.read_text() + action)
+    own_place.manage("--preload", "extra", "--restart", own_place.program)
+    assert own_place.warm(the_client(own_place), "extra") == (0, b"True\n", b"")
+
+
+def test_another_environment_has_another_server(own_place: Place) -> None:
+    """A variable that is read by an import is not the server's, but the client's."""
+    module = own_place.module.read_text().replace("START = ", "MODE = os.environ.get('PROG_MODE')\nSTART = ")
+    own_place.module.write_text(module + "\n\ndef do_mode():\n    print(MODE)\n")
+    client = the_client(own_place)
+    wait_until_warm(own_place, client)
+    assert own_place.warm(client, "mode") == (0, b"None\n", b"")
+    other = {**own_place.environment, "PROG_MODE": "other"}
+    assert own_place.warm(client, "mode", env=other)[:2] == (0, b"other\n")
+    support.wait_until(lambda: own_place.warm(client, "mode", env=other) == (0, b"other\n", b""))
+    assert own_place.warm(client, "mode") == (0, b"None\n", b"")
+
+
+def test_many_clients_at_once_start_one_server(own_place: Place) -> None:
+    client = own_place.clients[the_client(own_place)]
+    command = [client, "warm", str(own_place.program), "exit", "7"]
+    processes = [subprocess.Popen(command, env=own_place.environment, stderr=subprocess.DEVNULL) for _ in range(20)]
+    assert [process.wait(support.TIMEOUT) for process in processes] == [7] * 20
+    wait_until_warm(own_place, the_client(own_place))
+    assert own_place.manage("--list").count(str(own_place.program)) == 1
+
+
+def test_a_program_that_does_not_import_fails_as_cold(own_place: Place) -> None:
+    own_place.module.write_text("raise RuntimeError('broken')\n")
+    cold = own_place.run(own_place.program)
+    for _ in range(2):
+        warm = own_place.warm(the_client(own_place))
+        assert (warm[0], warm[1], warm[2].endswith(cold[2])) == (1, b"", True)
+
+
+def test_a_run_for_which_no_worker_is_free_is_cold(own_place: Place) -> None:
+    own_place.manage("--workers", "1", "--restart", own_place.program)
+    client = the_client(own_place)
+    with running(own_place, client, "wait") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        said = own_place.warm(client, "exit", "3")
+        assert said == (3, b"", b"ipcsrv: warm: no worker is free; running it cold\n")
+        process.terminate()
+
+
+def test_off_runs_cold(place: Place, client: str) -> None:
+    result = place.warm(client, "exit", "3", env={**place.environment, "IPCSRV_WARM": "off"})
+    assert result == (3, b"", b"ipcsrv: warm: IPCSRV_WARM=off; running it cold\n")
+
+
+def test_what_is_no_python_program_runs(place: Place, client: str) -> None:
+    script = place.folder / "script"
+    script.write_text("#!/bin/sh\necho $1; exit 4\n")
+    script.chmod(0o755)
+    assert place.run(place.clients[client], "warm", script, "x")[:2] == (4, b"x\n")
+
+
+def test_a_missing_program_exits_2(place: Place, client: str) -> None:
+    assert place.run(place.clients[client], "warm", "no-such-program")[0] == 2
+
+
+def test_an_installed_launcher_is_the_program(place: Place) -> None:
+    folder = place.folder / "launchers"
+    launcher = place.manage("--install", folder, place.program).strip()
+    assert launcher == str(folder / "prog")
+    assert place.run(launcher, "exit", "3") == (3, b"", b"")
+    assert place.manage("--install", folder, place.program).strip() == launcher
+    code, _, said = place.run(place.clients["python"], "warm", "--install", place.program.parent, place.program)
+    assert (code, b"there is a file already" in said) == (2, True)
+
+
+def test_a_function_of_a_module_runs(own_place: Place) -> None:
+    target = "warm_prog:main"
+    own_place.manage("--restart", target)
+    for action in (("exit", "3"), ("raise",), ("exit_text",)):
+        off = {**own_place.environment, "IPCSRV_WARM": "off"}
+        cold = own_place.run(own_place.clients["python"], "warm", target, *action, env=off)
+        warm = own_place.run(own_place.clients[the_client(own_place)], "warm", target, *action)
+        assert (warm[:2], warm[2]) == (cold[:2], cold[2].partition(b"cold\n")[2])
+
+
+@pytest.mark.skipif(not support.have_proc, reason="looks at processes in /proc")
+def test_many_runs_leave_nothing(place: Place) -> None:
+    client = place.clients[the_client(place)]
+
+    def left() -> list[int]:
+        """The numbers of open descriptors of the server's processes."""
+        counts = []
+        for pid in support.marked_processes(place.mark):
+            with contextlib.suppress(FileNotFoundError):
+                counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+        return sorted(counts)
+
+    assert place.run(client, "warm", place.program, "exit", "0")[0] == 0
+    before = left()
+    for _ in range(50):
+        assert place.run(client, "warm", place.program, "exit", "0")[0] == 0
+    support.wait_until(lambda: left() == before)

@@ -1,0 +1,42 @@
+"""Compiles the native client for tests, with the sanitizers where the compiler has them."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import support
+
+SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def build_client(folder: Path, *flags: str) -> Path:
+    """Compile `ipcsrvc` into `folder`, with the Python command beside it; skips the test without a compiler."""
+    if os.name != "posix" or not shutil.which(os.environ.get("CC") or "cc"):
+        pytest.skip("no C compiler")
+    compile_client = runpy.run_path(str(support.ROOT / "ipcsrv" / "native" / "compile.py"))["compile_client"]
+    compile_client(folder / "ipcsrvc", ("-Werror", *flags))
+    write_command(folder)
+    return folder / "ipcsrvc"
+
+
+def build_sanitized(folder: Path) -> Path:
+    """The same, with the address and undefined behaviour sanitizers where they are installed."""
+    os.environ["ASAN_OPTIONS"] = "detect_leaks=0"  # a command of a millisecond leaves its memory to the kernel
+    try:
+        return build_client(folder, *SANITIZERS)
+    except subprocess.CalledProcessError:
+        return build_client(folder)
+
+
+def write_command(folder: Path) -> Path:
+    """Write the Python command `ipcsrv` into `folder`."""
+    script = folder / "ipcsrv"
+    script.write_text(f"#!{sys.executable}\nimport sys\nfrom ipcsrv.cli import main\nsys.exit(main())\n")
+    script.chmod(0o755)
+    return script

@@ -1,0 +1,146 @@
+"""A command-line program that does what it is told, run warm and cold by the tests: `PROGRAM ACTION [ARGUMENTS]`."""
+
+from __future__ import annotations
+
+import atexit
+import getpass
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+START = os.getpid(), list(sys.argv)
+
+
+def main() -> object:
+    """Do the action that the command line names."""
+    action = globals().get(f"do_{sys.argv[1]}") if len(sys.argv) > 1 else None
+    if action is None:
+        print("usage: PROGRAM ACTION", file=sys.stderr)
+        return 64
+    return action(*sys.argv[2:])
+
+
+def do_exit(code: str) -> int:
+    return int(code)
+
+
+def do_exit_text() -> str:
+    return "a message as exit code"
+
+
+def do_os_exit(code: str) -> None:
+    print("lost, for it is not flushed", end="")
+    os._exit(int(code))
+
+
+def do_raise() -> None:
+    raise ValueError("outer") from KeyError("inner")
+
+
+def do_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def do_die(number: str) -> None:
+    os.kill(os.getpid(), int(number))
+    time.sleep(60)  # until a signal comes
+
+
+def do_surroundings() -> None:
+    main_module = sys.modules["__main__"]
+    variables = sorted(item for item in os.environ.items() if item[0] != "_")  # in which a shell puts the command
+    print(sys.argv, os.getcwd(), oct(os.umask(0o22)), variables)
+    print(__name__, main_module.__file__, main_module.__spec__, sys.path, sys.flags, sys.executable, sys.orig_argv)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        original = getattr(sys, f"__{stream.name[1:-1]}__")
+        print(stream, stream.isatty(), stream.line_buffering, stream.errors, stream is original)
+    print({number: str(signal.getsignal(number)).partition(" at ")[0] for number in range(1, 32)})
+    print(threading.enumerate()[0].name, sys.excepthook, tempfile.gettempdir(), type(sys.stdin))
+    print(sorted(int(n) for n in os.listdir("/dev/fd"))[:4], sys.gettrace(), [type(finder) for finder in sys.meta_path])
+
+
+def do_echo() -> None:
+    sys.stdout.write(sys.stdin.read())
+
+
+def do_both() -> None:
+    print("to output")
+    print("to error", file=sys.stderr)
+
+
+def do_atexit(path: str) -> None:
+    atexit.register(print, "registered")
+    threading.Timer(0.05, print, ["thread"]).start()
+    globals()["file"] = open(path, "w")  # noqa: SIM115  left open on purpose
+    globals()["file"].write("written")
+
+
+def do_child() -> int:
+    done = subprocess.run(["/bin/sh", "-c", "read line; echo child $line; exit 7"], check=False)
+    return done.returncode
+
+
+def do_pool() -> None:
+    import multiprocessing
+
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        print(pool.map(abs, [-1, -2]), multiprocessing.current_process().name)
+
+
+def do_flood() -> None:
+    while True:
+        print("y" * 1000)
+
+
+def do_random() -> None:
+    import random
+
+    print(random.random())
+
+
+def do_ask() -> None:
+    print("hello", input("name? "))
+
+
+def do_wait() -> None:
+    threading.Timer(0.1, os.write, (1, b"waiting\n")).start()  # when the main thread sleeps
+    time.sleep(60)  # until a signal comes
+
+
+def do_catch() -> int:
+    def caught(number: int, _: object) -> None:
+        os.write(1, f"caught {signal.Signals(number).name}\n".encode())
+        if number == signal.SIGTERM:
+            sys.exit(9)
+
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGQUIT"):
+        signal.signal(getattr(signal, name), caught)
+    print("ready", flush=True)
+    while True:
+        signal.pause()
+
+
+def do_password() -> None:
+    print(len(getpass.getpass("secret: ")))
+
+
+def do_pid() -> None:
+    print(os.getpid(), flush=True)
+    time.sleep(60)  # until a signal comes
+
+
+def do_exec() -> None:
+    os.execv("/bin/sh", ["sh", "-c", "echo replaced; exit 5"])
+
+
+def do_stopped() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    print("continued")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,7 +21,7 @@ from ...config.handlers import Handler, load
 from ...peer import Peer
 from ...request import QUIT, Request
 from ..adapters import adapt, check_signature, without_own_frames
-from ..exchange import as_bytes_like, chunk_bytes, close_iterator, wrong_type
+from ..exchange import as_bytes_like, chunk_bytes
 from ..failures import Failure
 from . import Call, Result
 
@@ -88,7 +88,9 @@ def _whole(response: Any, limit: int | None) -> Any:
         _check_size(len(whole), limit)
         return bytes(whole)
     if not isinstance(response, Iterable) or isinstance(response, str):
-        raise wrong_type("a handler", response)
+        hint = "; encode it" if isinstance(response, str) else ""
+        raise TypeError("a handler must return bytes-like, an iterable of bytes-like, None or ipcsrv.QUIT, "
+                        f"not {type(response).__name__}{hint}")
     chunks, size, iterator = [], 0, iter(response)
     try:
         for chunk in iterator:
@@ -96,7 +98,8 @@ def _whole(response: Any, limit: int | None) -> Any:
             size += len(chunks[-1])
             _check_size(size, limit)
     finally:
-        close_iterator(iterator)
+        if (close := getattr(iterator, "close", None)) is not None:
+            close()
     return b"".join(chunks)
 
 

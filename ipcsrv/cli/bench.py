@@ -98,4 +98,5 @@ def bars(report: _load.Report) -> list[str]:
 def _bar(octave: int, length: float, share: float, width: int) -> str:
     edge = duration(_load.upper(octave * _load.STEPS + _load.STEPS - 1))
     bar = "#" * max(round(length * width), 1 if length else 0)
-    return f"  up to {edge:>8}  {bar:{width}}  {share:7.2%}"
+    shown = "<0.01%" if 0 < share < 0.0001 else f"{share:.2%}"
+    return f"  up to {edge:>8}  {bar:{width}}  {shown:>7}"

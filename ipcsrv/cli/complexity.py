@@ -1,12 +1,11 @@
-"""The demo's handler: a Python source file in, a report on its functions out, as JSON.
+"""The handler of `ipcsrv demo`: a Python source file in, a report on its functions as JSON out. Runs in the workers.
 
-`ipcsrv run PATH ipcsrv.complexity:report` serves it. It is here because it is honest work of the kind that a pool of
-processes exists for: pure Python, bound by the processor, useless to run in threads, and a pure function of its
-request, so that it needs no server to be tested. It runs in the workers.
+`ipcsrv run PATH ipcsrv.cli.complexity:report` serves it. It is work of the kind that a pool of processes is for: pure
+Python, bound by the CPU, not faster with threads, and a pure function of the request.
 
-The complexity of a function is McCabe's: one, and one more for each place where its flow may part. A nested function
-is counted for itself, not for the one that holds it. A file that does not parse is an answer too (`{"error": ...}`):
-the standard library has some on purpose.
+The complexity of a function is McCabe's: one, and one more for each place where its flow may branch. A nested function
+counts for itself, not for the function around it. A file that does not parse is an answer too (`{"error": ...}`): the
+standard library has some on purpose.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-# Each of these parts the flow once; boolean operators and comprehensions part it once for each of their pieces.
+# Each of these branches once; boolean operators and comprehensions branch once for each of their parts.
 _BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 class Function:
-    """What is said of one function: where it is, how long, and how many ways lead through it."""
+    """The facts about one function: its place, its length and its complexity."""
 
     __slots__ = ("complexity", "line", "lines", "name")
 
@@ -35,12 +34,12 @@ class Function:
         self.complexity = 1
 
     def facts(self) -> dict[str, Any]:
-        """The function as JSON holds it."""
+        """Return the facts for JSON."""
         return {name: getattr(self, name) for name in ("name", "line", "lines", "complexity")}
 
 
 def report(request: bytes) -> bytes:
-    """The handler: a source file's report as JSON, `{"error": ...}` if it cannot be parsed. It never raises."""
+    """Return the report on a source file as JSON, `{"error": ...}` if it cannot be parsed; never raises."""
     try:
         answer = analyse(_parse(request))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # what ast.parse is known to raise
@@ -50,12 +49,12 @@ def report(request: bytes) -> bytes:
 
 def _parse(source: bytes) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an invalid escape in somebody's file is not this process's problem
+        warnings.simplefilter("ignore")  # about the source file, not about this process
         return ast.parse(bytes(source))
 
 
 def analyse(tree: ast.Module) -> dict[str, Any]:
-    """The report on a parsed module: its functions, the longest of them, and public names without a docstring."""
+    """Return the report on a parsed module: its functions, and its public names without a docstring."""
     functions = [function.facts() for function in measure(tree)]
     return {
         "functions": functions,

@@ -1,13 +1,12 @@
-"""`ipcsrv demo`: a real job, start to end, on this machine's own files.
+"""`demo`: a real job on this machine's own files, with one worker and with one per CPU.
 
-Every Python file of this interpreter's standard library goes through `ipcsrv.complexity:report`, first on a server
-with one worker, then on one with all of them, and the two are compared. This module is the user's side of it: it runs
-in the command's own process, starts each server with `Server` as any program would, and asks it from threads, with a
-connection for each file, as short-lived commands would. Threads are enough: a client only waits, and nobody looks at
-the replies before the clock has stopped.
+Every Python file of this interpreter's standard library is a request to `ipcsrv.cli.complexity:report`, first on a
+server with one worker, then on one with all, and the two are compared. This module runs in the command's process: it
+starts each server with `Server`, as any program would, and sends requests from threads, one connection per file, as
+short-lived commands would. Threads are enough, since a client only waits.
 
-Ctrl-C must be clean at any point, also in the middle of starting or stopping a server. So the signal handler only
-notes it, and the main thread looks at the note where nothing is half done: before each file, and on each reply.
+Ctrl-C must be clean at any moment, also while a server starts or stops. So the signal handler only records it, and the
+main thread checks the record where nothing is half done: before each file, and at each reply.
 """
 
 from __future__ import annotations
@@ -20,28 +19,32 @@ import signal
 import sys
 import sysconfig
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import _style, _text
+from ._text import plural
+
 if TYPE_CHECKING:
     import argparse
 
-TARGET = "ipcsrv.complexity:report"
+TARGET = "ipcsrv.cli.complexity:report"
 TOP = 5  # most complex functions shown
 
 
 class Source(NamedTuple):
-    """A file to be reported on: its name under the folder, and what is in it."""
+    """A file to report on: its name below the folder, and its contents."""
 
     name: str
     data: bytes
 
 
 class Reply(NamedTuple):
-    """What a client got for one file, and how long it took as the client saw it."""
+    """The reply for one file, and the time that it took at the client."""
 
     name: str
     data: bytes
@@ -49,7 +52,7 @@ class Reply(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One run of the whole work on a server with so many workers."""
+    """One run of the whole job on a server with this number of workers."""
 
     workers: int
     seconds: float
@@ -57,32 +60,28 @@ class Pass(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Files a second."""
+        """Files per second."""
         return len(self.replies) / self.seconds
 
     def percentile(self, share: float) -> float:
-        """The time within which that share of the files was answered."""
+        """Return the time within which that share of the files was answered."""
         times = sorted(reply.seconds for reply in self.replies)
         return times[min(len(times) - 1, int(share * len(times)))]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The demo's own options; it needs none."""
-    parser.add_argument("--workers", type=_count, metavar="N", help="workers of the second run (default: one a CPU)")
-    parser.add_argument("--clients", type=_count, metavar="N", help="concurrent clients (default: two a worker)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="report on so many files only (default: all)")
+    """Declare what `demo` takes."""
+    from ._parser import whole_number
 
-
-def _count(text: str) -> int:
-    from argparse import ArgumentTypeError
-
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
+    number = whole_number(1, 10**6)
+    parser.add_argument("-w", "--workers", type=number, metavar="N",
+                        help="workers of the second run (default: one per CPU)")  # fmt: skip
+    parser.add_argument("--clients", type=number, metavar="N", help="concurrent clients (default: two per worker)")
+    parser.add_argument("--limit", type=number, metavar="N", help="report on the first N files only (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the demo; KeyboardInterrupt comes out only when nothing is left behind."""
+    """Run the demo; KeyboardInterrupt is raised only when nothing is left behind."""
     workers = args.workers or _cpus()
     clients = args.clients or 2 * workers
     with noted_interrupts() as interrupted:
@@ -98,17 +97,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def say(text: str) -> None:
-    """Print, and let it be seen now: the next line may take a while."""
+    """Print and flush: the next line may take a while."""
     print(text, flush=True)
 
 
 def _cpus() -> int:
-    """The processors that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _short_folder() -> str | None:
-    """Where the socket's folder goes, if not to the temporary folder: on some systems that is too long for a socket."""
+    """Return /tmp where the path of the temporary folder is too long for a socket."""
     return "/tmp" if len(tempfile.gettempdir()) > 60 and os.path.isdir("/tmp") else None
 
 
@@ -116,19 +115,19 @@ def _short_folder() -> str | None:
 
 
 class Interrupted:
-    """Ctrl-C (or a request to terminate), noted by the signal handler and raised by whom it suits."""
+    """Ctrl-C or SIGTERM, recorded by the signal handler and raised by the main thread."""
 
     def __init__(self) -> None:
         self.by: int | None = None
         self.replies: queue.SimpleQueue[Reply | Exception | None] = queue.SimpleQueue()
 
     def note(self, number: int, frame: object) -> None:
-        """The signal handler; None wakes a main thread that waits for replies (SimpleQueue.put may be called here)."""
+        """Handle a signal; None wakes a main thread that waits for replies (SimpleQueue.put is reentrant)."""
         self.by = number
         self.replies.put(None)
 
     def check(self) -> None:
-        """Raise what the signal means, if there was one."""
+        """Raise KeyboardInterrupt or SystemExit if there was a signal."""
         if self.by == signal.SIGINT:
             raise KeyboardInterrupt
         if self.by is not None:
@@ -137,7 +136,7 @@ class Interrupted:
 
 @contextmanager
 def noted_interrupts() -> Iterator[Interrupted]:
-    """Note SIGINT and SIGTERM instead of obeying them, and obey at the end at the latest."""
+    """Record SIGINT and SIGTERM during the block, and obey them at its end at the latest."""
     interrupted = Interrupted()
     former = {number: signal.signal(number, interrupted.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -152,7 +151,7 @@ def noted_interrupts() -> Iterator[Interrupted]:
 
 
 def read_sources(folder: str, limit: int | None, interrupted: Interrupted) -> list[Source]:
-    """The standard library's Python files, without what others installed into it."""
+    """Return the Python files of the standard library, without installed packages."""
     sources = []
     for name in sorted(_python_files(folder))[:limit]:
         interrupted.check()
@@ -170,7 +169,7 @@ def _python_files(folder: str) -> Iterator[str]:
 
 
 def measure(path: str, sources: Sequence[Source], workers: int, clients: int, interrupted: Interrupted) -> Pass:
-    """Start a server with so many workers, have it report on every file, and stop it."""
+    """Start a server with this number of workers, send it every file, and stop it."""
     from .. import Server
     from .complexity import report
 
@@ -184,9 +183,9 @@ def measure(path: str, sources: Sequence[Source], workers: int, clients: int, in
 def ask(
     path: str, sources: Sequence[Source], clients: int, interrupted: Interrupted, progress: Progress
 ) -> list[Reply]:
-    """Send every file from concurrent clients and gather the replies; the first failure ends it.
+    """Send every file from concurrent clients and collect the replies; the first failure ends it.
 
-    The biggest go first, so that no worker has one of them left when the others have nothing.
+    The biggest files go first, so that no worker has a big one left when the others are idle.
     """
     waiting: queue.SimpleQueue[Source] = queue.SimpleQueue()
     for source in sorted(sources, key=lambda source: -len(source.data)):
@@ -217,7 +216,7 @@ def _gather(expected: int, interrupted: Interrupted, progress: Progress) -> list
 
 
 def _client(path: str, waiting: queue.SimpleQueue[Source], replies: queue.SimpleQueue[Any]) -> None:
-    """One client (in a thread of its own): a connection a file until there are none left."""
+    """Run one client in a thread: one connection per file until no file is left."""
     from ..client.sync import call
 
     try:
@@ -233,7 +232,7 @@ def _client(path: str, waiting: queue.SimpleQueue[Source], replies: queue.Simple
 
 
 def _empty(waiting: queue.SimpleQueue[Source]) -> None:
-    """Take the work that is left from the clients, so that they end after the file they have."""
+    """Take the remaining files away, so that the clients end after their current one."""
     try:
         while True:
             waiting.get_nowait()
@@ -242,7 +241,7 @@ def _empty(waiting: queue.SimpleQueue[Source]) -> None:
 
 
 class Progress:
-    """A bar on standard error, drawn at most ten times a second, and only where someone sees it."""
+    """A progress bar on standard error, drawn at most ten times a second, and only on a terminal."""
 
     WIDTH = 30
 
@@ -253,7 +252,7 @@ class Progress:
         self._started = self._drawn = time.monotonic()
 
     def show(self, done: int) -> None:
-        """So many files are done."""
+        """Draw the bar for this number of files."""
         now = time.monotonic()
         if not self._shown or (now - self._drawn < 0.1 and done < self._total):
             return
@@ -264,31 +263,25 @@ class Progress:
         print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Leave the line as it was."""
+        """Erase the bar."""
         if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-# -- What is said of it
-
-
-def plural(number: int, noun: str) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+# -- Results
 
 
 def introduction(folder: str, sources: Sequence[Source], clients: int) -> str:
-    """What is going to be done."""
+    """Return what is going to be done."""
     megabytes = sum(len(source.data) for source in sources) / 1e6
-    return (
-        f"{plural(len(sources), 'Python file')} ({megabytes:.1f} MB) of {folder} (Python {platform.python_version()})\n"
-        f"through {TARGET}, from {plural(clients, 'client')} at a time, each with a connection a file.\n"
-    )
+    title = f"{plural(len(sources), 'Python file')} ({megabytes:.1f} MB) of Python {platform.python_version()}"
+    rows = (("folder", folder), ("handler", TARGET), ("clients", f"{clients} at a time, one connection per file"))
+    return "\n".join([_style.styled(title, "title"), *(f"  {name:8} {text}" for name, text in rows)]) + "\n"
 
 
 def comparison(passes: Sequence[Pass]) -> str:
-    """The passes side by side."""
-    lines = ["workers    files/s   speed-up        p50        p99       time"]
+    """Return the passes side by side."""
+    lines = [_style.styled("workers    files/s   speed-up        p50        p99       time", "heading")]
     for each in passes:
         speed_up, p50, p99 = each.rate / passes[0].rate, 1000 * each.percentile(0.5), 1000 * each.percentile(0.99)
         lines.append(
@@ -296,12 +289,12 @@ def comparison(passes: Sequence[Pass]) -> str:
             f"  {p50:>6.1f} ms  {p99:>6.1f} ms  {each.seconds:>7.2f} s"
         )
     if len(passes) == 1:
-        lines.append("(one worker only: nothing to compare it with)")
+        lines.append("(one worker only: nothing to compare with)")
     return "\n".join(lines) + "\n"
 
 
 def findings(passes: Sequence[Pass]) -> str:
-    """What the reports say, and whether every pass says the same."""
+    """Return the results of the job; raises RuntimeError if the passes differ."""
     reports = [{reply.name: reply.data for reply in each.replies} for each in passes]
     if any(other != reports[0] for other in reports):
         raise RuntimeError("the same files gave different reports with different numbers of workers")
@@ -314,9 +307,11 @@ def findings(passes: Sequence[Pass]) -> str:
 
 
 def _most_complex(functions: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    yield f"The {TOP} most complex functions\n\ncomplexity  lines  function"
+    yield _style.styled(f"The {TOP} most complex functions", "title")
+    yield _style.styled("complexity  lines  function", "heading")
     for name, function in sorted(functions, key=lambda found: -found[1]["complexity"])[:TOP]:
-        yield f"{function['complexity']:>10}  {function['lines']:>5}  {function['name']}  ({name}:{function['line']})"
+        row = f"{function['complexity']:>10}  {function['lines']:>5}  {function['name']}  ({name}:{function['line']})"
+        yield _text.cut(row, _style.columns()) if sys.stdout.isatty() else row
     yield ""
 
 
@@ -324,4 +319,5 @@ def _longest(functions: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     if functions:
         name, function = max(functions, key=lambda found: found[1]["lines"])
         place = f"{function['name']} ({name}:{function['line']})"
-        yield f"The longest of {plural(len(functions), 'function')} has {plural(function['lines'], 'line')}: {place}."
+        text = f"The longest of {plural(len(functions), 'function')} has {plural(function['lines'], 'line')}: {place}."
+        yield from textwrap.wrap(text, _style.columns(), break_on_hyphens=False)

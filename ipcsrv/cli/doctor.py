@@ -15,7 +15,7 @@ from typing import Any
 
 from .._version import __version__
 from ..client import control
-from ..errors import Denied, InvalidPath, IpcError, NotListening
+from ..errors import Denied, InvalidPath, IpcError, NotListening, PathNotFound
 from ..peer import Peer
 from ..platform import client as platform
 from ..platform import inspection
@@ -115,6 +115,9 @@ def _listening(listener: Peer | Exception, holder: LockHolder | None) -> Finding
         return _named_listener(listener)
     if isinstance(listener, BlockingIOError):
         return warning("listens", "a server whose queue is full", "`ipcsrv status` shows whether it is busy or hangs")
+    if isinstance(listener, NotListening) and holder is None and not isinstance(listener, PathNotFound):
+        advice = "`ipcsrv stop` removes them, the next start replaces them"
+        return warning("listens", "no server; a killed one left its files", advice)
     if isinstance(listener, NotListening) and holder is None:
         return ok("listens", "no server; `ipcsrv start` starts one")
     if isinstance(listener, NotListening):
@@ -199,7 +202,7 @@ def _descriptors(holder: LockHolder | None) -> Iterator[Finding]:
 
 
 def _descriptor_limit(process: str, soft: int, hard: int) -> Finding:
-    text = f"{process} may open {soft:,}"
+    text = f"{process} may open {soft:,} files"
     if soft >= FEW_DESCRIPTORS:
         return ok("descriptors", text)
     advice = f"`ulimit -n {min(hard, 1 << 16)}` before the start, or LimitNOFILE= in its unit"

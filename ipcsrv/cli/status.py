@@ -86,8 +86,7 @@ def _row(head: str, text: str) -> str:
 def _summary(facts: dict[str, Any], width: int) -> Lines:
     up = _text.duration(facts["uptime_seconds"])
     yield f"{facts['path']}: {facts['state']}, pid {facts['pid']}, up {up}", "title"
-    name = "" if facts["name"] == facts["handler"] else f"{facts['name']}, "
-    yield _row("handler", f"{name}{facts['handler']}, generation {facts['generation']}, ipcsrv {facts['version']}"), ""
+    yield _row("handler", f"{handler_text(facts)}, ipcsrv {facts['version']}"), ""
     running = len(facts["workers"])
     yield _row("workers", workers_text(facts)), "warning" if running < facts["workers_wanted"] else ""
     if executor := facts.get("executor"):
@@ -97,6 +96,12 @@ def _summary(facts: dict[str, Any], width: int) -> Lines:
     if facts["last_error"]:
         yield _row("error", _text.cut(last_error(facts["last_error"]), width - _HEAD)), "warning"
     yield _row("log", facts["log_file"] or "standard error"), ""
+
+
+def handler_text(facts: dict[str, Any]) -> str:
+    """Return the server's name, if it has one, its handler and its generation; in `top` too."""
+    name = "" if facts["name"] == facts["handler"] else f"{facts['name']}, "
+    return f"{name}{facts['handler']}, generation {facts['generation']}"
 
 
 def workers_text(facts: dict[str, Any]) -> str:

@@ -138,3 +138,38 @@ def test_ping_is_answered_by_the_master_alone(server: ServerFactory, tmp_path: P
         held.unlink()
         call.communicate()
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+# -- unusual paths -----------------------------------------------------------------------------------------------------
+
+
+def test_every_command_takes_an_odd_path_in_an_ascii_locale(sock_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that begins with a dash stands after `--`; what the locale cannot show is escaped."""
+    monkeypatch.chdir(sock_dir)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    path = "-é.sock"
+
+    def run(command: str, *options: str, operands: tuple[str, ...] = ()) -> bytes:
+        done = support.run_command(command, *options, "--", path, *operands, **locale)
+        assert (command, done.returncode, done.stderr) == (command, 0, b"")
+        return done.stdout
+
+    run("start", "-w1", operands=("handlers_for_tests:echo",))
+    try:
+        assert run("call", operands=("-x",)) == b"-x"
+        run("is-active")
+        assert b"answer from the master" in run("ping", "-v")
+        assert b"running" in run("status")
+        assert b"scaled to 2 workers" in run("scale", operands=("2",))
+        assert b"generation 2 serves" in run("reload")
+        assert b"listening on" in run("logs", "-n", "99")
+        assert b"0 failed" in run("bench", "-d", "0.1")
+        assert b"no problems found" in run("doctor") or b"warning" in run("doctor")
+        done = support.run_command("list", **locale)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"listening" in run("restart")
+    finally:
+        support.run_command("stop", "--now", "--", path, **locale)
+    done = support.run_command("call", "--", path, **locale)
+    assert (done.returncode, done.stderr.count(b"\n")) == (3, 1)
+    assert os.listdir(sock_dir) == []

@@ -145,7 +145,7 @@ class Reader:
                 self._interrupt(*self._servers.pop())
             elif command.startswith(". "):
                 self._environment["PATH"] = self._run(f"{command} && printf %s \"$PATH\"").stdout
-            elif command.startswith("ipcsrv run ") and "--print-settings" not in command:
+            elif command.startswith("ipcsrv run ") and "--print-settings" not in command and "--check" not in command:
                 self._serve(command, expected)
             else:
                 done = self._run(command)

@@ -7,7 +7,9 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 
-from ipcsrv import __version__  # noqa: E402  (the path is set above)
+from docutils import nodes  # noqa: E402  (the path is set above)
+
+from ipcsrv import __version__  # noqa: E402
 
 project = "ipcsrv"
 author = "the ipcsrv authors"
@@ -52,7 +54,16 @@ def _no_constructor(app, what, name, obj, options, signature, result):
     return ("", "") if what == "class" and name.endswith(".Connection") else None
 
 
+def _links_as_text(app, doctree, docname):
+    """Leave the text of links to other pages, which a manual page cannot follow."""
+    if app.builder.name == "man":
+        for link in list(doctree.findall(nodes.reference)):
+            if link.get("internal"):
+                link.replace_self(link.children)
+
+
 def setup(app):
     """Register the changes to autodoc."""
+    app.connect("doctree-resolved", _links_as_text)
     app.connect("autodoc-process-signature", _no_constructor)
     app.connect("autodoc-process-docstring", _literal_quotes, priority=100)

@@ -113,15 +113,15 @@ def commands() -> Iterator[str]:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """A definition list of the arguments that are not settings."""
-    described = {"help", "path", *(setting.name for setting in TABLE)}  # these are described once, for all commands
-    own = [action for action in parser._actions if action.dest not in described]
-    for action in own:
-        if action.help is argparse.SUPPRESS:
-            continue
-        yield f"{_invocation(action)}\n: {_sentence(action.help)}\n\n"
-    if any(action.dest == TABLE[0].name for action in parser._actions):
-        yield "This command also takes every [setting](#settings) as an option.\n\n"
+    """A definition list of the arguments; where all settings are options, they are left to their own section."""
+    settings = {setting.name for setting in TABLE}
+    takes_settings = settings <= {action.dest for action in parser._actions}
+    described = {"help", "path", *(settings if takes_settings else ())}
+    for action in parser._actions:
+        if action.dest not in described and action.help is not argparse.SUPPRESS:
+            yield f"{_invocation(action)}\n: {_sentence(action.help)}\n\n"
+    if takes_settings:
+        yield "This command also takes every [setting](#settings-as-options) as an option.\n\n"
 
 
 def _invocation(action: argparse.Action) -> str:

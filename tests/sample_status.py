@@ -18,13 +18,13 @@ STATUS: dict[str, Any] = {
     "fingerprint": "abc",
     "workers": [
         {"pid": 4243, "slot": 0, "generation": 2, "state": "busy", "busy_seconds": 12.34, "requests": 1234567,
-         "errors": 3, "rss_bytes": 123 << 20, "held": 1, "restarts": 2, "uptime_seconds": 3600.0},
+         "errors": 3, "rss_bytes": 123 << 20, "suspended": 1, "restarts": 2, "uptime_seconds": 3600.0},
         {"pid": 4194304, "slot": 1, "generation": 2, "state": "starting", "busy_seconds": 0.0, "requests": 0,
-         "errors": 0, "rss_bytes": 0, "held": 0, "restarts": 0, "uptime_seconds": 0.25},
+         "errors": 0, "rss_bytes": 0, "suspended": 0, "restarts": 0, "uptime_seconds": 0.25},
     ],
     "workers_wanted": 2,
     "queue": {"depth": 512, "oldest_seconds": 3.5, "accepting": False},
-    "parked": 17,
+    "idle": 17,
     "totals": {
         "connections": 9_999_999, "requests": 123_456_789, "ok": 123_000_000, "handler_errors": 12345,
         "timeouts": 12345, "too_large": 12345, "malformed": 12345, "denied": 12345, "cancelled": 12345,

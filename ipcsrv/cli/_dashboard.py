@@ -77,7 +77,7 @@ def _summary(facts: dict[str, Any]) -> Iterator[Line]:
     yield Line(_row("handler", handler_text(facts)))
     yield Line(_row("workers", workers_text(facts)), "warning" if short else "plain")
     yield Line(_row("queue", queue_text(facts["queue"])), "plain" if facts["queue"]["accepting"] else "warning")
-    yield Line(_row("idle", _text.connections(facts["parked"])))
+    yield Line(_row("idle", _text.connections(facts["idle"])))
     totals = facts["totals"]
     failed, restarts = totals["requests"] - totals["ok"], _text.plural(totals["worker_restarts"], "worker restart")
     yield Line(_row("total", f"{_text.count(totals['requests'])} requests, {_text.count(failed)} failed, {restarts}"))

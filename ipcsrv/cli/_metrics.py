@@ -46,7 +46,7 @@ def _gauges(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, Iterable[Sam
         ("queue_depth", "Connections that wait for a worker.", queue["depth"], {}),
         ("queue_oldest_seconds", "Time that the first of them has waited.", queue["oldest_seconds"], {}),
         ("queue_accepting", "1 while new connections are accepted.", int(queue["accepting"]), {}),
-        ("parked_connections", "Idle connections, which the master keeps.", facts["parked"], {}),
+        ("idle_connections", "Connections between two requests.", facts["idle"], {}),
         ("requests_per_second", "Requests a second in the last minute.", minute["requests_per_second"], {}),
     ):
         yield name, "gauge", help, [(labels, value)]
@@ -72,7 +72,7 @@ def _worker_gauges(workers: list[dict[str, Any]]) -> Iterator[tuple[str, str, st
     for name, key, help in (
         ("worker_busy_seconds", "busy_seconds", "Time since a worker began its current request; 0 if idle."),
         ("worker_resident_bytes", "rss_bytes", "Resident memory of a worker."),
-        ("worker_held_connections", "held", "Connections that a worker holds beside the current one."),
+        ("worker_suspended_streams", "suspended", "Streams that wait in a worker for their clients."),
     ):
         yield name, "gauge", help, [({"slot": worker["slot"]}, worker[key] or 0) for worker in workers]
 

@@ -92,7 +92,7 @@ def _summary(facts: dict[str, Any], width: int) -> Lines:
     if executor := facts.get("executor"):
         yield _row("executor", f"{executor['name']}: {executor['state']}"), ""
     yield _row("queue", queue_text(facts["queue"])), "" if facts["queue"]["accepting"] else "warning"
-    yield _row("idle", _text.connections(facts["parked"])), ""
+    yield _row("idle", _text.connections(facts["idle"])), ""
     if facts["last_error"]:
         yield _row("error", _text.cut(last_error(facts["last_error"]), width - _HEAD)), "warning"
     yield _row("log", facts["log_file"] or "standard error"), ""
@@ -139,7 +139,7 @@ def worker_row(worker: dict[str, Any]) -> str:
         _text.count(worker["requests"]),
         _text.count(worker["errors"]),
         _text.size(worker["rss_bytes"]),
-        str(worker["held"]),
+        str(worker["suspended"]),
         str(worker["restarts"]),
         _text.duration(worker["uptime_seconds"]),
     )

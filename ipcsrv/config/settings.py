@@ -106,6 +106,10 @@ class Settings:
     max_response_size: int | None = _setting(
         None, kinds.SIZE, _LIMITS, "A longer response is replaced or cut off by ERR too-large.",
         nothing="no limit", minimum=1)
+    max_buffered_size: int | None = _setting(
+        1 << 30, kinds.SIZE, _LIMITS,
+        "Bytes held for all requests and responses that are in progress; beyond it the slowest get ERR busy.",
+        nothing="no limit", minimum=1 << 16)
 
     read_timeout: float = _setting(
         30.0, kinds.SECONDS, _TIMES, "Time for a request to arrive, from its first byte to its last.",

@@ -1,8 +1,9 @@
 """The master's half of the control socket: answers about the server itself, between accepts (docs/control.md).
 
-It shares the master's selector and never waits: a question comes in one read, an answer goes out in one write, and a
-peer that makes either impossible is closed.  So it answers also when every worker is busy and the queue is full.
-Only the server's own user and root may ask, whatever `allow` says of the server's clients.
+It shares the master's selector and never waits: a question comes in a few reads, an answer goes out in one write, and a
+client that makes either impossible is closed. So it answers also when every worker is busy and the queue is full.
+Only the server's own user and root may ask, whatever `allow` says of the server's clients. Questions are bounded in
+size, depth and time, connections in number (the oldest gives way), and an exception in one of them ends that one alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..platform import logs
-from ..platform.server import DONTWAIT, Admission, Connection, accept_raw, adopt, enlarge
+from ..platform.server import DONTWAIT, AcceptedConnection, Admission, accept_raw, adopt, enlarge
 from ..protocol.exchange import Refused, RequestReceived, ServerExchange, failure_packet
 from . import status
 
@@ -25,34 +26,42 @@ log = logs.get("ipcsrv.control")
 MAX_QUESTION = 64 * 1024  # bytes
 REFUSAL_INTERVAL = 1.0  # seconds between two lines in the log about who was refused
 PAUSE = 0.2  # seconds without accepting when there was no descriptor
-MAX_CONNECTIONS = 64  # of peers who ask; more are closed
-SUFFIX_OF_ANSWER = 1 << 20  # bytes that one write takes, with the send buffer that we ask for
+MAX_CONNECTIONS = 32  # the one that has been silent for longest gives way
+MOST_ANSWER = 1 << 20  # bytes that one write takes, with the send buffer that is asked for
 
 
 class Refusal(Exception):
     """Why a command is not carried out."""
 
 
-class Conversation:
-    """One peer's connection."""
+class ControlConnection:
+    """One client's connection; reload_from, ping: what it waits for, if it does."""
 
-    __slots__ = ("connection", "exchange", "reload_from")
+    __slots__ = ("connection", "exchange", "key", "ping", "reload_from")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: AcceptedConnection) -> None:
         self.connection = connection
+        self.key = connection.fileno()
         self.exchange = ServerExchange(MAX_QUESTION)
         self.reload_from: int | None = None
+        self.ping: int | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its answer is still to come."""
+        return self.reload_from is not None or self.ping is not None
 
 
-class Controller:
+class ControlServer:
     """Answers on the control socket of `master`."""
 
     def __init__(self, master: Master) -> None:
         self._master = master
         self._admission = Admission()
         self._listener: Any = None
-        self._talks: dict[int, Conversation] = {}
+        self._clients: dict[int, ControlConnection] = {}
         self._refused = -REFUSAL_INTERVAL
+        self._pings = 0
 
     def open(self, listener: Any) -> None:
         """Begin to answer on `listener` (None: there is no control socket)."""
@@ -74,21 +83,27 @@ class Controller:
 
     def hang_up(self) -> None:
         """Close all connections."""
-        for talk in list(self._talks.values()):
-            self._end(talk)
+        for client in list(self._clients.values()):
+            self._end(client)
 
     def after_events(self) -> None:
-        """Answer those who wait for a reload that is over now."""
-        pool = self._master.crew.pool
-        for talk in [talk for talk in self._talks.values() if talk.reload_from is not None]:
-            assert talk.reload_from is not None
-            if pool.generation > talk.reload_from:
-                self._answer(talk, {"ok": True, "generation": pool.generation})
-            elif not pool.reloading:
-                self._answer(talk, {"ok": False, "error": pool.last_error or "the server is stopping"})
+        """Answer those that wait for a reload that is over now."""
+        supervisor = self._master.processes.supervisor
+        for client in [client for client in self._clients.values() if client.reload_from is not None]:
+            assert client.reload_from is not None
+            if supervisor.generation > client.reload_from:
+                self._answer(client, {"ok": True, "generation": supervisor.generation})
+            elif not supervisor.reloading:
+                self._answer(client, {"ok": False, "error": supervisor.last_error or "the server is stopping"})
             else:
                 continue
-            talk.reload_from = None
+            client.reload_from = None
+
+    def ponged(self, nonce: int) -> None:
+        """A worker has answered a ping."""
+        for client in [client for client in self._clients.values() if client.ping == nonce]:
+            client.ping = None
+            self._answer(client, {"ok": True, "worker": True})
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -101,82 +116,88 @@ class Controller:
             self._master.set_timer("control", monotonic() + PAUSE)
             return
         connection = adopt(raw)
-        if len(self._talks) >= MAX_CONNECTIONS or not self._admission.admits(connection):
+        if not self._admission.admits(connection):
             self._refuse(connection)
             return
-        talk = Conversation(connection)
-        enlarge(connection, SUFFIX_OF_ANSWER)
-        self._talks[raw] = talk
-        self._master.watch(raw, lambda: self._hear(talk))
+        if len(self._clients) >= MAX_CONNECTIONS:
+            oldest = next((client for client in self._clients.values() if not client.waits), None)
+            self._end(oldest or next(iter(self._clients.values())))
+        client = ControlConnection(connection)
+        enlarge(connection, MOST_ANSWER)
+        self._clients[client.key] = client
+        self._master.watch(client.key, lambda: self._hear(client))
 
-    def _refuse(self, connection: Connection) -> None:
+    def _refuse(self, connection: AcceptedConnection) -> None:
         peer, now = connection.peer(), monotonic()
         if now - self._refused > REFUSAL_INTERVAL:
             self._refused = now
             log.warning("refused pid %s, uid %s on the control socket", peer.pid, peer.uid)
         self._say_last(connection, "denied", "only the server's own user may control it")
 
-    def _hear(self, talk: Conversation) -> None:
+    def _hear(self, client: ControlConnection) -> None:
         try:
-            data = talk.connection.recv(MAX_QUESTION, DONTWAIT)
+            data = client.connection.recv(MAX_QUESTION, DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if data:
-            talk.exchange.receive_data(data)
+            client.exchange.receive_data(data)
         else:
-            talk.exchange.receive_eof()
-        self._handle_events(talk)
+            client.exchange.receive_eof()
+        try:
+            self._handle_events(client)
+        except Exception:  # a fault in the answer to one client must not end the server
+            log.exception("a control connection failed")
+            self._end(client)
 
-    def _handle_events(self, talk: Conversation) -> None:
-        while (event := talk.exchange.next_event()) is not None:
+    def _handle_events(self, client: ControlConnection) -> None:
+        while client.key in self._clients and (event := client.exchange.next_event()) is not None:
             if isinstance(event, RequestReceived):
-                self._question(talk, event.payload)
+                self._question(client, event.payload)
                 continue
             if isinstance(event, Refused):
-                self._send(talk, talk.exchange.fail(event.code, event.message))
-            self._end(talk)
+                self._send(client, client.exchange.fail(event.code, event.message))
+            self._end(client)
             return
 
-    def _question(self, talk: Conversation, payload: bytes) -> None:
+    def _question(self, client: ControlConnection, payload: bytes) -> None:
         try:
-            answer = self._carry_out(talk, payload)
+            answer = self._carry_out(client, payload)
         except Refusal as refusal:
             answer = {"ok": False, "error": str(refusal)}
         if answer is not None:
-            self._answer(talk, answer)
+            self._answer(client, answer)
 
-    def _carry_out(self, talk: Conversation, payload: bytes) -> dict[str, Any] | None:
+    def _carry_out(self, client: ControlConnection, payload: bytes) -> dict[str, Any] | None:
         """The answer to a question, or None if it comes later."""
         try:
             question = json.loads(payload)
             name = question["command"]
             command = _COMMANDS[name]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise Refusal(f"not a JSON object with a command out of {', '.join(_COMMANDS)}") from None
-        log.debug("pid %s asks: %s", talk.connection.peer().pid, name)
-        found = command(self, talk, question)
+        log.debug("pid %s asks: %s", client.connection.peer().pid, name)
+        found = command(self, client, question)
         return found if found is None else {"ok": True, **found}
 
-    def _answer(self, talk: Conversation, answer: dict[str, Any]) -> None:
-        self._send(talk, talk.exchange.respond(json.dumps(answer).encode()))
+    def _answer(self, client: ControlConnection, answer: dict[str, Any]) -> None:
+        self._send(client, client.exchange.respond(json.dumps(answer).encode()))
 
-    def _send(self, talk: Conversation, buffers: list[Any]) -> None:
+    def _send(self, client: ControlConnection, buffers: list[Any]) -> None:
         data = memoryview(b"".join(buffers))
         try:
             while data:
-                data = data[talk.connection.send(data, DONTWAIT) :]
+                data = data[client.connection.send(data, DONTWAIT) :]
         except OSError:  # it does not read, or has gone
-            self._end(talk)
+            self._end(client)
 
-    def _end(self, talk: Conversation) -> None:
-        key = talk.connection.fileno()
-        if self._talks.pop(key, None) is not None:
-            self._master.unwatch(key)
-            talk.connection.close()
+    def _end(self, client: ControlConnection) -> None:
+        if self._clients.pop(client.key, None) is not None:
+            self._master.unwatch(client.key)
+            client.connection.close()
 
-    def _say_last(self, connection: Connection, code: str, message: str) -> None:
+    def _say_last(self, connection: AcceptedConnection, code: str, message: str) -> None:
         try:
             connection.send(failure_packet(code, message), DONTWAIT)
         except OSError:
@@ -185,47 +206,54 @@ class Controller:
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
-    def _ping(self, _: Conversation, __: dict[str, Any]) -> dict[str, Any]:
-        return {}
+    def _ping(self, client: ControlConnection, question: dict[str, Any]) -> dict[str, Any] | None:
+        """Answer at once, or, with `worker`, when a worker has taken the ping from the queue."""
+        if not question.get("worker"):
+            return {}
+        self._pings += 1
+        if not self._master.dispatcher.ping(self._pings):
+            raise Refusal("no worker can be asked: the server is starting, stopping, or its queue is full")
+        client.ping = self._pings
+        return None
 
-    def _status(self, _: Conversation, __: dict[str, Any]) -> dict[str, Any]:
+    def _status(self, _: ControlConnection, __: dict[str, Any]) -> dict[str, Any]:
         return status.of(self._master)
 
-    def _stop(self, _: Conversation, question: dict[str, Any]) -> dict[str, Any]:
+    def _stop(self, _: ControlConnection, question: dict[str, Any]) -> dict[str, Any]:
         now = bool(question.get("now"))
         log.info("told to stop%s", " now" if now else "")
         self._master.later(self._master.stop_now if now else self._master.stop)
         return {"pid": self._master.pid}
 
-    def _reload(self, talk: Conversation, _: dict[str, Any]) -> None:
+    def _reload(self, client: ControlConnection, _: dict[str, Any]) -> None:
         if self._master.draining:
             raise Refusal("the server is stopping")
         self._refuse_without_workers()
-        talk.reload_from = self._master.crew.pool.generation
+        client.reload_from = self._master.processes.supervisor.generation
         self._master.reload()
 
     def _refuse_without_workers(self) -> None:
         if self._master.settings.workers == 0:
             raise Refusal("workers is 0, so the handler is in the server's own process; restart it")
 
-    def _scale(self, _: Conversation, question: dict[str, Any]) -> dict[str, Any]:
+    def _scale(self, _: ControlConnection, question: dict[str, Any]) -> dict[str, Any]:
         self._refuse_without_workers()
-        workers, largest = question.get("workers"), self._master.crew.pool.largest_size
+        workers, largest = question.get("workers"), self._master.processes.supervisor.largest_size
         if not isinstance(workers, int) or not 1 <= workers <= largest:
             raise Refusal(f"workers must be a number from 1 to {largest}")
         self._master.scale(workers)
         return {"workers": workers}
 
-    def _stacks(self, _: Conversation, question: dict[str, Any]) -> dict[str, Any]:
+    def _stacks(self, _: ControlConnection, question: dict[str, Any]) -> dict[str, Any]:
         self._master.dump_all_stacks()
         return {"log_file": self._master.settings.log_file}
 
 
-_COMMANDS: dict[str, Callable[[Controller, Conversation, dict[str, Any]], dict[str, Any] | None]] = {
-    "ping": Controller._ping,
-    "status": Controller._status,
-    "stop": Controller._stop,
-    "reload": Controller._reload,
-    "scale": Controller._scale,
-    "stacks": Controller._stacks,
+_COMMANDS: dict[str, Callable[[ControlServer, ControlConnection, dict[str, Any]], dict[str, Any] | None]] = {
+    "ping": ControlServer._ping,
+    "status": ControlServer._status,
+    "stop": ControlServer._stop,
+    "reload": ControlServer._reload,
+    "scale": ControlServer._scale,
+    "stacks": ControlServer._stacks,
 }

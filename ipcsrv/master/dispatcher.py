@@ -1,410 +1,671 @@
-"""The way of a connection through the master: in by the listener or back from a worker, out to the workers' queue.
+"""Moves connections between listener, workers and the set of silent ones. In the master.
 
-    backlog --(accept)--> queue of the serving generation --> a worker
-                            ^                                    |
-                            '-- readable again -- parked <-- silent
+`supervision.dispatch` decides, this acts: it has the descriptors, the selector and the queue. The master keeps its own
+descriptor of every connection until that ends; what it passes to a worker is a copy.
 
-Where the kernel can wake one of several processes that wait for a listener, the workers accept for themselves, and
-only what was silent comes this way; elsewhere all does.  When the queue is full we stop accepting until there is room,
-so that the listen backlog, and then the clients' own deadlines, hold the load back, and nothing is a list in
-memory.  Out of descriptors is the same state with another way out of it.
-
-Stopping has an order: the path goes, so that nobody new can come; who has come is accepted and handed over; who has
-just connected has a moment to ask; who only kept a connection is told that nothing was done with it.  Runs in the
-master.
+    listener --accept--> peek --readable--> queue --> worker
+                          |                    ^        |
+                          '--silent--> watched-'        |   (returned by number, with the state of a stalled exchange)
+                                         ^--------------'
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections import deque
 from collections.abc import Callable
-from time import monotonic, monotonic_ns
+from time import monotonic
 from typing import Any, Protocol
 
+from ..config.settings import Settings
+from ..peer import Peer
 from ..platform import logs
 from ..platform import server as serving
-from ..platform.server import HANGUP, READ, WRITE, QueueWriter, Rendezvous
+from ..platform.access_log import AccessLog, access_log
+from ..platform.server import DONTWAIT, EDGE, HANGUP, READ, WRITE, AcceptedConnection, Admission, Rendezvous, adopt
 from ..protocol.exchange import failure_packet
 from ..supervision import scoreboard as board
-from ..supervision.messages import PACED, PASSING
-from .headroom import Headroom
-from .worker_processes import Crew
+from ..supervision.dispatch import MOST_READY, Act, Command, ConnectionState, Dispatch, Record, Timeouts
+from ..supervision.messages import PING_NUMBER, Passed, Returned, Stage, pack_passed, parse_passed
+from ..supervision.scoreboard import Phase, Scoreboard
 
 log = logs.get("ipcsrv.master")
 
-PACED_NS = 2_000_000  # a client that was silent for 2 ms takes its time
-NEW_CLIENT_GRACE = 1.0  # seconds after accept in which a stop waits for a client's first request
-BACK_OFF = (0.1, 2.0)  # seconds, first and longest, without accepting when a descriptor or the memory ran out
+ACCEPTS_A_TURN = 64  # connections accepted before other events have their turn
+QUEUE_SPARE = 8  # connections in the queue beyond two for each worker
+BACK_OFF = (0.1, 2.0)  # seconds, first and longest, without accepting when descriptors or memory ran out
 CALM = 2.0  # seconds without want after which it is over
-STAMPS = 1024  # connections; a queue of the kernel's holds fewer
-ACCEPTS_A_TURN = 64  # connections accepted before the other events have theirs
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
+DISCARD_SIZE = 256 * 1024  # bytes of a refused client that are read in one turn
+OUTPUT_SIZE = 128 * 1024  # bytes of a stalled response that are sent in one turn
+DRAIN_LOOK = 0.01  # seconds between two looks at the rings of the workers while the server drains
+AUDIT_PAUSE = 0.05  # seconds in which a worker that took a connection writes so into its slot
+FIXED_DESCRIPTORS = 24  # of the master: streams, lock, listeners, signals, control connections
+WORKER_DESCRIPTORS = 2  # channel, pidfd
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "ETOOMANYREFS", -1)}
+_PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own end, before it was accepted
 
 
-class Parked:
-    """A silent connection: since when (monotonic ns), and whether it has been served before."""
+class Target(Protocol):
+    """A generation's queue, as `worker_processes` has it."""
 
-    __slots__ = ("served", "since")
+    writer: serving.QueueWriter | None
+    reader: serving.QueueReader
+    passed: int
+    taken_by_departed: int
 
-    def __init__(self, since: int, served: bool) -> None:
-        self.since, self.served = since, served
+    def taken(self) -> int:
+        """How many messages its workers have taken."""
 
 
-class Reception(Protocol):
-    """What the doorway needs of the master around it."""
+class Host(Protocol):
+    """What the dispatcher needs of the master around it."""
 
-    def watch(self, key: int, callback: Callable[[], None], mask: int = READ) -> None: ...
+    def watch(self, key: int, callback: Callable[[], object], mask: int = READ) -> None: ...
     def unwatch(self, key: int) -> None: ...
     def set_timer(self, name: str, when: float) -> None: ...
-    def nobody_waits(self) -> None: ...
+    def connections_gone(self) -> None: ...
+    def expect_overdue(self) -> None: ...
+    def hear_workers(self) -> None: ...
 
 
-class Doorway:
-    """Connections on their way through the master."""
+class Dispatcher:
+    """The connections of the master."""
 
-    def __init__(self, reception: Reception, rendezvous: Rendezvous, crew: Crew, poller: Any) -> None:
-        self._reception, self._rendezvous, self._crew, self._poller = reception, rendezvous, crew, poller
-        self.parked: dict[int, Parked] = {}
-        self._waiting: deque[tuple[int, int]] = deque()  # accepted or readable again, and no room in the queue
-        self._queue: QueueWriter | None = None
-        self._room_watched = False
-        self._accepting = False
-        self._draining = False
-        self._short = False  # of descriptors
-        self._headroom = Headroom(crew)
+    def __init__(self, host: Host, rendezvous: Rendezvous, settings: Settings, poller: Any) -> None:
+        self._host, self._rendezvous, self._poller = host, rendezvous, poller
+        self._settings = settings
+        self._admission = Admission(settings.allow)
+        timeouts = Timeouts(settings.read_timeout, settings.write_timeout, settings.max_buffered_size)
+        self.dispatch = Dispatch(timeouts)
+        self._connections: dict[int, AcceptedConnection] = {}  # by number
+        self._files: dict[int, int] = {}  # of stalled exchanges, by the connection's number
+        self._sent: dict[int, int] = {}  # bytes of a stalled response, by number
+        self.watched: dict[int, int] = {}  # the number of each watched connection, by descriptor
+        self._masks: dict[int, int] = {}
+        self._target: Target | None = None
+        self.scoreboard: Scoreboard | None = None
+        self._workers: Callable[[], list[memoryview[int]]] = list
+        self._room_watched = self._accepting = self._opened = False
+        self._backlog_open, self._paused = True, False
+        self._limit = serving.descriptor_limit()
         self._exhausted_for = 0.0  # seconds of the present back-off, 0 if there is none
-        self._stamps = [0] * STAMPS  # when the last so many connections were put into the queue, as a ring
-        self._handed = 0  # connections put into queues
+        self._suspects: set[int] = set()
+        self._access_log: AccessLog | None = None
         self.accepted = 0
         self.last_client = monotonic()
 
-    # -- in -----------------------------------------------------------------------------------------------------------
+    def attach(self, scoreboard: Scoreboard, workers: Callable[[], list[memoryview[int]]]) -> None:
+        """Use this scoreboard; `workers` returns the slots of the workers that are alive."""
+        self.scoreboard, self._workers = scoreboard, workers
 
-    def lead_to(self, queue: QueueWriter) -> None:
-        """Connections go to this queue from now on."""
+    # -- accepting ----------------------------------------------------------------------------------------------------
+
+    def lead_to(self, target: Target) -> None:
+        """Pass connections to this generation from now on."""
         self._watch_room(False)
-        self._queue = queue
-        if self._waiting:
-            self.refill()
+        self._target = target
+        self.pump()
 
     def open(self) -> None:
-        """Begin to accept, where that is the master's part."""
-        self._watch_listener(True)
+        """Begin to accept."""
+        self._opened = True
+        self._access_log = access_log(self._settings)
+        self._watch_listener(self._may_accept())
 
     def _accept(self) -> None:
-        """Accept what waits in the backlog and hand it over, for one turn."""
-        accept = self._rendezvous.accept
-        for _ in range(ACCEPTS_A_TURN):
-            try:
-                raw = accept()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._accept_failed(error)
-                break
-            self.accepted += 1
-            if not self._hand_over(raw, monotonic_ns()):
-                break
-        self.last_client = monotonic()
-        if self._draining:
+        """Accept what waits in the backlog, for one turn, and pass what has something to read."""
+        self.reap()
+        raws = self._accept_batch()
+        now = monotonic()
+        for raw in raws:
+            self._admit(adopt(raw), now)
+        if raws:
+            self.last_client = now
+        self.pump()
+        if self.dispatch.draining:
             self.go_on_draining()
+
+    def _accept_batch(self) -> list[int]:
+        accept = self._rendezvous.accept
+        raws: list[int] = []
+        most = min(ACCEPTS_A_TURN, self._free_descriptors())
+        if most <= 0:
+            self._exhausted(os.strerror(errno.EMFILE))
+            return raws
+        try:
+            for _ in range(most):
+                raws.append(accept())
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._accept_failed(error)
+        return raws
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in _EXHAUSTED:
-            self._back_off(error)
-        elif error.errno == errno.EINVAL and self._draining:
-            self._watch_listener(False)  # shut down, and its backlog is empty
-        elif error.errno not in PASSING:
+            self._exhausted(os.strerror(error.errno or 0))
+        elif error.errno not in _PASSING:
             raise error
 
-    def _hand_over(self, raw: int, stamp: int) -> bool:
-        """Put a connection into the queue; if that cannot be done now, it waits here and False is returned."""
-        assert self._queue is not None
-        try:
-            self._queue.put(raw, stamp)
-        except OSError as error:
-            self._waiting.append((raw, stamp))
-            self._no_room(error)
-            return False
-        handed = self._handed
-        self._stamps[handed & STAMPS - 1] = stamp
-        self._handed = handed + 1
-        return True
-
-    def _no_room(self, error: OSError) -> None:
-        """The queue is full, or the kernel holds too many descriptors in flight: stop accepting until there is room."""
-        self._watch_listener(False)
-        if isinstance(error, BlockingIOError):
-            self._watch_room(True)
-        else:
-            self._back_off(error)
-
-    def refill(self) -> None:
-        """There is room in the queue again: hand over what waits, then accept again."""
-        self._crew.send_retirements()
-        while self._waiting:
-            raw, stamp = self._waiting.popleft()
-            if not self._hand_over(raw, stamp):
-                self._waiting.rotate(1)  # it was put at the end, and is the first
-                return
-        self._watch_room(False)
-        self._watch_listener(not self._short)
-        if self._draining:
-            self.go_on_draining()
-
-    def _watch_room(self, watch: bool) -> None:
-        if self._queue is None or watch == self._room_watched:
+    def _admit(self, connection: AcceptedConnection, now: float) -> None:
+        """Check the peer and look whether it has sent something."""
+        self.accepted += 1
+        self._count(board.CONNECTIONS)
+        if not self._admission.admits(connection):
+            self._deny(connection, now)
             return
-        self._room_watched = watch
-        if watch:
-            self._reception.watch(self._queue.fileno(), self.refill, WRITE)
-        else:
-            self._reception.unwatch(self._queue.fileno())
+        found = connection.has_input()
+        if found is False:
+            self._count(board.PROBES)
+            connection.close()
+            return
+        number, commands = self.dispatch.accept(now, readable=bool(found))
+        self._connections[number] = connection
+        self._do(commands)
+
+    def _deny(self, connection: AcceptedConnection, now: float) -> None:
+        peer = connection.peer()
+        self._count(board.DENIED)
+        log.limited("denied connections", logs.WARNING, "denied a connection from pid %s, uid %s, gid %s", *peer)
+        self._log_line(peer, "denied")
+        number, commands = self.dispatch.refuse_new(now, "denied", f"user {peer.uid} may not use this server")
+        self._connections[number] = connection
+        self._do(commands)
 
     def _watch_listener(self, watch: bool) -> None:
         listener = self._rendezvous.listener
-        if listener is None or watch == self._accepting or self._crew.listener is not None:
+        if listener is None or watch == self._accepting:
             return
         self._accepting = watch
         if watch:
-            self._reception.watch(listener.fileno(), self._accept)
+            self._host.watch(listener.fileno(), self._accept)
         else:
-            self._reception.unwatch(listener.fileno())
+            self._host.unwatch(listener.fileno())
 
-    # -- states of want -----------------------------------------------------------------------------------------------
+    # -- the queue ----------------------------------------------------------------------------------------------------
 
-    def _back_off(self, error: OSError) -> None:
-        """Out of descriptors or memory is a state: say so once, pause, try again."""
-        self._say_exhausted(os.strerror(error.errno or 0))
-        self._exhausted_for = min(BACK_OFF[1], self._exhausted_for * 2 or BACK_OFF[0])
-        self._reception.set_timer("calm", monotonic() + self._exhausted_for + CALM)
+    def pump(self) -> None:
+        """Pass what is ready, as far as there is room in the queue."""
+        dispatch, target = self.dispatch, self._target
+        if target is None or target.writer is None:
+            return
+        now = monotonic()
+        while dispatch.ready:
+            if self._in_queue(target) >= self._queue_limit():
+                self._watch_room(True)
+                break
+            record = dispatch.next_ready()
+            if record is None or not self._pass(target, record, now):
+                break
+        else:
+            self._watch_room(False)
+        self._watch_listener(self._may_accept())
+
+    def _pass(self, target: Target, record: Record, now: float) -> bool:
+        assert target.writer is not None
+        try:
+            raw = self._connections[record.number].fileno()
+            target.writer.put(raw, pack_passed(self.dispatch.passed(record)), self._files.get(record.number))
+        except OSError as error:
+            self.dispatch.not_queued(record)
+            if isinstance(error, BlockingIOError):
+                self._watch_room(True)
+            elif error.errno in _EXHAUSTED:
+                self._exhausted(os.strerror(error.errno or 0))
+            elif error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                raise
+            return False
+        target.passed += 1
+        self.dispatch.queued(record, now)
+        self._host.expect_overdue()
+        return True
+
+    def _queue_limit(self) -> int:
+        return 2 * len(self._workers()) + QUEUE_SPARE
+
+    @staticmethod
+    def _in_queue(target: Target) -> int:
+        return target.passed - target.taken()
+
+    def _watch_room(self, watch: bool) -> None:
+        """Be called when a worker takes something from the queue (every change of a writable socket is an event)."""
+        target = self._target
+        if watch == self._room_watched or target is None or target.writer is None:
+            return
+        self._room_watched = watch
+        if watch:
+            self._host.watch(target.writer.fileno(), self.pump, WRITE | EDGE)
+        else:
+            self._host.unwatch(target.writer.fileno())
+
+    def kick(self) -> None:
+        """Wake a worker if anything is in the queue: the one that was woken for it may have left or died."""
+        target = self._target
+        if target is not None and target.writer is not None and self._in_queue(target) > 0:
+            self.ping(0)
+
+    def ping(self, nonce: int) -> bool:
+        """Put a message without a connection into the queue; the worker that takes it answers with PONG."""
+        target = self._target
+        if target is None or target.writer is None:
+            return False
+        with contextlib.suppress(OSError):
+            target.writer.put_plain(pack_passed(Passed(PING_NUMBER, nonce)))
+            target.passed += 1
+            return True
+        return False
+
+    def take_over(self, target: Target) -> None:
+        """A generation's workers are gone: what they left in its queue goes to the next one."""
+        for message in serving.taken_back(target.reader):
+            self._requeue(parse_passed(message).number)
+
+    def _requeue(self, number: int) -> None:
+        record = self.dispatch.records.get(number)
+        if record is not None and record.status is ConnectionState.QUEUED:
+            self._do(self.dispatch.requeue(record, monotonic()))
+
+    # -- what workers report ------------------------------------------------------------------------------------------
+
+    def returned(self, returned: Returned, file: int | None) -> None:
+        """A worker gives a connection back; the file is this process's to close."""
+        known = self._connections.get(returned.number)
+        if known is None or (file is None) != (returned.state is None or not returned.state.in_file):
+            if file is not None:
+                os.close(file)
+            if known is None:
+                return
+        self._forget_file(returned.number)
+        if file is not None:
+            self._files[returned.number] = file
+        self._do(self.dispatch.returned(returned, monotonic()))
+        self.pump()
+        if self.dispatch.draining:
+            self.go_on_draining()
+
+    def ended(self, number: int) -> None:
+        """A worker has ended a connection."""
+        self._do(self.dispatch.ended(number))
+        if self.dispatch.draining:
+            self.go_on_draining()
+
+    def reap(self) -> None:
+        """Close the copies of connections that workers have ended, as their rings say."""
+        for words in self._workers():
+            for number in board.take_ended(words):
+                self._do(self.dispatch.ended(number))
+
+    def worker_died(self, worker: int, words: memoryview[int], code: str, text: str, *, clean: bool) -> None:
+        """A worker is gone: act for it on the connections that it had. Its slot says what it was doing."""
+        for number in board.take_ended(words):
+            self._do(self.dispatch.ended(number))
+        number, phase = board.parse_lent(words[board.LENT])
+        if words[board.SINCE_NS] or phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING):
+            self._count_lost(words, code)
+        if number and number in self._connections:
+            untouched = phase in (Phase.TAKEN, Phase.BETWEEN)
+            if not untouched:
+                self._log_line(self._connections[number].peer(), code)
+            self._do(self.dispatch.worker_died(
+                number, untouched=untouched, may_reply=phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING),
+                code=code, text=text, now=monotonic()))
+        self._do(self.dispatch.holder_died(worker))
+        if not clean:
+            self._suspects |= {record.number for record in self.dispatch.in_queue()}
+            if self._suspects:
+                self._host.set_timer("audit", monotonic() + AUDIT_PAUSE)
+        self.kick()
+        self.pump()
+
+    @staticmethod
+    def _count_lost(words: memoryview[int], code: str) -> None:
+        """Count the request that a worker died with; its slot is about to be folded into the totals."""
+        if words[board.SINCE_NS]:
+            words[board.REQUESTS] += 1
+        words[board.TIMEOUTS if code == "timeout" else board.LOST] += 1
+
+    def audit(self) -> None:
+        """Find connections that a dead worker had taken from the queue before it wrote so into its slot.
+
+        Whatever was queued at its death and is neither in the queue, nor in a living worker's slot, nor returned or
+        ended by now, was taken by the dead one. Nothing of it was read, so another worker can have it. (Should a
+        stopped worker have it after all, then whichever reads the request first serves it.)
+        """
+        target, now = self._target, monotonic()
+        if target is None or target.writer is None or not self._suspects:
+            return
+        messages = serving.taken_back(target.reader)
+        target.passed -= len(messages)
+        queued = set()
+        for message in messages:
+            number = parse_passed(message).number
+            queued.add(number)
+            self._put_again(target, number, message)
+        for words in self._workers():
+            self.dispatch.taken(board.parse_lent(words[board.LENT])[0], now)
+        self._host.hear_workers()  # after the slots: a worker reports first and clears its slot then
+        self.reap()
+        lost = self._suspects - queued
+        self._suspects = set()
+        for number in lost:
+            self._requeue(number)
+        self.pump()
+
+    def _put_again(self, target: Target, number: int, message: bytes) -> None:
+        connection = self._connections.get(number)
+        if connection is None or target.writer is None:
+            return
+        try:
+            target.writer.put(connection.fileno(), message, self._files.get(number))
+            target.passed += 1
+        except OSError:
+            self._requeue(number)
+
+    # -- carrying out -------------------------------------------------------------------------------------------------
+
+    def _do(self, commands: list[Command]) -> None:
+        for command in commands:
+            _ACTS[command.act](self, command)
+
+    def _watch(self, command: Command) -> None:
+        self._register(command.number, READ)
+
+    def _watch_output(self, command: Command) -> None:
+        self._register(command.number, WRITE)
+
+    def _register(self, number: int, mask: int) -> None:
+        key = self._connections[number].fileno()
+        if key not in self._masks:
+            self._poller.register(key, mask)
+        elif self._masks[key] != mask:
+            self._poller.modify(key, mask)
+        self._masks[key] = mask
+        self.watched[key] = number
+
+    def _unwatch(self, command: Command) -> None:
+        key = self._connections[command.number].fileno()
+        if self._masks.pop(key, None) is not None:
+            self._poller.unregister(key)
+            del self.watched[key]
+
+    def _check(self, command: Command) -> None:
+        number = command.number
+        self._do(self.dispatch.checked(number, self._connections[number].has_input(), monotonic()))
+
+    def _hear_out(self, command: Command) -> None:
+        number = command.number
+        self._do(self.dispatch.heard_out(number, self._connections[number].end_input(), monotonic()))
+
+    def _refuse(self, command: Command) -> None:
+        """Send the failure reply; what does not go out at once is lost, since its client does not read."""
+        connection = self._connections[command.number]
+        with contextlib.suppress(OSError):
+            connection.send(failure_packet(command.code, command.text), DONTWAIT)
+        connection.end_output()
+        self._forget_file(command.number)
+
+    def _close(self, command: Command) -> None:
+        self._unwatch(command)
+        self._forget_file(command.number)
+        connection = self._connections.pop(command.number)
+        connection.end()
+        connection.close()
+
+    def _forget_file(self, number: int) -> None:
+        self._sent.pop(number, None)
+        file = self._files.pop(number, None)
+        if file is not None:
+            os.close(file)
+
+    # -- events of watched connections --------------------------------------------------------------------------------
+
+    def on_event(self, key: int, mask: int) -> None:
+        """A watched connection is ready."""
+        number = self.watched[key]
+        record = self.dispatch.records[number]
+        if record.status is ConnectionState.LINGERING:
+            self._discard(number)
+        elif record.status is ConnectionState.STALLED and record.stage is Stage.WRITING:
+            self._send_stalled(record, mask)
+        elif mask & HANGUP:
+            self._client_gone(record)
+        else:
+            self._do(self.dispatch.readable(number, monotonic()))
+            self.pump()
+        if self.dispatch.draining:
+            self.go_on_draining()
+
+    def _client_gone(self, record: Record) -> None:
+        """Both directions are closed: there is no reader left for a response."""
+        if record.status is ConnectionState.STALLED:
+            self._count(board.CANCELLED)
+        elif not record.served:
+            self._count(board.PROBES)
+        self._do(self.dispatch.ended(record.number))
+
+    def _discard(self, number: int) -> None:
+        connection = self._connections[number]
+        try:
+            size = len(connection.recv(DISCARD_SIZE, DONTWAIT))
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        self._do(self.dispatch.discarded(number, size))
+
+    def _send_stalled(self, record: Record, mask: int) -> None:
+        """Send more of a response that its client has not read, from memory or from its file."""
+        state, number = record.state, record.number
+        assert state is not None
+        if mask & HANGUP:
+            self._client_gone(record)
+            return
+        size = max(len(state.body), state.in_file) - state.ahead
+        at = self._sent.get(number, 0)
+        end = min(size, at + OUTPUT_SIZE)
+        data = os.pread(self._files[number], end - at, at) if state.in_file else state.body[at:end]
+        try:
+            at += self._connections[number].send(data, DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._client_gone(record)
+            return
+        self._sent[number] = at
+        if at >= size:
+            self._count(board.OK)
+        self._do(self.dispatch.wrote(number, size - at, monotonic()))
+        self.pump()
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `tick` must be called next."""
+        return self.dispatch.next_deadline()
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._count_timeouts(now)
+        self._do(self.dispatch.tick(now))
+        self.pump()
+        if self.dispatch.draining:
+            self.go_on_draining()
+
+    def _count_timeouts(self, now: float) -> None:
+        due = self.dispatch.next_deadline()
+        if due is None or due > now:
+            return
+        for record in [record for record in self.dispatch.records.values()
+                       if record.status is ConnectionState.STALLED and record.due and record.due <= now]:
+            if record.stage is Stage.WRITING:
+                self._count(board.LOST)
+                log.warning("closed the connection of pid %s: it did not read its response for %g s",
+                            self._connections[record.number].peer().pid, self._settings.write_timeout)
+            elif now >= record.began_ns / 1e9 + self._settings.read_timeout:
+                self._count(board.TIMEOUTS)
+                log.warning("refused a request from pid %s: it was not complete within read_timeout",
+                            self._connections[record.number].peer().pid)
+
+    def _count(self, counter: int) -> None:
+        if self.scoreboard is not None:
+            self.scoreboard.count(counter)
+
+    def _log_line(self, peer: Peer, outcome: str) -> None:
+        if self._access_log is not None:
+            ended = int(monotonic() * 1e9)
+            self._access_log.add((ended, self._access_log.peer(peer), 0, 0, 0, 0, outcome))
+            self._access_log.write()
+
+    # -- descriptors --------------------------------------------------------------------------------------------------
+
+    def _free_descriptors(self) -> int:
+        """How many more connections there are descriptors for, after making room if there are none."""
+        free = self._headroom()
+        if free <= 0:
+            self._do(self.dispatch.make_room(ACCEPTS_A_TURN, monotonic()))
+            free = self._headroom()
+        return free
+
+    def _headroom(self) -> int:
+        reserved = FIXED_DESCRIPTORS + WORKER_DESCRIPTORS * len(self._workers())
+        if self._limit < 4 * reserved:  # so few that the exact number matters
+            try:
+                return self._limit - serving.SPARE_DESCRIPTORS - len(serving.open_descriptors())
+            except OSError:  # there is none left to look with
+                return 0
+        return self._limit - reserved - len(self._connections) - len(self._files)
+
+    def _exhausted(self, reason: str) -> None:
+        """Out of descriptors or memory is a state: report it once, pause, try again."""
+        self.exhausted(reason)
+        self._exhausted_for = min(BACK_OFF[1], self._exhausted_for * 2)
+        self._paused = True
         self._watch_listener(False)
-        self._reception.set_timer("resume", monotonic() + self._exhausted_for)
+        self._host.set_timer("resume", monotonic() + self._exhausted_for)
 
     def exhausted(self, reason: str) -> None:
-        """There is no descriptor for new clients: say so once, until there has been one for a while."""
-        self._say_exhausted(reason)
-        self._exhausted_for = self._exhausted_for or BACK_OFF[0]
-        self._reception.set_timer("calm", monotonic() + CALM)
-
-    def _say_exhausted(self, reason: str) -> None:
+        """Something has run out, here or in a worker."""
         if not self._exhausted_for:
             log.warning("cannot take connections for now: %s; clients wait", reason)
-
-    def recover(self) -> None:
-        """Nothing has run out for a while."""
-        if self._short:
-            self._reception.set_timer("calm", monotonic() + CALM)
-        elif self._exhausted_for:
-            self._exhausted_for = 0.0
-            log.info("taking connections again")
-
-    def take_stock(self) -> None:
-        """See whether there are descriptors for more connections; if not, none is accepted until there are.
-
-        Who was served and has been silent for longest makes room, between two requests; for others may wait to be
-        served for the first time.
-        """
-        held, room = self._held(), self._headroom.room()
-        if held >= room:
-            self.exhausted(os.strerror(errno.EMFILE))
-            self._set_short(True)
-            if held >= self._headroom.limit():
-                self._crew.listen_to_workers(False)
-        if self._short:
-            self._reception.set_timer("resume", monotonic() + BACK_OFF[0])
-
-    def _held(self) -> int:
-        return len(self.parked) + len(self._waiting) + self._headroom.entrusted()
-
-    def _set_short(self, short: bool) -> None:
-        self._short = short
-        self._crew.set_short(short)
-        self._watch_listener(not short)
+            self._exhausted_for = BACK_OFF[0] / 2
+        self._host.set_timer("calm", monotonic() + CALM)
 
     def resume(self) -> None:
         """Try whether things are better."""
-        if self._short:
-            self._make_room()
-            self._crew.listen_to_workers(self._held() < self._headroom.limit())
-            self._crew.hear_what_brings_nobody()
-            if self._held() >= self._headroom.limit() and self._headroom.one_more():
-                self._crew.hear_one()  # or its client waits though it may ask, and all whom we hold are silent
-            if self._held() * 4 >= self._headroom.room() * 3:
-                self._reception.set_timer("resume", monotonic() + BACK_OFF[0])
-                return
-            self._set_short(False)
-        self.refill()
+        self._paused = False
+        self._do(self.dispatch.make_room(ACCEPTS_A_TURN, monotonic()) if self._headroom() <= 0 else [])
+        self.pump()
+        self._watch_listener(self._may_accept())
 
-    def _make_room(self) -> None:
-        excess = self._held() - self._headroom.room() // 2
-        served = [raw for raw, parked in self.parked.items() if parked.served]
-        for raw in served[: max(0, excess)]:
-            self._leave_park(raw)
-            self._see_off(raw)
+    def recover(self) -> None:
+        """Nothing has run out for a while."""
+        if self._exhausted_for:
+            self._exhausted_for = 0.0
+            log.info("taking connections again")
 
-    # -- parking ------------------------------------------------------------------------------------------------------
-
-    def park(self, raw: int, *, served: bool) -> None:
-        """Keep a silent connection until it has something to say."""
-        if self._draining and served:
-            self._see_off(raw)
-            return
-        self.parked[raw] = Parked(monotonic_ns(), served)
-        self._poller.register(raw, READ)
-        self.take_stock()
-        if self._draining:
-            self.go_on_draining()
-
-    def unpark(self, key: int, mask: int) -> None:
-        """A parked connection has spoken, or ended."""
-        parked = self._leave_park(key)
-        now = monotonic_ns()
-        if mask & HANGUP:
-            serving.close_raw(key)  # gone, with whatever it may have said: there is nobody to answer
-        elif now - parked.since > PACED_NS and parked.served:
-            self.requeue(key, now | PACED)
-        else:
-            self.requeue(key, now)
-        if self._draining:
-            self.go_on_draining()
-
-    def _leave_park(self, key: int) -> Parked:
-        self._poller.unregister(key)
-        return self.parked.pop(key)
-
-    def take_back(self, raw: int) -> None:
-        """Hand over what was handed over before, to workers who never took it."""
-        self._handed -= 1
-        self.requeue(raw)
-
-    def requeue(self, raw: int, stamp: int | None = None) -> None:
-        """Hand over a connection that was accepted before."""
-        stamp = monotonic_ns() if stamp is None else stamp
-        if self._queue is None:
-            say_farewell(raw)
-        elif self._waiting:
-            self._waiting.append((raw, stamp))
-        else:
-            self._hand_over(raw, stamp)
+    def _may_accept(self) -> bool:
+        ready = self._target is not None and self._opened and not self._paused and not self.dispatch.draining
+        return ready and self.dispatch.waiting < MOST_READY
 
     # -- stopping -----------------------------------------------------------------------------------------------------
 
     def begin_draining(self) -> None:
-        """Take the path away; then `nobody_waits` is called when every client that has come is with the workers."""
-        self._draining = True
+        """Take the path away and serve what has come; `connections_gone` is called when nothing is left to serve."""
+        if self.scoreboard is not None:
+            self.scoreboard.header[board.DRAINING] = 1
         self._rendezvous.withdraw()
-        grace = monotonic_ns() - int(NEW_CLIENT_GRACE * 1e9)
-        for raw, parked in list(self.parked.items()):
-            if parked.served or parked.since < grace:
-                self._leave_park(raw)
-                self._see_off(raw)
+        self._watch_listener(False)
+        self._do(self.dispatch.drain(monotonic()))
         self.go_on_draining()
 
-    def _see_off(self, raw: int) -> None:
-        """A silent client's time is over; but if it has just asked, it is served."""
-        connection = serving.adopt(raw)
-        asked = connection.hear_out() if self._queue is not None else None
-        raw = connection.detach()
-        if asked:
-            self.requeue(raw)
-        elif asked is None:
-            say_farewell(raw)
-        else:
-            serving.close_raw(raw)  # between two requests, the end says it all
-
     def go_on_draining(self) -> None:
-        """See whether the backlog is empty and nobody is about to ask."""
-        if self._queue is not None:
-            self._accept_rest()
-            if self._waiting:
-                return
-        if self.parked:
-            newest = max(parked.since for parked in self.parked.values())
-            self._reception.set_timer("grace", newest / 1e9 + NEW_CLIENT_GRACE)
-            return
-        self._reception.nobody_waits()
+        """See whether the backlog is empty and every connection has ended."""
+        self._accept_rest()
+        self.reap()
+        self.pump()
+        if self._backlog_open or self.dispatch.occupied:
+            self._host.set_timer("drain_look", monotonic() + DRAIN_LOOK)
+        else:
+            self._host.connections_gone()
 
     def _accept_rest(self) -> None:
-        """What the backlog still holds: nobody new can come since the path was withdrawn."""
-        while self._accepting:
+        """Accept what the backlog still holds: nothing can follow since the path was withdrawn."""
+        now = monotonic()
+        while self._backlog_open and self.dispatch.waiting < MOST_READY:
             try:
                 raw = self._rendezvous.accept()
             except OSError as error:
-                self._watch_listener(False)
                 if error.errno in _EXHAUSTED:
-                    self._back_off(error)  # there may be more
+                    self.exhausted(os.strerror(error.errno or 0))  # there may be more
+                    self._do(self.dispatch.make_room(ACCEPTS_A_TURN, now))
+                else:
+                    self._backlog_open = False
                 return
-            self.accepted += 1
-            self._hand_over(raw, monotonic_ns())  # where it cannot, it stops the accepting
+            self._admit(adopt(raw), now)
 
-    def end_grace(self) -> None:
-        """Who has connected and not asked by now has had the time."""
-        for raw in list(self.parked):
-            self._leave_park(raw)
-            self._see_off(raw)
-        self.go_on_draining()
+    def give_up(self) -> None:
+        """drain_timeout is over: refuse what no worker has."""
+        self._refuse_backlog()
+        self._do(self.dispatch.give_up(monotonic()))
+
+    def close_queue(self) -> None:
+        """Pass nothing any more: the queue is about to be closed."""
+        self._watch_room(False)
+        self._watch_listener(False)
+        self._target = None
+
+    def refuse_all(self) -> None:
+        """No worker is left: refuse every client that is still here, or in the backlog."""
+        if self._rendezvous.listener is not None:
+            self._refuse_backlog()
+        self._do(self.dispatch.refuse_all(monotonic()))
+
+    def _refuse_backlog(self) -> None:
+        """Take a backlog that is this server's to empty; a supervisor's listener goes to the next server."""
+        if not self.dispatch.draining or self._rendezvous.adopted:
+            return
+        with contextlib.suppress(OSError):
+            while self._free_descriptors() > 0:
+                self._admit(adopt(self._rendezvous.accept()), monotonic())
+
+    @property
+    def lingering(self) -> bool:
+        """Whether refused clients are still reading the reason."""
+        return bool(self.dispatch.records)
 
     def close(self) -> None:
-        """Hand nothing over any more: the queue is about to be closed."""
-        self._watch_listener(False)
-        self._watch_room(False)
-        self._queue = None
-
-    def turn_away(self) -> None:
-        """Tell whoever is still here, or in a backlog that is ours to empty, that the server has stopped."""
-        for raw, _ in self._waiting:
-            say_farewell(raw)
-        self._waiting.clear()
-        for raw in list(self.parked):
-            self._leave_park(raw)
-            say_farewell(raw)
-        if self._draining and not self._rendezvous.adopted:
-            self._turn_backlog_away()
-
-    def _turn_backlog_away(self) -> None:
-        try:
-            while True:
-                say_farewell(self._rendezvous.accept())
-        except OSError:
-            pass  # there is none left
+        """Close every connection that is left."""
+        for number in list(self._connections):
+            self._close(Command(Act.CLOSE, number))
 
     # -- facts --------------------------------------------------------------------------------------------------------
 
     @property
     def occupied(self) -> bool:
-        """Whether a client is here, silent or waiting."""
-        return bool(self.parked or self._waiting)
+        """Whether a client is here."""
+        return self.dispatch.occupied
 
     def facts(self) -> dict[str, Any]:
-        """How many connections no worker has taken yet, for how long the first has waited, and whether more can come.
-
-        Where workers accept themselves nobody sees when a client came: then it is for how long none has been taken.
-        """
-        now = monotonic_ns()
-        queued = max(0, self._handed - self._crew.scoreboard.totals().queued)
-        since = self._stamps[self._handed - queued & STAMPS - 1] & ~PACED if queued else now
-        backlog = self._backlog_depth()
-        if backlog:
-            words = [self._crew.scoreboard.words(hand.slot) for hand in self._crew.hands.values()]
-            taken = [max(slot[board.LAST_NS], slot[board.SINCE_NS]) for slot in words]
-            since = min(since, max(taken, default=now) or now)
-        accepts = self._accepting or self._crew.listener is not None
-        return {"depth": queued + len(self._waiting) + backlog, "oldest_seconds": max(0.0, (now - since) / 1e9),
-                "accepting": accepts and not self._draining and not self._exhausted_for}
-
-    def _backlog_depth(self) -> int:
+        """Return how many connections wait for a worker, since when the first does, and whether more are accepted."""
+        self.reap()
+        now = monotonic()
+        for words in self._workers():
+            self.dispatch.taken(board.parse_lent(words[board.LENT])[0], now)
+        waiting = [record.since for record in self.dispatch.records.values()
+                   if record.status in (ConnectionState.READY, ConnectionState.QUEUED)]
         listener = self._rendezvous.listener
-        return 0 if listener is None else serving.backlog_depth(listener) or 0
+        backlog = 0 if listener is None else serving.backlog_depth(listener) or 0
+        return {"depth": len(waiting) + backlog, "oldest_seconds": max(0.0, now - min(waiting, default=now)),
+                "accepting": self._opened and not self.dispatch.draining and not self._exhausted_for}
 
 
-def say_farewell(raw: int) -> None:
-    """Close a connection that will not be served, telling its client that nothing was done."""
-    connection = serving.adopt(raw)
-    try:
-        connection.send(failure_packet("stopping", "the server has stopped"), serving.DONTWAIT)
-    except OSError:
-        pass  # gone, or it does not read
-    connection.close()
+_ACTS: dict[Act, Callable[[Dispatcher, Command], None]] = {
+    Act.WATCH: Dispatcher._watch,
+    Act.WATCH_OUTPUT: Dispatcher._watch_output,
+    Act.UNWATCH: Dispatcher._unwatch,
+    Act.CHECK: Dispatcher._check,
+    Act.HEAR_OUT: Dispatcher._hear_out,
+    Act.REFUSE: Dispatcher._refuse,
+    Act.CLOSE: Dispatcher._close,
+}

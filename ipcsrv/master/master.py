@@ -1,10 +1,8 @@
-"""The master: holds the path, supervises, parks, answers for the server.  It runs no handler code while it serves.
+"""The master: holds the path, accepts, passes connections to workers, supervises. It runs no handler code.
 
-One thread, one selector.  The rendezvous holds the path, `worker_processes` the processes, the dispatcher the
-connections, and the control server answers on the control socket; here
-they are put together, with the time, the signals and the order of starting and stopping.
-
-Signal handlers only enqueue (`SignalInbox`); what the signals mean is the table `_SIGNALS`.
+One thread, one selector. The rendezvous holds the path, `WorkerProcesses` the processes, the dispatcher the
+connections, the control server answers on the control socket; here they are put together, with the time, the signals
+and the order of starting and stopping. Signal handlers only enqueue (`SignalInbox`); `_SIGNALS` says what they mean.
 """
 
 from __future__ import annotations
@@ -28,21 +26,22 @@ from ..folders import working_folder
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
-from ..platform.server import READ, QueueWriter, Rendezvous, SignalInbox
+from ..platform.server import READ, Rendezvous, SignalInbox
 from ..platform.titles import set_title
 from ..supervision import scoreboard as board
-from ..supervision.supervisor import State
-from .control_server import Controller
-from .dispatcher import Doorway
+from ..supervision.supervisor import PoolState
+from .control_server import ControlServer
+from .dispatcher import Dispatcher
 from .spawner import Facts, Spawner, spawner_for
 from .systemd import Notifier
-from .watchdog import StackRound, Vigil
-from .worker_processes import Crew
+from .watchdog import StackRound, Watchdog
+from .worker_processes import GenerationProcesses, WorkerProcesses
 
 log = logs.get("ipcsrv.master")
 
 NOT_WITHOUT_WORKERS = "workers is 0, so the handler is in the server's own process; restart it"
 LONGEST_WAIT = 86400.0  # seconds; a poller takes milliseconds in 31 bits, which is 24 days
+REAP_AGAIN = 0.1  # seconds until orphans are looked for again
 IDENTITY_INTERVAL = 4.0  # seconds between looks at whether the path is still ours: it is noticed within 5
 
 
@@ -50,9 +49,9 @@ class Master:
     """A server at `path`, in this process; `run` blocks until it has stopped.
 
     source: where its processes find the handler; inherited: descriptors that were open before, which children keep;
-    on_listening: called once, when clients can connect; adopted: a listening socket from a supervisor;
-    own_process: this process ends with the server; notifier: the supervisor that wants to hear of us; spawner_for: what
-    starts workers, if not the settings' own (`inline`).
+    on_listening: called once, when clients can connect; adopted: a listening socket from a supervisor such as systemd;
+    own_process: this process ends with the server; notifier: tells that supervisor; spawner_for: what starts workers,
+    if not the settings' own (`server.inline`).
     """
 
     def __init__(
@@ -72,38 +71,38 @@ class Master:
         if resolved.start_method not in serving.start_methods():
             raise SettingsError(f"{resolved.start_method} does not exist on this system: use one of "
                                 f"{', '.join(serving.start_methods())}", name="start_method")
-        serving.Admission(resolved.allow)  # a user that there is not is told before anything is started
         self.source = source
         self.started = monotonic()
         self.rendezvous = Rendezvous(path, mode=resolved.mode, backlog=resolved.backlog,
                                      insecure_dir=resolved.insecure_dir, control=resolved.control,
                                      allow=resolved.allow)
-        self.crew = Crew(self, self.rendezvous.path, resolved, source, inherited, spawner_for)
-        self._vigil = Vigil(self.crew, resolved.request_timeout)
-        self._stacks = StackRound(self.crew)
+        self._poller = serving.poller()
+        self._callbacks: dict[int, Callable[[], object]] = {}
+        self._timers: dict[str, float] = {}
+        self._wake_at = math.inf
+        self._later: list[Callable[[], None]] = []
+        self.dispatcher = Dispatcher(self, self.rendezvous, resolved, self._poller)
+        self.processes = WorkerProcesses(self, self.dispatcher, self.rendezvous.path, resolved, source, inherited,
+                                         spawner_for)
+        self._watchdog = Watchdog(self.processes, resolved.request_timeout)
+        self._stacks = StackRound(self.processes)
+        self._control = ControlServer(self)
         self.recent = board.Recent()
         self._adopted = adopted
         self._own_process = own_process
         self.detached = False  # started in the background, so that `restart` may start it again
         self._notifier = notifier or Notifier()
         self._on_listening = on_listening
-        self._poller = serving.poller()
-        self._callbacks: dict[int, Callable[[], object]] = {}
-        self.doorway = Doorway(self, self.rendezvous, self.crew, self._poller)
-        self._controller = Controller(self)
-        self._timers: dict[str, float] = {}
-        self._wake_at = math.inf
-        self._later: list[Callable[[], None]] = []
         self._draining_until: float | None = None
-        self._listening = False
-        self._stolen = False
-        self._claimed = self._finished = False
+        self._listening = self._stolen = self._claimed = False
+        self._workers_gone = self._finished = False
+        self._has_terminal = own_process and serving.has_controlling_terminal()
         self._interrupts = self._log_reopened = 0
         self.pid = os.getpid()
         self._folder = working_folder() or os.sep  # as it was: it may go
         self.last_error: dict[str, Any] | None = None
 
-    # -- its life -----------------------------------------------------------------------------------------------------
+    # -- from start to stop -------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Start, serve, drain, stop.
@@ -114,33 +113,36 @@ class Master:
         logs.configure(self.settings)
         if self._own_process:
             set_title("master", self.settings.name)
-        # From before there is a file that a signal could make us leave behind.
-        signals = SignalInbox(_SIGNALS) if threading.current_thread() is threading.main_thread() else None
+        # From before there is a file that a signal could make this process leave behind.
+        signals = self._signal_inbox() if threading.current_thread() is threading.main_thread() else None
         try:
             if signals is not None:
                 self.watch(signals.fileno(), lambda: self._on_signals(signals))
-            self._claim()
-            self.crew.obey(self.crew.pool.start(monotonic()))
+            self.rendezvous.claim(self.record(), self._adopted)
+            self._claimed = True
+            self.processes.obey(self.processes.supervisor.start(monotonic()))
             self._tick()  # what has to happen by when
             self._loop()
         finally:
             self._close()
             if signals is not None:
-                signals.restore()
-        if self.crew.failure is not None:
-            raise self.crew.failure
+                signals.close() if self._own_process else signals.restore()
+        if self.processes.failure is not None:
+            raise self.processes.failure
         if self._stolen:
             raise SocketStolen(self.rendezvous.path)
 
-    def _claim(self) -> None:
-        self.rendezvous.claim(self.record(), self._adopted)
-        self._claimed = True
-        # Without a template, nobody would refuse clients when we are killed.
-        if self.settings.start_method != "spawn" and self.settings.workers:
-            self.crew.listener = self.rendezvous.shared_listener
+    def _signal_inbox(self) -> SignalInbox:
+        names = set(_SIGNALS)
+        if self._has_terminal:  # then these are the terminal's, and mean nothing here
+            names -= serving.TERMINAL_SIGNALS
+            serving.ignore(serving.TERMINAL_SIGNALS)
+        if self.pid == 1:
+            names.add("SIGCHLD")
+        return SignalInbox(sorted(names))
 
     def record(self) -> dict[str, Any]:
-        """What the lock file and `status` say of this server."""
+        """Return what the lock file and `status` say of this server."""
         return {
             "pid": os.getpid(),
             "version": __version__,
@@ -151,7 +153,7 @@ class Master:
             "cwd": self._folder,
             "path": self.rendezvous.path,
             "lock_file": self.rendezvous.lock_path,
-            "workers": self.crew.pids(),
+            "workers": self.processes.pids(),
             "own_process": self._own_process,
             "detached": self.detached,
         }
@@ -165,36 +167,36 @@ class Master:
 
         self.watch(key, ended)
 
-    def roster_changed(self) -> None:
-        """Workers came or went: keep what the lock file says of them true, for whoever has to clean up after us."""
+    def workers_changed(self) -> None:
+        """Workers came or went: keep the lock file true, for the command that has to clean up if this process dies."""
         with contextlib.suppress(OSError):  # a full disk is no reason to end
             self.rendezvous.write_record(self.record())
 
     def _loop(self) -> None:
-        poll, callbacks, parked, unpark = self._poller.poll, self._callbacks, self.doorway.parked, self.doorway.unpark
+        poll, callbacks, watched, on_event = (self._poller.poll, self._callbacks, self.dispatcher.watched,
+                                              self.dispatcher.on_event)  # fmt: skip
         while not self._finished:
             for key, mask in poll(self._patience()):
-                callback = callbacks.get(key)
-                if callback is not None:
+                if (callback := callbacks.get(key)) is not None:
                     callback()
-                elif key in parked:
-                    unpark(key, mask)
+                elif key in watched:
+                    on_event(key, mask)
             self._tick()
 
     def later(self, action: Callable[[], None]) -> None:
-        """Do this after the events in hand, so that an answer to whoever asked for it goes out first."""
+        """Do this after the events at hand, so that the answer to the command that asked for it goes out first."""
         self._later.append(action)
         self._wake_at = -math.inf
 
     def _close(self) -> None:
-        self._controller.close()
-        self.doorway.turn_away()
+        self._control.close()
+        self.dispatcher.close()
         self.rendezvous.close()
-        self.crew.close()
-        self._controller.hang_up()
+        self.processes.close()
+        self._control.hang_up()
         self._poller.close()
         self._notifier.close()
-        if self._claimed and not isinstance(self.crew.failure, HandlerImportError):  # which its starter reports
+        if self._claimed and not isinstance(self.processes.failure, HandlerImportError):  # which its starter reports
             log.info("stopped")
         logs.unconfigure()
 
@@ -205,64 +207,76 @@ class Master:
         return None if self._wake_at == math.inf else min(LONGEST_WAIT, max(0.0, self._wake_at - monotonic()))
 
     def set_timer(self, name: str, when: float) -> None:
-        """Call `_on_<name>` at `when` (monotonic seconds), instead of when it was to be called before."""
+        """Call the function of this name in `_TIMERS` at `when` (monotonic seconds), and not when it was due before."""
         self._timers[name] = when
         self._wake_at = min(self._wake_at, when)
 
     def _tick(self) -> None:
-        """Whatever is due, and whatever follows from what has happened."""
+        """Do what is due, and what follows from what has happened."""
         actions, self._later = self._later, []
         for action in actions:
             action()
-        now = monotonic()
-        deadline = self.crew.pool.next_deadline()
+        now, supervisor, dispatcher = monotonic(), self.processes.supervisor, self.dispatcher
+        deadline = supervisor.next_deadline()
         if deadline is not None and deadline <= now:
-            self.crew.obey(self.crew.pool.tick(now))
-            deadline = self.crew.pool.next_deadline()
+            self.processes.obey(supervisor.tick(now))
+            deadline = supervisor.next_deadline()
+        due = dispatcher.next_deadline()
+        if due is not None and due <= now:
+            dispatcher.tick(now)
+            due = dispatcher.next_deadline()
         for name in [name for name, when in self._timers.items() if when <= now]:
             del self._timers[name]
             _TIMERS[name](self, now)
-        self._controller.after_events()
-        if self._notifier.in_reload and not self.crew.pool.reloading:
+        self._control.after_events()
+        if self._notifier.in_reload and not supervisor.reloading:
             self._notifier.ready(self._state_line())
-        self._wake_at = min([*self._timers.values(), math.inf if deadline is None else deadline])
+        if self._workers_gone and not dispatcher.lingering:
+            self._finished = True
+        times = [when for when in (deadline, due) if when is not None]
+        self._wake_at = -math.inf if self._later else min([*self._timers.values(), *times, math.inf])
 
     def _check_identity(self, now: float) -> None:
-        """Look whether the path still leads to us; where it does not, no new client can come."""
+        """Look whether the path still leads to this server; where it does not, no new client can come."""
         if self.rendezvous.still_ours():
             self.set_timer("identity", now + IDENTITY_INTERVAL)
-            self.recent.push(now, self.crew.scoreboard.totals())
+            self.dispatcher.reap()
+            self.recent.push(now, self.processes.scoreboard.totals())
             self.look_after_log()
+            if self.rendezvous.restore_lock_file():
+                self.workers_changed()
         elif self._draining_until is None:
             self._stolen = True
             log.error("the socket %s was removed or replaced: draining, then stopping", self.rendezvous.path)
             self.stop()
 
     def look_after_log(self) -> None:
-        """Look whether the log was rotated; who is idle would keep the old file, and its room on the disk."""
+        """Look whether the log was rotated; an idle process would keep the old file, and its room on the disk."""
         times = logs.reopen()
         if times != self._log_reopened:
             self._log_reopened = times
-            self.crew.reopen_logs()
+            self.processes.reopen_logs()
 
     def _check_overdue(self, now: float) -> None:
-        """Find requests that have run for long, or for too long (request_timeout), and when the next one could have."""
-        again = self._vigil.look(now)
+        """Find requests that have run for too long (request_timeout), and when the next one could have."""
+        again = self._watchdog.look(now)
         if again < math.inf:
             self.set_timer("overdue", again)
 
     def expect_overdue(self) -> None:
-        """A worker has begun a request, and nobody is looking out for it: from now on we are."""
-        when = monotonic() + self._vigil.begin()
-        if self._timers.get("overdue", math.inf) > when:
-            self.set_timer("overdue", when)
+        """A worker has begun a request while the watchdog sleeps: from now on it looks."""
+        if self.settings.request_timeout is None:
+            return
+        if "overdue" not in self._timers:
+            self.set_timer("overdue", monotonic() + self._watchdog.begin())
 
     def _check_idle(self, now: float) -> None:
         """idle_exit: stop if there has been no client for so long."""
         limit = self.settings.idle_exit
         assert limit is not None
-        present = self.doorway.occupied or self.crew.anyone_busy()
-        last = now if present else max(self.started, self.doorway.last_client, self.crew.last_request())
+        self.dispatcher.reap()
+        present = self.dispatcher.occupied or self.processes.anyone_busy()
+        last = now if present else max(self.started, self.dispatcher.last_client, self.processes.last_request())
         if now - last >= limit:
             log.info("no client for %g s (idle_exit): stopping", limit)
             self.stop()
@@ -283,9 +297,16 @@ class Master:
 
     def _on_signals(self, signals: SignalInbox) -> None:
         for name in signals.receive():
-            if name in _SIGNALS:
+            if name == "SIGCHLD":
+                self._reap_orphans(monotonic())
+            elif name in _SIGNALS:
                 log.info("received %s", name)
                 _SIGNALS[name](self)
+
+    def _reap_orphans(self, now: float) -> None:
+        """As the first process of a container, reap what handlers have left behind."""
+        if serving.reap_orphans(self.processes.child_pids()):
+            self.set_timer("orphans", now + REAP_AGAIN)
 
     def interrupt(self) -> None:
         """Ctrl-C: drain; at the second one, do not wait any longer."""
@@ -295,31 +316,30 @@ class Master:
         else:
             self.stop_now()
 
-    # -- what the crew tells ------------------------------------------------------------------------------------------
+    def hang_up(self) -> None:
+        """SIGHUP: the terminal that this server is attached to is gone; without one it asks for a reload."""
+        if self._has_terminal:
+            self.stop()
+        else:
+            self.reload()
 
-    def park(self, raw: int, *, served: bool) -> None:
-        """A worker gives back a silent connection."""
-        self.doorway.park(raw, served=served)
+    # -- what the processes report ------------------------------------------------------------------------------------
 
-    def requeue(self, raw: int) -> None:
-        """A connection that was left in a queue."""
-        self.doorway.take_back(raw)
-
-    def take_stock(self) -> None:
-        """We have been given a connection: are there descriptors for more?"""
-        self.doorway.take_stock()
-
-    def exhausted(self, reason: str) -> None:
-        """A worker has no descriptor left."""
-        self.doorway.exhausted(reason)
+    def hear_workers(self) -> None:
+        """Read what all workers have reported until now."""
+        self.processes.hear_all()
 
     def error_told(self, text: str) -> None:
         """A handler has failed."""
         self.last_error = {"when": time.time(), "text": text}
 
-    def serving_changed(self, queue: QueueWriter) -> None:
-        """A generation is ready: connections go to its queue.  The first one opens the doors."""
-        self.doorway.lead_to(queue)
+    def ponged(self, nonce: int) -> None:
+        """A worker has answered a ping."""
+        self._control.ponged(nonce)
+
+    def serving_changed(self, target: GenerationProcesses) -> None:
+        """A generation is ready: connections go to its queue. At the first one, the server begins to listen."""
+        self.dispatcher.lead_to(target)
         if not self._listening:
             self._listening = True
             self._begin_listening()
@@ -328,24 +348,25 @@ class Master:
         self.rendezvous.listen()
         if self.rendezvous.control_error is not None:
             log.warning("serving without a control socket: %s", self.rendezvous.control_error)
-        self._controller.open(self.rendezvous.control)
-        self.doorway.open()
+        self._control.open(self.rendezvous.control)
+        self.dispatcher.open()
         now = monotonic()
         self.set_timer("identity", now + IDENTITY_INTERVAL)
         if self.settings.idle_exit is not None:
             self.set_timer("idle", now + self.settings.idle_exit)
-        size, target = self.crew.pool.size, self.source.target
+        size, target = self.processes.supervisor.size, self.source.target
         log.info("listening on %s: %d workers, handler %s", self.rendezvous.path, size, target)
         self._notifier.ready(self._state_line())
-        self._show_life(now)
+        self._report_life(now)
         if self._on_listening is not None:
             self._on_listening(self)
-        self.recent.push(now, self.crew.scoreboard.totals())  # last: it reads every slot, and somebody waits for us
+        self.recent.push(now, self.processes.scoreboard.totals())  # last: it reads every slot, and a starter waits
 
     def _state_line(self) -> str:
-        return f"serving {self.source.target} at {self.rendezvous.path}, generation {self.crew.pool.generation}"
+        generation = self.processes.supervisor.generation
+        return f"serving {self.source.target} at {self.rendezvous.path}, generation {generation}"
 
-    def _show_life(self, now: float) -> None:
+    def _report_life(self, now: float) -> None:
         if self._notifier.watchdog is not None:
             self._notifier.alive()
             self.set_timer("watchdog", now + self._notifier.watchdog)
@@ -357,17 +378,19 @@ class Master:
 
     @property
     def draining(self) -> bool:
-        """Whether the server is on its way out."""
+        """Whether the server is stopping."""
         return self._draining_until is not None
 
-    def crew_gone(self) -> None:
-        """Every worker has exited."""
-        self._finished = True
+    def workers_gone(self) -> None:
+        """Every worker has exited: tell the clients that are left, and end when they have read it."""
+        self._workers_gone = True
+        self.dispatcher.close_queue()
+        self.dispatcher.refuse_all()
 
     # -- stopping, reloading, scaling ---------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Unlink, accept what is in the backlog, drain, done."""
+        """Unlink, accept what is in the backlog, drain, end."""
         if self._draining_until is not None:
             return
         log.info("draining")
@@ -375,43 +398,26 @@ class Master:
         self._draining_until = monotonic() + self.settings.drain_timeout
         self._timers.pop("idle", None)
         self.set_timer("drained", self._draining_until)
-        self.doorway.begin_draining()
+        self.dispatcher.begin_draining()
 
-    def nobody_waits(self) -> None:
-        """Every client that has come is with the workers, or in a backlog that they empty: let them finish and go."""
-        if self.crew.pool.state not in (State.RUNNING, State.STARTING):
-            return
-        assert self._draining_until is not None
-        self.crew.announce_stop()  # from now on workers see off for themselves whom they would have given back
-        self.crew.hear_all()
-        if self.doorway.occupied:
-            return  # somebody had come back before that
-        self.doorway.close()
-        now = monotonic()
-        self.crew.obey(self.crew.pool.stop(now, max(0.0, self._draining_until - now)))
+    def connections_gone(self) -> None:
+        """Every connection has ended: let the workers go."""
+        if self.processes.supervisor.state in (PoolState.RUNNING, PoolState.STARTING):
+            assert self._draining_until is not None
+            now = monotonic()
+            self.dispatcher.close_queue()
+            self.processes.obey(self.processes.supervisor.stop(now, max(0.0, self._draining_until - now)))
 
-    def _drain_timed_out(self, now: float) -> None:
-        """drain_timeout is over: who still waits is told so."""
-        self.doorway.turn_away()
-        self.nobody_waits()
-
-    def _end_grace(self, _: float) -> None:
-        self.doorway.end_grace()
-
-    def _resume(self, _: float) -> None:
-        self.doorway.resume()
-
-    def _accept_control(self, _: float) -> None:
-        self._controller.accept_again()
-
-    def _check_calm(self, _: float) -> None:
-        self.doorway.recover()
+    def _drain_timed_out(self, _: float) -> None:
+        """drain_timeout is over: tell the clients that still wait, and end the workers."""
+        self.dispatcher.give_up()
+        self.connections_gone()
 
     def stop_now(self) -> None:
         """Stop without waiting for requests in progress."""
         self.stop()
-        self.doorway.close()
-        self.crew.obey(self.crew.pool.stop_now(monotonic()))
+        self.dispatcher.close_queue()
+        self.processes.obey(self.processes.supervisor.stop_now(monotonic()))
 
     def reload(self) -> None:
         """Replace the workers by new ones with freshly imported code; the old ones finish what they have."""
@@ -420,13 +426,18 @@ class Master:
         elif self._draining_until is None:
             log.info("reloading")
             self._notifier.reloading()
-            self.crew.obey(self.crew.pool.reload(monotonic()))
+            self.processes.obey(self.processes.supervisor.reload(monotonic()))
 
     def scale(self, size: int) -> None:
-        """Have `size` workers."""
+        """Have `size` workers, as far as that is possible."""
         if self._draining_until is None and self.settings.workers:
-            self.settings = replace(self.settings, workers=size)
-            self.crew.obey(self.crew.pool.scale(size, monotonic()))
+            self.processes.obey(self.processes.supervisor.scale(size, monotonic()))
+            self.settings = replace(self.settings, workers=self.processes.supervisor.size)
+            self.dispatcher.pump()
+
+    def accept_control(self) -> None:
+        """There may be a descriptor for a control connection now."""
+        self._control.accept_again()
 
     def dump_all_stacks(self) -> None:
         """Write the stacks of all workers into the log."""
@@ -443,9 +454,9 @@ _SIGNALS: dict[str, Callable[[Master], None]] = {
     "SIGTERM": Master.stop,
     "SIGINT": Master.interrupt,
     "SIGQUIT": Master.stop_now,
-    "SIGHUP": Master.reload,
-    "SIGTTIN": lambda master: master.scale(master.crew.pool.size + 1),
-    "SIGTTOU": lambda master: master.scale(master.crew.pool.size - 1),
+    "SIGHUP": Master.hang_up,
+    "SIGTTIN": lambda master: master.scale(master.processes.supervisor.size + 1),
+    "SIGTTOU": lambda master: master.scale(master.processes.supervisor.size - 1),
     "SIGUSR1": Master.look_after_log,
     "SIGUSR2": Master.dump_all_stacks,
 }
@@ -454,11 +465,14 @@ _TIMERS: dict[str, Callable[[Master, float], None]] = {
     "identity": Master._check_identity,
     "overdue": Master._check_overdue,
     "idle": Master._check_idle,
-    "resume": Master._resume,
-    "grace": Master._end_grace,
+    "resume": lambda master, _: master.dispatcher.resume(),
+    "calm": lambda master, _: master.dispatcher.recover(),
+    "audit": lambda master, _: master.dispatcher.audit(),
+    "drain_look": lambda master, _: master.dispatcher.go_on_draining(),
     "drained": Master._drain_timed_out,
-    "watchdog": Master._show_life,
-    "calm": Master._check_calm,
-    "control": Master._accept_control,
+    "exited": lambda master, _: master.processes.settle_exited(),
+    "watchdog": Master._report_life,
+    "control": lambda master, _: master.accept_control(),
+    "orphans": Master._reap_orphans,
     "stacks": Master._take_stacks,
 }

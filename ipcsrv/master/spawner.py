@@ -1,19 +1,16 @@
-"""Where workers come from: forked from a template that has imported the handler, or started fresh.
+"""Where workers come from: forked from a template that has imported the handler, or started fresh. In the master.
 
-A **template** is a process of one generation.  It imports the handler once, freezes what the garbage collector would
-otherwise write to, and forks a worker whenever the master says so: the workers share its memory, and a reload is a
-new template.  The master itself never imports the handler, so code that does not import cannot hurt it.  With the start
-method `fork` the template is a fork of the master; with `forkserver` a fresh interpreter, for a program whose own
-process must not be forked.  With `spawn` there is no template, and every worker is a fresh interpreter.
-
-Each function's docstring says in which process it runs.
+A **template** is a process of one generation. It imports the handler once, freezes what the garbage collector would
+otherwise write to, and forks a worker whenever the master says so: workers share its memory, and a reload is a new
+template. The master itself never imports the handler. With the start method `fork` the template is a fork of the
+master; with `forkserver` a fresh interpreter, for a program whose own process must not be forked. With `spawn` there is
+no template: every worker is a fresh interpreter, and a small process (the guard) outlives the master in its place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import multiprocessing
 import signal
 from collections.abc import Callable
@@ -23,18 +20,18 @@ from typing import Any, Protocol
 from ..platform import children
 from ..platform import server as serving
 from ..platform.job import Job
-from ..platform.server import Channel
-from ..supervision.messages import FORK_FAILED, TIMED_OUT
+from ..platform.server import Channel, Process
+from ..supervision.messages import FormatError, Kind, pack_pair, parse_fields, parse_pair
 
-TEMPLATE_PATIENCE = 2.0  # seconds for a template that has nothing left to do; longer, and somebody has stopped it
+TEMPLATE_PATIENCE = 0.5  # seconds for a template that has nothing left to do; longer, and it was stopped
 
 
 class Facts(Protocol):
-    """Who is told what happens to a generation's processes: the master."""
+    """What is told what happens to a generation's processes: the master's `WorkerProcesses`."""
 
     def generation_ready(self, generation: int) -> None: ...
     def generation_failed(self, generation: int, reason: str, traceback_text: str | None) -> None: ...
-    def generation_lost(self, generation: int) -> None: ...
+    def template_gone(self, generation: int, *, expected: bool) -> None: ...
     def born(self, number: int, pid: int) -> None: ...
     def spawn_failed(self, number: int, reason: str) -> None: ...
     def dead(self, number: int, status: int | None) -> None: ...
@@ -43,148 +40,217 @@ class Facts(Protocol):
 
 
 class Spawner(Protocol):
-    """Starts and reaps the workers of one generation; runs in the master."""
+    """Starts and reaps the workers of one generation."""
 
     lost: bool
+    reports_late: bool  # how a worker ended is reported by another process, which may have been stopped
 
     def begin(self) -> None:
         """Get ready to spawn; `generation_ready` or `generation_failed` follows."""
 
     def spawn(self, number: int, slot: int, end: Channel) -> None:
-        """Start worker `number`; `born`, and later `dead`, follow, or `spawn_failed`.  Closes our copy of `end`."""
+        """Start worker `number`; `born`, and later `dead`, follow, or `spawn_failed`. Closes this copy of `end`."""
+
+    def dump_stacks(self) -> None:
+        """Have a template that is still importing write its stacks (`Job.stacks`)."""
 
     def reopen_log(self) -> None:
-        """The log file was rotated: tell whoever is neither the master nor a worker."""
+        """The log file was rotated: tell the processes that are neither the master nor a worker."""
+
+    def kill(self) -> None:
+        """End a template that does not react."""
+
+    def pids(self) -> set[int]:
+        """Return the children of the master that this spawner reaps."""
 
     def end(self) -> None:
         """No more will be spawned; what has been is still reaped."""
 
     def close(self) -> None:
-        """Wait for what of it is left, when its workers have gone."""
+        """Wait for what is left, when the workers have gone."""
 
 
 def spawner_for(job: Job, facts: Facts) -> Spawner:
-    """The spawner that the settings ask for."""
-    if job.settings.start_method == "spawn":
-        return FreshSpawner(job, facts)
-    return TemplateSpawner(job, facts)
+    """Return the spawner that the settings ask for."""
+    return FreshSpawner(job, facts) if job.settings.start_method == "spawn" else TemplateSpawner(job, facts)
 
 
-# -- in the master ----------------------------------------------------------------------------------------------------
+def _entry(name: str) -> Callable[..., None]:
+    """Return a function of the worker's package by name: the master does not import that package for itself."""
+    entry: Callable[..., None] = getattr(importlib.import_module("ipcsrv.worker.template"), name)
+    return entry
+
+
+class _Helper:
+    """A process of a generation that is no worker, and the channel to it."""
+
+    def __init__(self, job: Job, method: str, role: str) -> None:
+        self.channel, theirs = serving.channel()
+        context: Any = multiprocessing.get_context(method)  # its stubs differ from system to system
+        self._process: BaseProcess = context.Process(target=_entry(f"run_{role}"), args=(job, theirs),
+                                                     name=f"ipcsrv-{role}-{job.generation}")
+        try:
+            with serving.quiet_about_threads(), children.starting():
+                self._process.start()
+        except OSError:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
+
+    def tell(self, kind: Kind, body: bytes = b"", descriptor: int | None = None) -> None:
+        """Send a message; raises `OSError` where that cannot be done now."""
+        self.channel.tell(kind, body, descriptor, wait=False)
+
+    def tell_quietly(self, kind: Kind) -> None:
+        """Send a message if that can be done now."""
+        with contextlib.suppress(OSError):
+            self.tell(kind)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid or 0
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Close the channel and wait for the process, which has nothing left to do."""
+        self.channel.close()
+        self._process.join(TEMPLATE_PATIENCE)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+        self._process.close()
 
 
 class TemplateSpawner:
-    """Workers forked from a template process (see above)."""
+    """Workers forked from a template process."""
+
+    reports_late = serving.HAS_PIDFD
 
     def __init__(self, job: Job, facts: Facts) -> None:
         self.lost = False
         self._job, self._facts = job, facts
         self._loaded = self._ended = False
-        self._channel: Channel | None = None
-        self._process: BaseProcess | None = None
+        self._template: _Helper | None = None
 
     def begin(self) -> None:
         """Start the template."""
-        ours, theirs = serving.channel()
-        method = "fork" if self._job.settings.start_method == "fork" else "spawn"
-        self._channel = ours
-        context: Any = multiprocessing.get_context(method)  # its stubs differ from system to system
-        process: BaseProcess = context.Process(target=_entry("run_template"), args=(self._job, theirs),
-                                               name=f"ipcsrv-template-{self._job.generation}")
         try:
-            with serving.quiet_about_threads(), children.starting():
-                process.start()
+            self._template = _Helper(self._job, "fork" if self._job.settings.start_method == "fork" else "spawn",
+                                     "template")
         except OSError as error:
-            ours.close()
-            self._channel = None
+            self.lost = True
             self._facts.generation_failed(self._job.generation, f"its template cannot be started: {error}", None)
             return
-        finally:
-            theirs.close()
-        self._process = process
-        self._facts.watch(ours.fileno(), self._hear)
+        self._facts.watch(self._template.channel.fileno(), self._hear)
 
     def spawn(self, number: int, slot: int, end: Channel) -> None:
         """Tell the template to fork a worker."""
-        order = json.dumps({"number": number, "slot": slot}).encode()
         try:
-            if self._channel is None:
+            if self._template is None:
                 raise BrokenPipeError("its template is gone")
-            self._channel.tell("fork", order, end.fileno(), keep=True)
+            self._template.tell(Kind.FORK, pack_pair(number, slot), end.fileno())
         except OSError as error:
             self._facts.spawn_failed(number, str(error))
         finally:
             end.close()
 
+    def dump_stacks(self) -> None:
+        """Ask the template for its stacks, if it is still importing."""
+        if self._template is not None and not self._loaded:
+            process = Process(self._template.pid)
+            process.ask_for_stacks()
+            process.close()
+
     def reopen_log(self) -> None:
         """Tell the template, which writes little and would keep the old file."""
-        if self._channel is not None:
-            with contextlib.suppress(OSError):
-                self._channel.tell("log")
+        if self._template is not None:
+            self._template.tell_quietly(Kind.REOPEN_LOG)
+
+    def kill(self) -> None:
+        """End a template that does not react."""
+        if self._template is not None:
+            self._template.kill()
+
+    def pids(self) -> set[int]:
+        """Return the template's process."""
+        return set() if self._template is None else {self._template.pid}
 
     def end(self) -> None:
         """Tell the template to go once its workers have gone; one that still imports has none, and may never listen."""
         self._ended = True
-        if self._process is not None and not self._loaded and not self.lost:
-            self._process.kill()
-        if self._channel is not None:
-            with contextlib.suppress(OSError):
-                self._channel.tell("end")
+        if self._template is not None:
+            if self._loaded:
+                self._template.tell_quietly(Kind.END)
+            else:
+                self._template.kill()
 
     def close(self) -> None:
         """Wait for the template, which has nothing left to do."""
-        if self._channel is not None:
+        if self._template is not None:
             self._close()
 
     def _hear(self) -> None:
-        assert self._channel is not None
+        assert self._template is not None
         try:
-            message = self._channel.hear(wait=False)
+            message = self._template.channel.hear(wait=False)
+            if message is None:
+                self._close()
+                return
+            self._heard(message[0], message[1])
         except BlockingIOError:
-            return
-        if message is None:
-            self._close()
-            return
-        kind, body, _ = message
-        content = json.loads(body) if body else {}
-        if kind == "load":
+            pass
+        except FormatError:
+            self._template.kill()
+
+    def _heard(self, kind: Kind, body: bytes) -> None:
+        facts, generation = self._facts, self._job.generation
+        if kind is Kind.LOADED:
             self._loaded = True
-            self._facts.generation_ready(self._job.generation)
-        elif kind == "fail":
-            self._facts.generation_failed(self._job.generation, content["reason"], content["traceback"])
-        elif kind == "born":
-            self._facts.born(content["number"], content["pid"])
-        elif kind == "dead":
-            self._facts.dead(content["number"], content["status"])
-        elif kind == FORK_FAILED:
-            self._facts.spawn_failed(content["number"], content["reason"])
+            facts.generation_ready(generation)
+        elif kind is Kind.LOAD_FAILED:
+            fields = parse_fields(body)
+            facts.generation_failed(generation, str(fields.get("reason")), fields.get("traceback"))
+        elif kind is Kind.BORN:
+            facts.born(*parse_pair(body))
+        elif kind is Kind.DIED:
+            facts.dead(*parse_pair(body))
+        elif kind is Kind.FORK_FAILED:
+            fields = parse_fields(body)
+            facts.spawn_failed(int(fields.get("worker", 0)), str(fields.get("reason")))
+        else:
+            raise FormatError(f"kind {kind.name}")
 
     def _close(self) -> None:
-        assert self._channel is not None and self._process is not None
-        self._facts.unwatch(self._channel.fileno())
-        self._channel.close()
-        self._channel = None
-        self._process.join(TEMPLATE_PATIENCE)  # its end of the channel is closed, so it is gone or going
-        if self._process.exitcode is None:
-            self._process.kill()
-            self._process.join()
-        self._process.close()
+        assert self._template is not None
+        self._facts.unwatch(self._template.channel.fileno())
+        self._template.close()
+        self._template = None
         self.lost = True
-        if not self._ended:
-            self._facts.generation_lost(self._job.generation)
+        self._facts.template_gone(self._job.generation, expected=self._ended)
 
 
 class FreshSpawner:
     """Workers that are fresh interpreters, children of the master."""
 
+    reports_late = False
+
     def __init__(self, job: Job, facts: Facts) -> None:
         self.lost = False
         self._job, self._facts = job, facts
         self._context = multiprocessing.get_context("spawn")
-        self._living: dict[int, BaseProcess] = {}
+        self._living: dict[int, tuple[BaseProcess, Process, int]] = {}
+        self._guard: _Helper | None = None
 
     def begin(self) -> None:
-        """There is nothing to prepare: each worker imports the handler itself."""
+        """Start the guard; each worker imports the handler itself."""
+        if serving.NEEDS_GUARD:
+            with contextlib.suppress(OSError):  # without one, workers whose master is killed end by themselves alone
+                self._guard = _Helper(self._job, "spawn", "guard")
         self._facts.generation_ready(self._job.generation)
 
     def spawn(self, number: int, slot: int, end: Channel) -> None:
@@ -200,45 +266,60 @@ class FreshSpawner:
         finally:
             end.close()
         assert process.pid is not None
-        self._living[number] = process
+        # Not multiprocessing's sentinel: a child that the handler forks keeps that open.
+        handle = Process(process.pid)
+        key = handle.fileno() if handle.fileno() >= 0 else process.sentinel
+        self._living[number] = process, handle, key
         self._facts.born(number, process.pid)
-        self._facts.watch(process.sentinel, lambda: self._reap(number))
+        self._facts.watch(key, lambda: self._reap(number))
 
     def _reap(self, number: int) -> None:
-        process = self._living.pop(number)
-        self._facts.unwatch(process.sentinel)
+        process, handle, key = self._living.pop(number)
+        self._facts.unwatch(key)
+        handle.close()
         process.join()
         status = process.exitcode
         process.close()
         self._facts.dead(number, status)
 
+    def dump_stacks(self) -> None:
+        """There is no template."""
+
     def reopen_log(self) -> None:
-        """Nobody but the master and the workers has it."""
+        """Tell the guard."""
+        if self._guard is not None:
+            self._guard.tell_quietly(Kind.REOPEN_LOG)
+
+    def kill(self) -> None:
+        """There is no template."""
+
+    def pids(self) -> set[int]:
+        """Return the workers and the guard."""
+        guard = set() if self._guard is None else {self._guard.pid}
+        return guard | {process.pid or 0 for process, _, _ in self._living.values()}
 
     def end(self) -> None:
         """Nothing to end: the workers leave by themselves."""
 
     def close(self) -> None:
-        """Wait for what is left, if the master fails while it has workers."""
-        for process in self._living.values():
-            self._facts.unwatch(process.sentinel)
+        """End the guard, and wait for what is left if the master fails while it has workers."""
+        self.lost = True
+        if self._guard is not None:
+            self._guard.tell_quietly(Kind.END)
+            self._guard.close()
+            self._guard = None
+        for process, handle, key in self._living.values():
+            self._facts.unwatch(key)
+            handle.close()
             process.join()
             process.close()
         self._living.clear()
 
 
-def _entry(name: str) -> Callable[..., None]:
-    """Return a function of the worker's package by name: the master does not import that package for itself."""
-    entry: Callable[..., None] = getattr(importlib.import_module("ipcsrv.worker.template"), name)
-    return entry
-
-
 def describe(status: int | None) -> str:
-    """How a process ended, in words."""
+    """Return how a process ended, in words."""
     if status is None:
-        return "ended (its exit status is not known)"
-    if status == TIMED_OUT:
-        return "ended after request_timeout"
+        return "ended with an unknown status"
     if status < 0:
         try:
             return f"was killed by {signal.Signals(-status).name}"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..platform.server import resident_bytes
 from ..supervision import scoreboard as board
-from ..supervision.supervisor import Phase, State
-from .worker_processes import Hand
+from ..supervision.supervisor import PoolState, WorkerPhase
+from .worker_processes import WorkerProcess
 
 if TYPE_CHECKING:
     from .master import Master
 
 SCHEMA = 1  # of the status: raised when a key changes its meaning or goes; new keys do not raise it
-_STATES = {State.STARTING: "starting", State.RUNNING: "running"}
+_STATES = {PoolState.STARTING: "starting", PoolState.RUNNING: "running"}
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 _STAGES = ("queue_wait", "handler", "whole")
 _TOTALS = ("requests", "ok", "handler_errors", "timeouts", "too_large", "malformed", "denied", "cancelled", "probes",
@@ -29,7 +29,9 @@ _TOTALS = ("requests", "ok", "handler_errors", "timeouts", "too_large", "malform
 def of(master: Master) -> dict[str, Any]:
     """The status, in the shape that docs/control.md describes."""
     now = monotonic()
-    pool, totals = master.crew.pool, master.crew.scoreboard.totals()
+    processes, dispatch = master.processes, master.dispatcher.dispatch
+    queue = master.dispatcher.facts()
+    pool, totals = processes.supervisor, processes.scoreboard.totals()
     window = master.recent.window(now, totals)
     state = "stopping" if master.draining else _STATES.get(pool.state, "stopping")
     return {
@@ -42,14 +44,17 @@ def of(master: Master) -> dict[str, Any]:
         "path": master.rendezvous.path,
         "uptime_seconds": now - master.started,
         "generation": pool.generation,
-        "fingerprint": master.crew.fingerprint,
-        "workers": [_worker(master, hand, now) for hand in sorted(master.crew.hands.values(), key=lambda h: h.slot)],
+        "fingerprint": processes.fingerprint,
+        "workers": [_worker(master, each, now) for each in sorted(processes.workers.values(), key=lambda w: w.slot)],
         "workers_wanted": pool.size,
         "executor": _executor(master),
-        "queue": master.doorway.facts(),
-        "parked": len(master.doorway.parked),
+        "queue": queue,
+        "idle": dispatch.silent,
+        "stalled": dispatch.stalled,
+        "suspended": sum(words[board.SUSPENDED] for words in processes.serving_slots()),
+        "buffered_bytes": dispatch.buffered,
         "totals": {
-            "connections": master.doorway.accepted + totals.connections,
+            "connections": totals.connections,
             **{name: getattr(totals, name) for name in _TOTALS},
             "worker_restarts": pool.restarts,
         },
@@ -65,38 +70,40 @@ def of(master: Master) -> dict[str, Any]:
 
 
 def _executor(master: Master) -> dict[str, Any] | None:
-    """The executor and its state as the workers know it; the worst state if they differ."""
+    """Return the executor and its state as the workers know it; the worst state if they differ."""
     name = master.settings.executor
     if name is None:
         return None
-    states = [master.crew.scoreboard.words(hand.slot)[board.EXECUTOR] for hand in master.crew.hands.values()]
+    states = [words[board.EXECUTOR] for words in master.processes.serving_slots()]
     return {"name": name, "state": board.EXECUTOR_STATES[max(states, default=0)] or "connecting"}
 
 
-def _worker(master: Master, hand: Hand, now: float) -> dict[str, Any]:
-    facts = master.crew.scoreboard.facts(hand.slot)
-    record = master.crew.pool.workers.get(hand.number)
+def _worker(master: Master, worker: WorkerProcess, now: float) -> dict[str, Any]:
+    facts = master.processes.scoreboard.facts(worker.slot)
+    record = master.processes.supervisor.workers.get(worker.number)
     totals = facts.totals
+    since = worker.leaving_since
     return {
-        "pid": facts.pid or (hand.process.pid if hand.process else None),
-        "slot": hand.slot,
-        "generation": hand.generation,
-        "state": _state(record.phase if record else Phase.KILLED, facts.since_ns),
+        "pid": facts.pid or (worker.process.pid if worker.process else None),
+        "slot": worker.slot,
+        "generation": worker.generation,
+        "state": _state(record.phase if record else WorkerPhase.KILLED, facts.lent or facts.since_ns),
         "busy_seconds": (monotonic_ns() - facts.since_ns) / 1e9 if facts.since_ns else 0.0,
+        "leaving_seconds": None if since is None else now - since,
         "requests": totals.requests,
         "errors": totals.requests - totals.ok,
         "rss_bytes": resident_bytes(facts.pid) if facts.pid else 0,
-        "held": facts.held,
-        "restarts": master.crew.slot_restarts.get(hand.slot, 0),
+        "suspended": facts.suspended,
+        "restarts": master.processes.slot_restarts.get(worker.slot, 0),
         "uptime_seconds": max(0.0, now - facts.started_ns / 1e9) if facts.started_ns else 0.0,
     }
 
 
-def _state(phase: Phase, since: int) -> str:
-    if phase is Phase.STARTING:
+def _state(phase: WorkerPhase, busy: int) -> str:
+    if phase is WorkerPhase.STARTING:
         return "starting"
-    if phase is Phase.READY:
-        return "busy" if since else "idle"
+    if phase is WorkerPhase.READY:
+        return "busy" if busy else "idle"
     return "leaving"
 
 

@@ -1,14 +1,12 @@
-"""The processes of a server: generations, their queues and their workers.  Runs in the master.
+"""The processes of a server: generations, their queues, templates and workers. In the master.
 
-`pool.Pool` decides, this does: it carries out the pool's commands and tells it the facts.  It also has, in trust,
-copies of the silent connections in each worker's hands (`worker`, "If it dies").  When the worker dies they are taken
-back, all but the one that it was reading or answering.
+`supervision.supervisor` decides, this acts: it carries out commands and tells the facts. What workers report goes to
+the dispatcher (connections) or to the supervisor (their lives).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 from collections.abc import Callable
 from time import monotonic
@@ -20,91 +18,104 @@ from ..errors import HandlerImportError, IpcError, StartError
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
-from ..platform.server import Channel, Listener, Process, QueueReader, QueueWriter, SharedMemory
+from ..platform.server import Channel, Process, QueueReader, QueueWriter, SharedMemory
 from ..supervision import commands
 from ..supervision import scoreboard as board
 from ..supervision.commands import Command
-from ..supervision.messages import START_FAILED
-from ..supervision.supervisor import Pool
+from ..supervision.messages import (
+    START_FAILED,
+    VERDICTS,
+    FormatError,
+    Kind,
+    parse_fields,
+    parse_number,
+    parse_returned,
+    parse_text,
+)
+from ..supervision.supervisor import Supervisor
+from .dispatcher import Dispatcher
 from .spawner import Facts, Spawner, describe, spawner_for
 
 log = logs.get("ipcsrv.master")
 
-INSURED = 600.0  # seconds after a worker's death for which the others insure whom they have just answered (`limbo`)
 _FEWEST_SLOTS = 64  # so that a server that begins with one worker can be scaled to 32
+REPORT_PATIENCE = 0.5  # seconds for a template to report how a worker ended
+_STACKS_SIZE = 65536  # bytes for the stacks of a template
 
 
-class Office(Protocol):
-    """What the crew needs of the master around it."""
+class Host(Protocol):
+    """What this needs of the master around it."""
 
     def watch(self, key: int, callback: Callable[[], object]) -> None: ...
     def unwatch(self, key: int) -> None: ...
-    def park(self, raw: int, *, served: bool) -> None: ...
-    def requeue(self, raw: int) -> None: ...
-    def serving_changed(self, queue: QueueWriter) -> None: ...
-    def roster_changed(self) -> None: ...
+    def serving_changed(self, target: GenerationProcesses) -> None: ...
+    def workers_changed(self) -> None: ...
     def quit_asked(self) -> None: ...
-    def crew_gone(self) -> None: ...
+    def workers_gone(self) -> None: ...
     def error_told(self, text: str) -> None: ...
     def expect_overdue(self) -> None: ...
-    def exhausted(self, reason: str) -> None: ...
-    def take_stock(self) -> None: ...
+    def set_timer(self, name: str, when: float) -> None: ...
+    def ponged(self, nonce: int) -> None: ...
 
 
-class Generation:
-    """One generation's processes: where connections go in, where workers take them, who starts workers."""
+class GenerationProcesses:
+    """One generation: its queue, and what starts its workers."""
 
-    def __init__(self, number: int, writer: QueueWriter, reader: QueueReader, spawner: Spawner) -> None:
+    def __init__(self, number: int, writer: QueueWriter, reader: QueueReader, spawner: Spawner,
+                 stacks: SharedMemory) -> None:
         self.number = number
         self.writer: QueueWriter | None = writer
         self.reader = reader
         self.spawner = spawner
-        self.retire_pending = 0
+        self.stacks = stacks
+        self.passed = self.taken_by_departed = 0
+        self.slots: dict[int, memoryview[int]] = {}  # of its workers, by worker number
+
+    def taken(self) -> int:
+        """How many messages of the queue its workers have taken."""
+        return self.taken_by_departed + sum([words[board.TAKEN] for words in self.slots.values()])
+
+    def stacks_text(self) -> str | None:
+        """Return what the template has written of its stacks, None if it has not."""
+        return bytes(self.stacks.buffer[:_STACKS_SIZE]).rstrip(b"\0").decode("utf-8", "replace").strip() or None
 
 
-class Hand:
-    """A worker: its channel, its process once it is born, and the kept connections that it holds, by number."""
+class WorkerProcess:
+    """A worker: its channel, its process once it is born, and why it is to end, if it is."""
 
     def __init__(self, number: int, slot: int, generation: int, channel: Channel) -> None:
         self.number, self.slot, self.generation = number, slot, generation
         self.channel: Channel | None = channel
         self.process: Process | None = None
-        self.kept: dict[bytes, int] = {}
-        self.buoy: int | None = None  # the end of its lifebuoy from which we rescue
-        self.ready = self.open = False
-        self.heard = True
-        self.relieved = 0
+        self.ready = self.exited = False
+        self.leaving_since: float | None = None
+        self.code = "crashed"
         self.reason: str | None = None
         self.traceback_text: str | None = None
 
 
-class Crew:
-    """Carries out what the pool decides (see above).
+class WorkerProcesses:
+    """Carries out what the supervisor decides; inherited: descriptors of the library's caller, which children keep."""
 
-    inherited: descriptors that were open before the server began, which its children keep.
-    """
-
-    def __init__(self, office: Office, path: str, settings: Settings, source: HandlerSource, inherited: frozenset[int],
-                 spawner_for: Callable[[Job, Facts], Spawner] = spawner_for) -> None:
+    def __init__(self, host: Host, dispatcher: Dispatcher, path: str, settings: Settings, source: HandlerSource,
+                 inherited: frozenset[int], make_spawner: Callable[[Job, Facts], Spawner] = spawner_for) -> None:
         assert settings.workers is not None
-        self._spawner_for = spawner_for
-        self._office, self._settings, self._source, self._inherited = office, settings, source, inherited
-        self._path = path
+        self._host, self._dispatcher, self._settings, self._source = host, dispatcher, settings, source
+        self._make_spawner, self._inherited, self._path = make_spawner, inherited, path
         self._slots = max(_FEWEST_SLOTS, 4 * settings.workers)
         self._memory = SharedMemory(board.size(self._slots))
         self.scoreboard = board.Scoreboard(self._memory.buffer, self._slots)
-        self.pool = Pool(settings.workers or 1, startup_timeout=settings.startup_timeout,
-                         drain_timeout=settings.drain_timeout, max_slots=self._slots, rng=random.Random())
-        self.listener: Listener | None = None  # the one from which workers accept themselves; before the first start
-        self.hands: dict[int, Hand] = {}
-        self._generations: dict[int, Generation] = {}
+        self.supervisor = Supervisor(settings.workers or 1, startup_timeout=settings.startup_timeout,
+                                     drain_timeout=settings.drain_timeout, max_slots=self._slots, rng=random.Random())
+        self.workers: dict[int, WorkerProcess] = {}
+        self._generations: dict[int, GenerationProcesses] = {}
         self._serving = 0
-        self._past: list[Spawner] = []  # of generations that are over; their templates may still be on their way out
-        self._insured_until = 0  # monotonic ns
+        self._past: list[GenerationProcesses] = []  # over; their templates may still be ending
         self.slot_restarts: dict[int, int] = {}
         self.fingerprint = ""
         self.failure: IpcError | None = None
         self._import_error: HandlerImportError | None = None
+        dispatcher.attach(self.scoreboard, self.serving_slots)
         self._do: dict[type, Callable[[Any], None]] = {
             commands.StartGeneration: self._start_generation,
             commands.Spawn: self._spawn,
@@ -112,384 +123,372 @@ class Crew:
             commands.EndGeneration: self._end_generation,
             commands.SwitchTo: self._switch_to,
             commands.DumpStacks: self._dump_stacks,
-            commands.TimeOut: self._time_out,
+            commands.DumpTemplateStacks: lambda command: self._generations[command.generation].spawner.dump_stacks(),
             commands.Kill: self._kill,
             commands.Report: lambda report: log.log(logs.LEVELS[report.level], "%s", report.text),
             commands.GiveUp: self._give_up,
-            commands.Stopped: lambda _: self._office.crew_gone(),
+            commands.Stopped: lambda _: self._host.workers_gone(),
+        }
+        self._hear_kind: dict[Kind, Callable[[WorkerProcess, bytes, int | None], None]] = {
+            Kind.RETURNED: lambda _, body, file: self._dispatcher.returned(parse_returned(body), file),
+            Kind.ENDED: lambda _, body, __: self._dispatcher.ended(parse_number(body)),
+            Kind.HELD: lambda worker, body, _: self._dispatcher.dispatch.held(parse_number(body), worker.number),
+            Kind.BUSY: lambda _, __, ___: self._host.expect_overdue(),
+            Kind.READY: self._ready,
+            Kind.LEAVING: self._leaving,
+            Kind.QUIT: lambda _, __, ___: self._host.quit_asked(),
+            Kind.START_FAILED: self._start_failed,
+            Kind.HANDLER_ERROR: lambda _, body, __: self._host.error_told(parse_text(body)),
+            Kind.EXHAUSTED: lambda _, body, __: self._dispatcher.exhausted(parse_text(body)),
+            Kind.PONG: lambda _, body, __: self._host.ponged(parse_number(body)),
         }
 
     def obey(self, decided: list[Command]) -> None:
-        """Carry out commands of the pool's."""
+        """Carry out commands of the supervisor."""
         for command in decided:
             self._do[type(command)](command)
 
     def close(self) -> None:
-        """Let go of what is left, when everybody has gone; if the master fails, everybody goes now."""
-        for hand in self.hands.values():
-            if hand.process is not None:
-                hand.process.kill()
-            self._close_channel(hand)
+        """Let go of what is left when all have gone; if the master fails, all are ended now."""
+        for worker in self.workers.values():
+            if worker.process is not None:
+                worker.process.kill()
+            self._close_channel(worker)
         for generation in self._generations.values():
             if generation.writer is not None:
                 generation.writer.close()
             generation.spawner.end()
-            generation.spawner.close()
             generation.reader.close()
-        for spawner in self._past:
-            spawner.close()
+        for generation in [*self._generations.values(), *self._past]:
+            generation.spawner.close()  # which may forget the generation
+            generation.slots.clear()
+        for generation in [*self._generations.values(), *self._past]:
+            generation.stacks.close()
         self._generations.clear()
+        self._past.clear()
         self.scoreboard.release()
         self._memory.close()
 
     # -- carrying out -------------------------------------------------------------------------------------------------
 
     def _start_generation(self, command: commands.StartGeneration) -> None:
-        writer, reader = serving.queue()
-        job = Job(command.generation, self._settings, self._source, reader, self.listener, self._memory, self._slots,
-                  self._inherited, self._path)
-        spawner = self._spawner_for(job, self)
+        try:
+            writer, reader = serving.queue()
+            stacks = SharedMemory(_STACKS_SIZE)
+        except OSError as error:  # out of descriptors
+            self.obey(self.supervisor.generation_failed(command.generation, str(error), None, monotonic()))
+            return
+        job = Job(command.generation, self._settings, self._source, reader, self._memory, self._slots, self._inherited,
+                  self._path, stacks)
+        spawner = self._make_spawner(job, self)
         self.fingerprint = fingerprint(self._source.target)
-        self._generations[command.generation] = Generation(command.generation, writer, reader, spawner)
+        self._generations[command.generation] = GenerationProcesses(command.generation, writer, reader, spawner, stacks)
         spawner.begin()
 
     def _spawn(self, command: commands.Spawn) -> None:
-        ours, theirs = serving.channel()
-        hand = Hand(command.worker, command.slot, command.generation, ours)
-        self.hands[command.worker] = hand
+        generation = self._generations[command.generation]
+        try:
+            ours, theirs = serving.channel()
+        except OSError as error:  # out of descriptors
+            self.obey(self.supervisor.spawn_failed(command.worker, str(error), monotonic()))
+            return
+        worker = WorkerProcess(command.worker, command.slot, command.generation, ours)
+        self.workers[command.worker] = worker
         self.scoreboard.clear(command.slot)
-        self.scoreboard.words(command.slot)[board.INSURED_NS] = self._insured_until
-        self._office.watch(ours.fileno(), lambda: self._hear(hand))
-        self._generations[command.generation].spawner.spawn(command.worker, command.slot, theirs)
+        generation.slots[command.worker] = self.scoreboard.words(command.slot)
+        self._host.watch(ours.fileno(), lambda: self._hear_some(worker))
+        generation.spawner.spawn(command.worker, command.slot, theirs)
 
     def _retire_one(self, command: commands.RetireOne) -> None:
-        self._generations[command.generation].retire_pending += 1
-        self.send_retirements()
-
-    def send_retirements(self) -> None:
-        """Put the messages that make workers leave into the queues, as far as these have room."""
-        for generation in self._generations.values():
-            while generation.retire_pending and generation.writer is not None:
-                try:
-                    generation.writer.retire()
-                except BlockingIOError:
-                    break
-                generation.retire_pending -= 1
+        """Tell a worker to leave: one without a request, if there is one."""
+        ready = [worker for worker in self.workers.values() if worker.generation == command.generation
+                 and worker.ready and worker.leaving_since is None and worker.channel is not None]
+        ready.sort(key=lambda worker: (self.scoreboard.words(worker.slot)[board.LENT] != 0, -worker.slot))
+        for worker in ready:
+            assert worker.channel is not None
+            with contextlib.suppress(OSError):
+                worker.channel.tell(Kind.LEAVE, wait=False)
+                worker.leaving_since = monotonic()
+                return
 
     def _end_generation(self, command: commands.EndGeneration) -> None:
-        generation = self._generations[command.generation]
+        generation = self._generations.get(command.generation)
+        if generation is None:  # it could not even be begun
+            return
         if generation.writer is not None:
-            generation.writer.close()  # the drain: workers empty the queue, see its end, and go
+            generation.writer.close()  # workers take what is left, see the end, and go
             generation.writer = None
-        self._open_doors(command.generation)  # those who wait for that must see the end
+        for worker in self.workers.values():
+            if worker.generation == command.generation:
+                worker.leaving_since = worker.leaving_since or monotonic()
         generation.spawner.end()
         self._forget_generations()
 
     def _switch_to(self, command: commands.SwitchTo) -> None:
-        writer = self._generations[command.generation].writer
-        assert writer is not None
         self._serving = command.generation
-        self._office.serving_changed(writer)
-        self._open_doors(command.generation)
-
-    def _open_doors(self, generation: int) -> None:
-        """Tell the workers of a generation that they may accept."""
-        for hand in self.hands.values():
-            if hand.generation == generation and hand.ready and not hand.open:
-                self._open(hand)
-
-    def _open(self, hand: Hand) -> None:
-        hand.open = True
-        if self.listener is not None and hand.channel is not None:
-            with contextlib.suppress(OSError):  # it has just died
-                hand.channel.tell("open")
+        self._host.serving_changed(self._generations[command.generation])
 
     def _dump_stacks(self, command: commands.DumpStacks) -> None:
         self.dump_stacks(command.worker)
 
     def reopen_logs(self) -> None:
-        """The log file was rotated: have everybody see it, also who has nothing to log and keeps the old one open."""
+        """The log file was rotated: have every process open the new one, also those that have nothing to log."""
         for generation in self._generations.values():
             generation.spawner.reopen_log()
-        for hand in self.hands.values():
-            if hand.ready and hand.process is not None:
-                hand.process.ask_to_reopen_log()
+        for worker in self.workers.values():
+            if not worker.ready or worker.channel is None or worker.process is None:
+                continue
+            if self.scoreboard.words(worker.slot)[board.SINCE_NS]:  # its channel is not read before the request is over
+                worker.process.ask_to_reopen_log()
+                continue
+            with contextlib.suppress(OSError):
+                worker.channel.tell(Kind.REOPEN_LOG, wait=False)
 
     def dump_stacks(self, number: int) -> Process | None:
         """Have a worker's stacks written into the log; returns the process, None if there is no such worker."""
-        hand = self.hands.get(number)
-        if hand is None or hand.process is None:
+        worker = self.workers.get(number)
+        if worker is None or worker.process is None:
             return None
-        log.warning("stacks of worker %d (pid %d) follow", number, hand.process.pid)
-        hand.process.ask_for_stacks()
-        return hand.process
-
-    def announce_stop(self) -> None:
-        """Let the workers know that what they hold cannot be given back any more: there is nobody to serve it then."""
-        for hand in self.hands.values():
-            self.scoreboard.words(hand.slot)[board.VERDICT] = board.STOPPING
-
-    def _time_out(self, command: commands.TimeOut) -> None:
-        hand = self.hands[command.worker]
-        self.scoreboard.words(hand.slot)[board.VERDICT] = board.VERDICTS.index(command.code)
-        if hand.process is not None:
-            hand.process.ask_for_last_words()
+        log.warning("stacks of worker %d (pid %d) follow", number, worker.process.pid)
+        worker.process.ask_for_stacks()
+        return worker.process
 
     def _kill(self, command: commands.Kill) -> None:
-        hand = self.hands[command.worker]
-        if hand.process is not None:
-            log.warning("killing worker %d (pid %d): %s", hand.number, hand.process.pid, command.reason)
-            hand.process.kill()
+        worker = self.workers.get(command.worker)
+        if worker is not None:
+            worker.code = command.code
+            worker.reason = worker.reason or f"was killed: {command.reason}"
+            if worker.process is None:  # its template does not react
+                self._generations[worker.generation].spawner.kill()
+                return
+            log.warning("killing worker %d (pid %d): %s", worker.number, worker.process.pid, command.reason)
+            worker.process.kill()
 
     def _give_up(self, command: commands.GiveUp) -> None:
-        text = f"giving up: {command.reason}" + (f"\n{command.traceback}" if command.traceback else "")
+        stacks = [found for generation in self._generations.values() if (found := generation.stacks_text())]
+        traceback_text = command.traceback or (stacks[0] if stacks else None)
+        text = f"giving up: {command.reason}" + (f"\n{traceback_text}" if traceback_text else "")
         if self._import_error is not None and not self._serving:
             self.failure = self._import_error
             # Where the log is standard error, the command that reports the failure writes to the same place.
             (log.debug if self._settings.log_file is None else log.error)("%s", text)
             return
-        self.failure = StartError(command.reason, self._settings.log_file, command.traceback)
+        self.failure = StartError(command.reason, self._settings.log_file, traceback_text)
         log.error("%s", text)
-
-    def set_short(self, short: bool) -> None:
-        """Have the workers accept no more connections for now, or again."""
-        for hand in self.hands.values():
-            self.scoreboard.words(hand.slot)[board.SHORT] = short
-
-    def listen_to_workers(self, listen: bool) -> None:
-        """Take what workers give back, or leave it where it is: with no descriptor left it would be lost (unix(7))."""
-        for hand in self.hands.values():
-            if hand.channel is not None and hand.ready and listen != hand.heard:
-                hand.heard = listen
-                key = hand.channel.fileno()
-                self._office.watch(key, functools.partial(self._hear, hand)) if listen else self._office.unwatch(key)
-
-    def hear_what_brings_nobody(self) -> None:
-        """Of what `listen_to_workers` leaves unread, hear all up to the next message with a connection in it.
-
-        Among it is that a connection of which we have a copy is ours now, and its client may be speaking.
-        """
-        for hand in list(self.hands.values()):
-            while hand.channel is not None and hand.channel.brings_connection() is False and self._hear(hand):
-                pass
-
-    def hear_one(self) -> None:
-        """Hear one message that brings a connection, of whichever worker has one."""
-        for hand in list(self.hands.values()):
-            if hand.channel is not None and hand.channel.brings_connection() and self._hear(hand):
-                return
 
     # -- what workers are doing ---------------------------------------------------------------------------------------
 
+    def serving_slots(self) -> list[memoryview[int]]:
+        """Return the slots of all workers."""
+        return [words for generation in self._generations.values() for words in generation.slots.values()]
+
     def anyone_busy(self) -> bool:
-        """Whether a worker has a request or a connection."""
-        slots = [self.scoreboard.words(hand.slot) for hand in self.hands.values()]
-        return any(words[board.SINCE_NS] or words[board.HELD] for words in slots)
+        """Whether a worker has a request."""
+        return any(words[board.LENT] or words[board.SUSPENDED] for words in self.serving_slots())
 
     def last_request(self) -> float:
         """When a request ended last (monotonic seconds)."""
-        return max([0, *(self.scoreboard.words(hand.slot)[board.LAST_NS] for hand in self.hands.values())]) / 1e9
+        return max([0, *(words[board.LAST_NS] for words in self.serving_slots())]) / 1e9
+
+    def child_pids(self) -> set[int]:
+        """Return the processes that are children of this one and will be reaped by their spawner."""
+        return {pid for generation in (*self._generations.values(), *self._past) for pid in generation.spawner.pids()}
+
+    def pids(self) -> list[int]:
+        """Return the processes of all workers: as they say, or, before they can, as their spawner says."""
+        found = [self.scoreboard.words(worker.slot)[board.PID] or (worker.process.pid if worker.process else 0)
+                 for worker in self.workers.values()]
+        return sorted(pid for pid in found if pid)
 
     # -- facts from the spawner ---------------------------------------------------------------------------------------
 
     def watch(self, key: int, callback: Callable[[], None]) -> None:
         """Call back when `key` is ready."""
-        self._office.watch(key, callback)
+        self._host.watch(key, callback)
 
     def unwatch(self, key: int) -> None:
         """Stop that."""
-        self._office.unwatch(key)
+        self._host.unwatch(key)
 
     def generation_ready(self, generation: int) -> None:
         """Workers can be spawned."""
-        self.obey(self.pool.generation_ready(generation, monotonic()))
+        self.obey(self.supervisor.generation_ready(generation, monotonic()))
 
     def generation_failed(self, generation: int, reason: str, traceback_text: str | None) -> None:
         """The template could not import the handler, or be started."""
-        self._office.error_told(reason)
+        self._host.error_told(reason)
         plain = _without_target(reason, self._source)
         self._import_error = HandlerImportError(self._source.target, traceback_text, plain)
-        self.obey(self.pool.generation_failed(generation, reason, traceback_text, monotonic()))
+        self.obey(self.supervisor.generation_failed(generation, reason, traceback_text, monotonic()))
 
-    def generation_lost(self, generation: int) -> None:
-        """The template has died: nobody can tell us any more how its workers end."""
-        self.obey(self.pool.generation_lost(generation, "its template process died", monotonic()))
-        for hand in [hand for hand in self.hands.values() if hand.generation == generation and hand.channel is None]:
-            self.dead(hand.number, None)
+    def template_gone(self, generation: int, *, expected: bool) -> None:
+        """The template has ended: no process reports any more how its workers end."""
+        if not expected:
+            self.obey(self.supervisor.generation_lost(generation, "its template process died", monotonic()))
+        for worker in list(self.workers.values()):
+            if worker.generation == generation and (worker.channel is None or worker.process is None):
+                self.dead(worker.number, None)
+        self._forget_generations()
 
     def born(self, number: int, pid: int) -> None:
         """A worker has a process."""
-        hand = self.hands.get(number)
-        if hand is not None:
-            hand.process = Process(pid)
-            self._office.roster_changed()
+        worker = self.workers.get(number)
+        if worker is not None:
+            worker.process = Process(pid)
+            if not self._generations[worker.generation].spawner.reports_late:
+                pass
+            elif worker.process.fileno() < 0:  # it has ended already
+                worker.exited = True
+                self._host.set_timer("exited", monotonic() + REPORT_PATIENCE)
+            else:
+                self._host.watch(worker.process.fileno(), lambda: self._exited(worker))
+            self._host.workers_changed()
 
-    def pids(self) -> list[int]:
-        """The processes of all workers: as they say themselves, or, before they can, as their spawner says."""
-        found = [self.scoreboard.words(hand.slot)[board.PID] or (hand.process.pid if hand.process is not None else 0)
-                 for hand in self.hands.values()]
-        return sorted(pid for pid in found if pid)
+    def _exited(self, worker: WorkerProcess) -> None:
+        """A worker's process has ended. Its template reports how, unless it was stopped or dies too."""
+        assert worker.process is not None
+        self._host.unwatch(worker.process.fileno())
+        worker.exited = True
+        self._host.set_timer("exited", monotonic() + REPORT_PATIENCE)
+
+    def settle_exited(self) -> None:
+        """Of some workers that have ended no template has reported how."""
+        for worker in [worker for worker in self.workers.values() if worker.exited]:
+            self.dead(worker.number, None)
 
     def spawn_failed(self, number: int, reason: str) -> None:
         """A worker could not be started now."""
-        hand = self.hands.pop(number, None)
-        if hand is not None:
-            self._close_channel(hand)
-        self.obey(self.pool.spawn_failed(number, reason, monotonic()))
+        worker = self.workers.pop(number, None)
+        if worker is not None:
+            self._close_channel(worker)
+            self._generations[worker.generation].slots.pop(number, None)
+        self.obey(self.supervisor.spawn_failed(number, reason, monotonic()))
 
     def dead(self, number: int, status: int | None) -> None:
-        """A worker has been reaped: take back what it held, and count what it did."""
-        hand = self.hands.get(number)
-        if hand is None:
+        """A worker has ended: act for it on the connections that it had, and count what it did."""
+        worker = self.workers.get(number)
+        if worker is None:
             return
-        while hand.channel is not None and self._hear(hand):
-            pass  # what it said before it died
-        self._close_channel(hand)
-        del self.hands[number]
-        served = self._settle_estate(hand)
-        if hand.process is not None:
-            hand.process.close()
-        reason = hand.reason or describe(status)
-        self._note_death(hand, status, reason)
-        self.slot_restarts[hand.slot] = self.slot_restarts.get(hand.slot, 0) + 1
-        self.obey(self.pool.exited(number, status, reason, monotonic(), traceback=hand.traceback_text, served=served))
+        self._hear_all(worker)  # what it reported before it died
+        self._close_channel(worker)
+        self.workers.pop(number, None)
+        words = self.scoreboard.words(worker.slot)
+        served = bool(words[board.TAKEN])
+        reason = worker.reason or describe(status)
+        self._tell_clients(worker, words, status, reason)
+        generation = self._generations[worker.generation]
+        generation.taken_by_departed += words[board.TAKEN]
+        generation.slots.pop(number, None)
+        self.scoreboard.fold(worker.slot)
+        if worker.process is not None:
+            self._host.unwatch(worker.process.fileno())
+            worker.process.close()
+        self._note_death(worker, status, reason)
+        self.slot_restarts[worker.slot] = self.slot_restarts.get(worker.slot, 0) + 1
+        self.obey(self.supervisor.exited(number, status, reason, monotonic(), traceback=worker.traceback_text,
+                                         served=served))
         self._forget_generations()
-        self._office.roster_changed()
+        self._host.workers_changed()
 
-    def _note_death(self, hand: Hand, status: int | None, reason: str) -> None:
+    def _tell_clients(self, worker: WorkerProcess, words: memoryview[int], status: int | None, reason: str) -> None:
+        since = words[board.SINCE_NS]
+        age = f", {monotonic() - since / 1e9:.1f} s after the request began" if since else ""
+        text = VERDICTS.get(worker.code) or f"{reason}{age}"
+        self._dispatcher.worker_died(worker.number, words, worker.code, text, clean=status == 0)
+
+    def _note_death(self, worker: WorkerProcess, status: int | None, reason: str) -> None:
         if status == START_FAILED:
-            self._office.error_told(reason)
+            self._host.error_told(reason)
         elif status != 0:
-            self._insure()
-            log.warning("worker %d (slot %d) %s", hand.number, hand.slot, reason)
-            self._office.error_told(f"worker {hand.number} (slot {hand.slot}) {reason}")
+            log.warning("worker %d (slot %d) %s", worker.number, worker.slot, reason)
+            self._host.error_told(f"worker {worker.number} (slot {worker.slot}) {reason}")
 
-    def _insure(self) -> None:
-        """Workers are known to die: for some time the others take more care of whom they have just answered."""
-        self._insured_until = int((monotonic() + INSURED) * 1e9)
-        for hand in self.hands.values():
-            self.scoreboard.words(hand.slot)[board.INSURED_NS] = self._insured_until
-
-    def _settle_estate(self, hand: Hand) -> bool:
-        """Close the connection that a dead worker had in hand, take the others back; whether it had served anyone."""
-        words = self.scoreboard.words(hand.slot)
-        if words[board.SINCE_NS]:
-            words[board.REQUESTS] += 1
-            words[board.TIMEOUTS if board.VERDICTS[words[board.VERDICT]] == "timeout" else board.LOST] += 1
-        if hand.buoy is not None:
-            for raw in serving.rescue(hand.buoy, hand.kept.values()):
-                self._office.park(raw, served=True)
-            hand.buoy = None
-        in_hand = b"%d" % words[board.CURRENT]
-        for number, raw in hand.kept.items():
-            if number == in_hand:
-                serving.close_raw(raw)  # the last copy: its client learns of it now
-            else:
-                self._office.park(raw, served=False)  # or nobody knows
-        hand.kept.clear()
-        served = bool(words[board.CONNECTIONS] or words[board.QUEUED])
-        self.scoreboard.fold(hand.slot)
-        return served
-
-    # -- what workers say ---------------------------------------------------------------------------------------------
+    # -- what workers report ------------------------------------------------------------------------------------------
 
     def hear_all(self) -> None:
-        """Read what all workers have said until now."""
-        for hand in list(self.hands.values()):
-            while hand.channel is not None and self._hear(hand):
-                pass
+        """Read what all workers have reported until now."""
+        for worker in list(self.workers.values()):
+            self._hear_all(worker)
 
-    def _hear(self, hand: Hand) -> bool:
-        """Read one message of a worker's; False if there was none."""
-        assert hand.channel is not None
+    def _hear_all(self, worker: WorkerProcess) -> None:
+        while worker.channel is not None and self._hear(worker):
+            pass
+
+    def _hear_some(self, worker: WorkerProcess) -> None:
+        """Read what a worker has reported, but let others have their turn."""
+        for _ in range(32):
+            if worker.channel is None or not self._hear(worker):
+                return
+
+    def _hear(self, worker: WorkerProcess) -> bool:
+        """Read one message of a worker; False if there was none."""
+        assert worker.channel is not None
         try:
-            message = hand.channel.hear(wait=False)
+            message = worker.channel.hear(wait=False)
+            if message is None:
+                self._close_channel(worker)
+                if self._generations[worker.generation].spawner.lost:
+                    self.dead(worker.number, None)
+                return False
+            kind, body, descriptor = message
+            if kind not in self._hear_kind:
+                raise FormatError(f"kind {kind.name}")
+            self._hear_kind[kind](worker, body, descriptor)
         except BlockingIOError:
             return False
-        if message is None:
-            self._close_channel(hand)
-            if self._generations[hand.generation].spawner.lost:
-                self.dead(hand.number, None)
+        except FormatError as error:
+            self._distrust(worker, error)
             return False
-        kind, body, raw = message
-        self._heard(hand, kind, body, raw)
         return True
 
-    def _heard(self, hand: Hand, kind: str, body: bytes, raw: int | None) -> None:
-        if kind == "keep" and raw is not None:
-            hand.kept[body] = raw
-            self._office.take_stock()
-        elif kind == "drop" and body in hand.kept:
-            serving.close_raw(hand.kept.pop(body))
-        elif kind in ("kept", "new"):  # back with the connection, or with the number of our copy
-            raw = raw if raw is not None else hand.kept.pop(body, None)
-            if raw is not None:
-                self._office.park(raw, served=kind == "kept")
-        elif kind == "buoy":
-            hand.buoy = raw
-        elif kind == "rdy":
-            hand.ready = True
-            self.obey(self.pool.ready(hand.number, monotonic()))
-            over = self._generations[hand.generation].writer is None
-            if not hand.open and (hand.generation == self._serving or over):
-                self._open(hand)
-        elif kind == "bye":
-            self.obey(self.pool.leaving(hand.number, monotonic()))
-        elif kind == "quit":
-            self._office.quit_asked()
-        elif kind == "fail":
-            self._start_failed(hand, body)
-        elif kind == "err":
-            self._office.error_told(body.decode("utf-8", "replace"))
-        elif kind == "busy":
-            self._office.expect_overdue()
-        elif kind == "full":
-            self._office.exhausted(body.decode())
+    def _distrust(self, worker: WorkerProcess, error: FormatError) -> None:
+        """Kill a worker whose messages make no sense: its handler has written to descriptors that are not its own."""
+        log.error("worker %d broke the message format (%s): killing it", worker.number, error)
+        self._close_channel(worker)
+        if worker.process is not None:
+            worker.process.kill()
 
-    def _start_failed(self, hand: Hand, body: bytes) -> None:
-        """A worker says why it cannot start; its exit follows."""
-        import json
+    def _ready(self, worker: WorkerProcess, _: bytes, __: int | None) -> None:
+        worker.ready = True
+        self.obey(self.supervisor.ready(worker.number, monotonic()))
+        self._dispatcher.pump()
 
-        content = json.loads(body)
-        hand.reason, hand.traceback_text = content["reason"], content["traceback"]
-        if content.get("importing"):
-            reason = _without_target(content["reason"], self._source)
-            self._import_error = HandlerImportError(self._source.target, content["traceback"], reason)
+    def _leaving(self, worker: WorkerProcess, _: bytes, __: int | None) -> None:
+        worker.leaving_since = worker.leaving_since or monotonic()
+        self.obey(self.supervisor.leaving(worker.number, monotonic()))
+        self._dispatcher.kick()
+
+    def _start_failed(self, worker: WorkerProcess, body: bytes, _: int | None) -> None:
+        """A worker reports why it cannot start; its exit follows."""
+        fields = parse_fields(body)
+        worker.reason, worker.traceback_text = str(fields.get("reason")), fields.get("traceback")
+        if fields.get("importing"):
+            reason = _without_target(worker.reason, self._source)
+            self._import_error = HandlerImportError(self._source.target, worker.traceback_text, reason)
             # No other worker would fare better: a start, or a reload, has failed.
-            self.obey(self.pool.generation_failed(hand.generation, hand.reason, hand.traceback_text, monotonic()))
+            self.obey(self.supervisor.generation_failed(worker.generation, worker.reason, worker.traceback_text,
+                                                        monotonic()))
 
-    def _close_channel(self, hand: Hand) -> None:
-        if hand.channel is not None:
-            self._office.unwatch(hand.channel.fileno())
-            hand.channel.close()
-            hand.channel = None
+    def _close_channel(self, worker: WorkerProcess) -> None:
+        if worker.channel is not None:
+            self._host.unwatch(worker.channel.fileno())
+            worker.channel.close()
+            worker.channel = None
 
-    # -- leftovers ----------------------------------------------------------------------------------------------------
+    # -- what is over -------------------------------------------------------------------------------------------------
 
     def _forget_generations(self) -> None:
         """Close the queues of generations that are over; what their workers left in them goes to the next one."""
-        inhabited = {hand.generation for hand in self.hands.values()}
+        inhabited = {worker.generation for worker in self.workers.values()}
         for number, generation in list(self._generations.items()):
             if generation.writer is None and number not in inhabited:
                 del self._generations[number]
-                self._past.append(generation.spawner)
-                for raw in leftovers(generation.reader):
-                    self._office.requeue(raw)
+                self._past.append(generation)
+                self._dispatcher.take_over(generation)
                 generation.reader.close()
-
-
-def leftovers(reader: QueueReader) -> list[int]:
-    """The connections in a queue that nobody else reads any more."""
-    found: list[int] = []
-    while True:
-        try:
-            item = reader.get(serving.DONTWAIT)
-        except BlockingIOError:
-            return found
-        if item == serving.END:
-            return found
-        if isinstance(item, tuple):
-            found.append(item[0])
+        for generation in [generation for generation in self._past if generation.spawner.lost]:
+            self._past.remove(generation)
+            generation.stacks.close()
 
 
 def _without_target(reason: str, source: HandlerSource) -> str:

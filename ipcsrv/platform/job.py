@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config.handlers import HandlerSource
 from ..config.settings import Settings
-from .server import Listener, QueueReader, SharedMemory
+from .server import QueueReader, SharedMemory
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Job:
     settings: Settings
     source: HandlerSource
     queue: QueueReader
-    listener: Listener | None  # None: the master accepts
     memory: SharedMemory
     slots: int
     inherited: frozenset[int]  # descriptors that the caller of the library had open, which its handler may use
     path: str  # where the server listens
+    stacks: SharedMemory | None = None  # where the template writes its stacks if its import takes too long

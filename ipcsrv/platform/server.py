@@ -1,134 +1,55 @@
-"""The server's half of the platform seam: the contract, and the one choice of system for it.
+"""The contract with the operating system for the server side, and the choice of system.
 
-Everything above this floor is the same code on every system.  What a system must offer (each name is
-implemented by `posix_serving` and `windows_serving`, and checked by one routine in `tests/contract`):
+What a system must offer (each name is defined in `unix` and in `windows`, and checked by one routine in
+tests/contract):
 
 `Rendezvous(path, ...)`
-    The server's place in the world: `claim()` takes the lock for the life of the process, looks at what is at the
-    path, clears a stale socket, binds and listens (PROTOCOL.md section 3); `accept()` gives the next raw connection
-    or raises `BlockingIOError`; `still_ours()`; `withdraw()` removes the path so that nobody new can come, while
-    those who came can still be accepted; `close()` leaves no file behind.
-`Connection`, made by `adopt(raw)`
-    A connected client in a worker: `recv(size, DONTWAIT)`, `send(data, DONTWAIT)`, `sendmsg(buffers, (), DONTWAIT)`
-    with the meaning of the socket calls, `BlockingIOError` where they would wait; `credentials()`, `peer()`,
-    `has_said()`, `gone()`, `shutdown_both()`, `close()`, `detach() -> raw`, `fileno()`.
-`queue() -> (QueueWriter, QueueReader)`
-    The kernel's queue of connections between the master and one generation of workers.  `put(raw, stamp)` hands one
-    over and closes the master's copy, or raises `BlockingIOError` when the queue is full; `retire()` makes whichever
-    worker takes it leave; closing the writer is the drain.  `get(wait)` gives `(raw, stamp)`, `RETIRE` or `END`.
+    The server's place at a path: `claim()` takes the lock for the life of the process, looks at what is at the path and
+    makes the listener; `listen()` clears a stale socket, binds and listens; `accept()` returns the next raw connection
+    or raises `BlockingIOError`; `still_ours()`; `withdraw()` removes the path so that no new client can come, while
+    those that came can still be accepted; `close()` leaves no file behind.
+`AcceptedConnection`, made by `adopt(raw)`
+    A connected client: `recv(size, DONTWAIT)`, `send(data, DONTWAIT)` and `sendmsg(buffers, (), DONTWAIT)` with the
+    meaning of the socket calls, `BlockingIOError` where they would wait; `wait_readable(seconds)`, `has_input()`,
+    `wait_writable(seconds)`, `gone()`, `end_input()`, `end_output()`, `end()` (acts on every copy), `peer()`,
+    `credentials()`, `close()`, `detach() -> raw`, `fileno()`.
+`queue() -> (QueueWriter, QueueReader)`, `taken_back(reader)`
+    The queue of connections between the master and one generation of workers. `put(raw, message, file)` passes a copy
+    of a connection, and of the file with a stalled exchange's state, or raises `BlockingIOError` when it is full;
+    closing the writer is the end. `get(flags)` returns `(message, raw, file)` or `END`. Up to `INLINE_LIMIT` bytes of
+    state fit into a message. `PASSES_OUTPUT`: whether an unread response can go back to the master.
 `channel() -> (Channel, Channel)`
-    A private pipe between the master and one child: `tell(kind, body, raw)`, `hear(wait)`; a message may carry a
-    connection back, or, to a template, an end of another channel (`adopt_channel(raw)`); `brings_connection()` tells
-    before the next one is heard whether it does.  Its end is how either side
-    learns that the other died.
-`Lifebuoy()` and `rescue(buoy, known) -> [raw]`
-    Copies of connections that outlive a worker, put in by it and taken out by the master; used only where workers
-    accept for themselves.
-`answer_timeouts_with(reply, relieve, log_descriptor)`, `handler_gate()`
-    In a worker: how the master's word is heard while the handler runs; and the lock that keeps a thread that hears it
-    from the worker's own, or None where a signal handler does (`relief`).
+    A private pipe between the master and one child: `tell(kind, body, descriptor)`, `hear(wait)`. Its end is how either
+    side learns that the other died.
 `poller()`
     The interface of `select.epoll`: register, modify, unregister, poll(seconds) -> [(fileno, READ | WRITE | HANGUP)].
 `Process(pid)`
-    A worker, for the master: `ask_for_stacks()`, `owes_stacks()`, `ask_for_relief()`, `ask_for_last_words()`,
-    `kill()`, `close()`.
+    A worker or template, for the master: `ask_for_stacks()`, `owes_stacks()`, `kill()`, `close()`.
 `SharedMemory(size)`
     `.buffer`, a writable buffer that children see too; travels to a spawned child as an argument.
+In a child: `child_hygiene`, `dump_stacks_on_request`, `end_with_parent`, `end_after`, `protect_children`.
 """
+
+# The names of each system's modules are the contract: what one of them adds belongs in the list above.
+# ruff: noqa: F403
 
 from __future__ import annotations
 
 import sys
 
 if sys.platform == "win32":
-    from .windows.server import (
-        DONTWAIT,
-        END,
-        HANGUP,
-        LOST,
-        READ,
-        RETIRE,
-        SHARED,
-        WRITE,
-        Admission,
-        Channel,
-        Connection,
-        Lifebuoy,
-        Listener,
-        Process,
-        QueueReader,
-        QueueWriter,
-        Rendezvous,
-        SharedMemory,
-        SignalInbox,
-        accept_raw,
-        adopt,
-        adopt_channel,
-        announce_descriptors,
-        answer_timeouts_with,
-        backlog_depth,
-        become_daemon_child,
-        channel,
-        child_hygiene,
-        close_raw,
-        default_start_method,
-        descriptor_limit,
-        enlarge,
-        handler_gate,
-        keep_freed_memory,
-        lifeline,
-        open_descriptors,
-        poller,
-        queue,
-        quiet_about_threads,
-        receive_descriptors,
-        rescue,
-        resident_bytes,
-        start_methods,
-    )
+    from .windows.channel import *
+    from .windows.connection import *
+    from .windows.poller import *
+    from .windows.processes import *
+    from .windows.queue import *
+    from .windows.rendezvous import *
 else:
-    from .unix.server import (
-        DONTWAIT,
-        END,
-        HANGUP,
-        LOST,
-        READ,
-        RETIRE,
-        SHARED,
-        WRITE,
-        Admission,
-        Channel,
-        Connection,
-        Lifebuoy,
-        Listener,
-        Process,
-        QueueReader,
-        QueueWriter,
-        Rendezvous,
-        SharedMemory,
-        SignalInbox,
-        accept_raw,
-        adopt,
-        adopt_channel,
-        announce_descriptors,
-        answer_timeouts_with,
-        backlog_depth,
-        become_daemon_child,
-        channel,
-        child_hygiene,
-        close_raw,
-        default_start_method,
-        descriptor_limit,
-        enlarge,
-        handler_gate,
-        keep_freed_memory,
-        lifeline,
-        open_descriptors,
-        poller,
-        queue,
-        quiet_about_threads,
-        receive_descriptors,
-        rescue,
-        resident_bytes,
-        start_methods,
-    )
+    from .unix.channel import *
+    from .unix.connection import *
+    from .unix.descriptors import *
+    from .unix.poller import *
+    from .unix.processes import *
+    from .unix.queue import *
+    from .unix.rendezvous import *
+    from .unix.sockets import Listener as Listener

@@ -26,7 +26,7 @@ States and events' names are plain strings and plain classes: the client imports
 from __future__ import annotations
 
 from ..errors import IpcError, LocalProtocolError, Progress, ProtocolError, TooLarge
-from .pktline import Decoder, encode, encode_data
+from .pktline import Assembly, Decoder, encode, encode_data
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -222,8 +222,25 @@ class ServerExchange(_Machine):
 
     _table = _SERVER_TABLE
 
-    def __init__(self, max_request_size: int | None = None) -> None:
-        super().__init__(READING, Decoder(max_request_size, "request"))
+    def __init__(self, max_request_size: int | None = None, assembly: Assembly | None = None) -> None:
+        super().__init__(READING, Decoder(max_request_size, "request", assembly))
+
+    @property
+    def assembly(self) -> Assembly:
+        """Where the data of the request in progress is."""
+        return self._decoder.assembly
+
+    def snapshot(self) -> tuple[bytes, int, int, bool]:
+        """Return the decoder's state inside a request (`Decoder.snapshot`)."""
+        return self._decoder.snapshot()
+
+    def restore(self, header: bytes, left: int, total: int, begun: bool) -> None:
+        """Go on inside a request whose data so far is in the assembly."""
+        self._decoder.restore(header, left, total, begun)
+
+    def take_ahead(self) -> bytes:
+        """Return what was read after the last request, undecoded; it is forgotten here."""
+        return self._decoder.take_rest()
 
     @property
     def mid_request(self) -> bool:

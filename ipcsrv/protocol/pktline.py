@@ -137,11 +137,21 @@ class Decoder:
     """
 
     __slots__ = (
-        "_assembly", "_at", "_begun", "_chunk", "_fed", "_header", "_left", "_queue", "_total", "_view", "_what",
+        "_at",
+        "_begun",
+        "_chunk",
+        "_fed",
+        "_header",
+        "_left",
+        "_queue",
+        "_total",
+        "_view",
+        "_what",
+        "assembly",
         "max_size",
     )  # fmt: skip
 
-    def __init__(self, max_size: int | None = None, what: str = "message") -> None:
+    def __init__(self, max_size: int | None = None, what: str = "message", assembly: Assembly | None = None) -> None:
         self.max_size = max_size
         self._what = what
         self._fed: list[bytes] = []  # not begun, in order; it becomes the queue when that is empty
@@ -153,7 +163,19 @@ class Decoder:
         self._left = 0  # bytes of the present packet still to come
         self._total = 0  # data bytes that the headers of the present message announce
         self._begun = False  # a header of the present message has been read
-        self._assembly = Assembly()
+        self.assembly = Assembly() if assembly is None else assembly
+
+    def snapshot(self) -> tuple[bytes, int, int, bool]:
+        """Return what a decoder in another process needs to go on inside a message, once all that was fed is used up.
+
+        It is the part of a header that has come, the bytes that the present packet lacks, the bytes that the headers
+        have announced, and whether a header has come. The data so far is in the assembly.
+        """
+        return self._header, self._left, self._total, self._begun
+
+    def restore(self, header: bytes, left: int, total: int, begun: bool) -> None:
+        """Go on from a snapshot."""
+        self._header, self._left, self._total, self._begun = header, left, total, begun
 
     def feed(self, data: Buffer) -> None:
         """Take bytes as they were read. Anything but `bytes` is copied, since its owner may change it."""
@@ -163,7 +185,7 @@ class Decoder:
 
     def next_message(self) -> bytes | None:
         """The payload of the next message; None until more bytes are fed."""
-        assembly = self._assembly
+        assembly = self.assembly
         while (piece := self.next_piece()) is not None:
             if not piece:
                 self._drop_used_up()
@@ -209,7 +231,7 @@ class Decoder:
     def buffered(self) -> int:
         """Bytes that came and have not been given out: of the message in assembly, and after it."""
         waiting = len(self._chunk) - self._at + sum(map(len, self._queue)) + sum(map(len, self._fed))
-        return self._assembly.size + len(self._header) + waiting
+        return self.assembly.size + len(self._header) + waiting
 
     def take_rest(self) -> bytes:
         """What came after the last message, undecoded; the decoder forgets it."""

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from ..config.handlers import Handler
 from ..config.settings import Settings
 from ..platform import server as serving
+from ..platform.job import Job
 from ..platform.server import Channel
-from ..supervision.messages import START_FAILED
+from ..supervision.messages import START_FAILED, Kind, pack_pair, parse_pair
 from ..worker import main as life
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from ..master.master import Master
     from ..master.spawner import Facts
-from ..platform.job import Job
 
 _UNHURRIED = 365 * 86400.0  # seconds
 INTERRUPTED = 130  # as the exit status of a process that Ctrl-C ended
@@ -49,6 +49,8 @@ class Engagement:
 class InlineSpawner:
     """Has the main thread be the worker, by way of `engagements`."""
 
+    reports_late = False
+
     def __init__(self, job: Job, facts: Facts, engagements: queue.SimpleQueue[Engagement | None]) -> None:
         self.lost = False
         self._job, self._facts, self._engagements = job, facts, engagements
@@ -65,13 +67,23 @@ class InlineSpawner:
             message = ours.hear()
             self._facts.unwatch(ours.fileno())
             ours.close()
-            self._facts.dead(number, int(message[1]) if message is not None else None)
+            self._facts.dead(number, parse_pair(message[1])[1] if message is not None else None)
 
         self._facts.watch(ours.fileno(), ended)
         self._engagements.put(Engagement(self._job, slot, end, theirs))
 
+    def dump_stacks(self) -> None:
+        """There is no template."""
+
     def reopen_log(self) -> None:
         """There is no other process."""
+
+    def kill(self) -> None:
+        """There is no other process."""
+
+    def pids(self) -> set[int]:
+        """There is no other process."""
+        return set()
 
     def end(self) -> None:
         """The worker leaves by itself."""
@@ -120,16 +132,16 @@ def _work(engagement: Engagement) -> None:
     status = 0
     with contextlib.closing(engagement.channel), contextlib.closing(engagement.ending):
         try:
-            worker, stop = life.hire(engagement.job, engagement.slot, engagement.channel, None, _leaving_interrupts)
+            worker, stop = life.prepare(engagement.job, engagement.slot, engagement.channel, None, _leaving_interrupts)
         except Exception as error:
             life.tell_failure(engagement.channel, error)
             status = START_FAILED
         else:
             try:
-                life.serve(engagement.job, worker, engagement.channel, stop)
+                life.serve(worker, engagement.channel, stop)
             except KeyboardInterrupt:
                 status = INTERRUPTED
-        engagement.ending.tell("dead", b"%d" % status)
+        engagement.ending.tell(Kind.EXIT, pack_pair(0, status))
 
 
 def _leaving_interrupts(handler: Handler) -> Handler:

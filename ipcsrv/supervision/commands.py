@@ -27,7 +27,7 @@ class Spawn:
 
 @dataclass(frozen=True)
 class RetireOne:
-    """Put a message into this generation's queue that makes whichever worker takes it leave."""
+    """Tell one worker of this generation, an idle one if there is one, to leave."""
 
     generation: int
 
@@ -54,19 +54,19 @@ class DumpStacks:
 
 
 @dataclass(frozen=True)
-class TimeOut:
-    """Tell the worker to answer the request in its hands with this failure (`ERR code`) and to die."""
+class DumpTemplateStacks:
+    """Have a template that is still importing write its stacks: they go with the failure that follows."""
 
-    worker: int
-    code: str = "timeout"
+    generation: int
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Send the worker a SIGKILL."""
+    """Send the worker a SIGKILL; its client is told `ERR code` with the reason."""
 
     worker: int
     reason: str
+    code: str = "crashed"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ Command = (
     | EndGeneration
     | SwitchTo
     | DumpStacks
-    | TimeOut
+    | DumpTemplateStacks
     | Kill
     | Report
     | GiveUp

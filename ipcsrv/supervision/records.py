@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PROBATION_SECONDS = 1.0
 
 
-class State(Enum):
+class PoolState(Enum):
     """Of the pool as a whole. It never goes back to an earlier one."""
 
     STARTING = auto()
@@ -29,7 +29,7 @@ class State(Enum):
     STOPPED = auto()
 
 
-class Phase(Enum):
+class WorkerPhase(Enum):
     """Of a worker. It goes from one to a later one, and may leave out any."""
 
     STARTING = auto()
@@ -39,7 +39,7 @@ class Phase(Enum):
 
 
 #: A worker in one of these counts towards its generation's strength; the others are as good as gone.
-PRESENT = frozenset({Phase.STARTING, Phase.READY})
+PRESENT = frozenset({WorkerPhase.STARTING, WorkerPhase.READY})
 
 
 class Ultimatum(Enum):
@@ -47,7 +47,7 @@ class Ultimatum(Enum):
 
     START = auto()
     DRAIN = auto()
-    LAST_WORDS = auto()
+    STACKS = auto()
 
 
 class Stage(Enum):
@@ -63,17 +63,17 @@ class Stage(Enum):
 class WorkerFacts:
     """A worker: its slot and generation, its phase and since when, when it was spawned; its ultimatum, if any."""
 
-    __slots__ = ("due", "generation", "phase", "reason", "since", "slot", "started", "ultimatum")
+    __slots__ = ("code", "due", "generation", "phase", "reason", "since", "slot", "started", "ultimatum")
 
     def __init__(self, slot: int, generation: int, started: float) -> None:
         self.slot, self.generation = slot, generation
-        self.phase = Phase.STARTING
+        self.phase = WorkerPhase.STARTING
         self.since = self.started = started
         self.ultimatum: Ultimatum | None = None
         self.due = inf
-        self.reason = ""
+        self.reason = self.code = ""
 
-    def enter(self, phase: Phase, now: float) -> None:
+    def enter(self, phase: WorkerPhase, now: float) -> None:
         """Begin this phase, free of ultimatums."""
         self.phase, self.since = phase, now
         self.ultimatum, self.due = None, inf
@@ -84,7 +84,7 @@ class WorkerFacts:
 
     def hasten(self, drain_by: float) -> None:
         """It has until then to be gone, unless it has less time already or its fate is sealed."""
-        sealed = self.phase is Phase.KILLED or self.ultimatum is Ultimatum.LAST_WORDS
+        sealed = self.phase is WorkerPhase.KILLED or self.ultimatum is Ultimatum.STACKS
         if drain_by < self.due and not sealed:
             self.give(Ultimatum.DRAIN, drain_by, "drain_timeout is over")
 
@@ -136,7 +136,7 @@ class Backoff:
 class Generation:
     """A generation: its stage and since when, how long it may load and drain, how many of its workers are to retire."""
 
-    __slots__ = ("drain_by", "failures", "load_by", "number", "retiring", "since", "stage")
+    __slots__ = ("asked_for_stacks", "drain_by", "failures", "load_by", "number", "retiring", "since", "stage")
 
     def __init__(self, number: int, since: float, load_by: float) -> None:
         self.number = number
@@ -144,6 +144,7 @@ class Generation:
         self.since, self.load_by = since, load_by
         self.drain_by = inf
         self.retiring = 0
+        self.asked_for_stacks = False
         self.failures = Failures()
 
     @property
@@ -208,7 +209,7 @@ class Roster:
 
     def ready(self, generation: Generation) -> int:
         """How many workers of a generation serve."""
-        return sum(worker.phase is Phase.READY for _, worker in self.members(generation))
+        return sum(worker.phase is WorkerPhase.READY for _, worker in self.members(generation))
 
     def missing(self, generation: Generation, size: int) -> int:
         """How many workers it lacks, or has too many (negative), once those told to retire have gone."""
@@ -219,5 +220,5 @@ class Roster:
 
     def has_proved_itself(self, generation: Generation, now: float) -> bool:
         """Whether a worker that became ready after the generation's last failure is past its probation."""
-        since = [worker.since for _, worker in self.members(generation) if worker.phase is Phase.READY]
+        since = [worker.since for _, worker in self.members(generation) if worker.phase is WorkerPhase.READY]
         return any(moment > generation.failures.last and now - moment >= PROBATION_SECONDS for moment in since)

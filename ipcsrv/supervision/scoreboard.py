@@ -7,8 +7,8 @@ reads the slots whenever it needs them: since when a request runs (for ``request
 ``top`` and the metrics.
 
 There are no locks, because each word has one writer at a time: the worker while it lives, the master once it has
-been reaped (but VERDICT, which is always the master's to write). An aligned 64-bit store is not torn on any machine
-that Python's shared memory runs on; two words may be a request apart, which nobody sees in figures of this kind.
+been reaped (but WATCHED and RING_TAIL, which are the master's to write). An aligned 64-bit store is not torn on any
+machine that Python's shared memory runs on; two words may be a request apart, which figures of this kind do not show.
 
 A slot begins with *gauges* (what is so now, meaningless once the worker is gone), goes on with *counters*, and
 ends with three *histograms* of durations. When a worker is gone, its counters and histograms are folded into
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from enum import IntEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,31 +31,46 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-# -- the layout of one slot, in words of 8 bytes ----------------------------------------------------------------
+# -- the layout: a header, and one slot for each worker, in words of 8 bytes ------------------------------------
 
-#: Gauges. PID is 0 in a free slot. VERDICT and WATCHED are the master's: why the worker is told to answer its client
-#: with a failure (an index into VERDICTS), and whether the master looks out for overdue requests; so is SHORT:
-#: whether it is short of descriptors for what workers give back.
-#: BEGAN_NS is when the last request began, LAST_NS when one ended, SINCE_NS when the present one began (0: there is
-#: none), in monotonic time. SLOW is above 0 while one of the last few requests took long.
-#: CURRENT is the number of the kept connection that is being read or answered, 0 where it is not a kept one.
-#: GRACE_NS is for how long beyond request_timeout the handler may take to end a request that it has cancelled;
-#: EXECUTOR is the state of the executor as this worker knows it (an index into EXECUTOR_STATES).
-PID, STARTED_NS, HELD, VERDICT, WATCHED, SHORT, INSURED_NS, SLOW, GRACE_NS, EXECUTOR = range(10)
-BEGAN_NS, LAST_NS, SINCE_NS, CURRENT = range(10, 14)
+#: The header is the master's to write: whether the server drains, and how many bytes it holds for stalled exchanges.
+DRAINING, STALLED_BYTES = range(2)
+_HEADER_WORDS = 8
+
+
+class Phase(IntEnum):
+    """What a worker is doing with the connection that it has; part of the word LENT."""
+
+    NONE = 0
+    TAKEN = 1  # nothing of a request was read
+    READING = 2
+    HANDLING = 3
+    STREAMING = 4  # the handler makes a streamed response, of which whole packets were sent
+    WRITING = 5  # a packet may have been sent in part
+    BETWEEN = 6  # the response was sent whole, and nothing of the next request was read
+
+
+#: Gauges. PID is 0 in a free slot; START_TICKS is the start time of that process as the kernel counts it, which tells
+#: it from a later one with the same pid. LENT is the number of the connection in hand, shifted left by 3 bits, and its
+#: phase: one store, so that a kill never finds one without the other. WATCHED is the master's: it looks out for
+#: requests that take long. SUSPENDED counts streams whose generators wait for their clients, BUFFERED the bytes of the
+#: request that is being received. BEGAN_NS is when the last request began, LAST_NS when one ended, SINCE_NS when the
+#: present one began (0: there is none), in monotonic time. GRACE_NS is for how long beyond request_timeout the handler
+#: may take to end a request that it has cancelled; EXECUTOR is the state of the executor as this worker knows it (an
+#: index into EXECUTOR_STATES).
+PID, STARTED_NS, START_TICKS, LENT, WATCHED, SUSPENDED, BUFFERED, GRACE_NS, EXECUTOR = range(9)
+BEGAN_NS, LAST_NS, SINCE_NS = range(9, 12)
 EXECUTOR_STATES = ("", "connecting", "connected", "unreachable")
-VERDICTS = ("", "timeout", "stopping")
-STOPPING = VERDICTS.index("stopping")
-#: Counters: what was taken, how it ended, how much of it there was. QUEUED counts what came by the master's queue.
-REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, QUEUED = range(14, 21)
-HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(21, 29)
+#: Counters: what was taken, how it ended, how much of it there was. TAKEN counts messages of the queue.
+REQUESTS, OK, BYTES_IN, BYTES_OUT, BUSY_NS, CONNECTIONS, TAKEN = range(12, 19)
+HANDLER_ERRORS, TIMEOUTS, TOO_LARGE, MALFORMED, DENIED, CANCELLED, PROBES, LOST = range(19, 27)
 
 FIRST_COUNTER = REQUESTS
 FIRST_HISTOGRAM = LOST + 1
 
-#: What says that a request has ended lies together, from LAST_NS to REQUESTS, and is written by one call, so that a
-#: kill does not find it half said: ``ENDING.pack_into(words, ENDING_OFFSET, last, 0, current, requests)``.
-ENDING = struct.Struct("=4Q")
+#: What says that a request has ended lies together, from LAST_NS to REQUESTS, and is written by one call:
+#: ``ENDING.pack_into(words, ENDING_OFFSET, last, 0, requests)``.
+ENDING = struct.Struct("=3Q")
 ENDING_OFFSET = LAST_NS * 8
 
 #: Four buckets an octave, so that a percentile is off by an eighth at most, from 2**10 ns (1 us) ...
@@ -67,16 +83,54 @@ HISTOGRAM_BUCKETS = 4 * 32
 QUEUE_WAIT = FIRST_HISTOGRAM
 HANDLER = QUEUE_WAIT + HISTOGRAM_BUCKETS
 WHOLE = HANDLER + HISTOGRAM_BUCKETS
-_END = WHOLE + HISTOGRAM_BUCKETS
+#: The ring of numbers of connections that have ended: the worker writes at RING_HEAD, the master reads up to it and
+#: says so in RING_TAIL; both count up and never wrap.
+RING_HEAD = WHOLE + HISTOGRAM_BUCKETS
+RING_TAIL = RING_HEAD + 1
+RING = RING_TAIL + 1
+RING_SIZE = 64
+_END = RING + RING_SIZE
+_END_OF_COUNTED = RING_HEAD
 
 #: Slots are whole cache lines, so that two workers never write to the same one.
 _CACHE_LINE_BYTES = 64
 SLOT_BYTES = -(-_END * 8 // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES
+_HEADER_BYTES = _HEADER_WORDS * 8
 
 
 def size(slots: int) -> int:
     """Bytes that a scoreboard of so many slots needs."""
-    return slots * SLOT_BYTES
+    return _HEADER_BYTES + slots * SLOT_BYTES
+
+
+def lent(number: int, phase: Phase) -> int:
+    """Return the word LENT."""
+    return number << 3 | phase
+
+
+def parse_lent(word: int) -> tuple[int, Phase]:
+    """Return number and phase of the word LENT."""
+    return word >> 3, Phase(min(word & 7, Phase.BETWEEN))
+
+
+def push_ended(words: memoryview[int], number: int) -> bool:
+    """Put the number of an ended connection into the worker's ring; False if the ring is full."""
+    head = words[RING_HEAD]
+    if head - words[RING_TAIL] >= RING_SIZE:
+        return False
+    words[RING + head % RING_SIZE] = number
+    words[RING_HEAD] = head + 1
+    return True
+
+
+def take_ended(words: memoryview[int]) -> list[int]:
+    """Return the numbers that the worker has put into its ring since the last time."""
+    head, tail = words[RING_HEAD], words[RING_TAIL]
+    if head == tail or head - tail > RING_SIZE:  # more than fit: the worker has written nonsense
+        return []
+    numbers = [words[RING + at % RING_SIZE] for at in range(tail, head)]
+    words[RING_TAIL] = head
+    return numbers
 
 
 # -- histograms -------------------------------------------------------------------------------------------------
@@ -112,11 +166,6 @@ def percentile(counts: Sequence[int], q: float) -> float:
     return 0.0
 
 
-def is_idle(words: memoryview[int]) -> bool:
-    """Whether the worker with this slot has nobody, and waits; False for a slot without one."""
-    return bool(words[PID]) and not words[SINCE_NS] and not words[HELD]
-
-
 # -- what is read -----------------------------------------------------------------------------------------------
 
 
@@ -129,7 +178,7 @@ class Totals(NamedTuple):
     bytes_out: int
     busy_ns: int
     connections: int
-    queued: int
+    taken: int
     handler_errors: int
     timeouts: int
     too_large: int
@@ -148,18 +197,16 @@ class SlotFacts(NamedTuple):
 
     pid: int
     started_ns: int
-    held: int
-    verdict: int
+    start_ticks: int
+    lent: int
     watched: int
-    short: int
-    insured_ns: int
-    slow: int
+    suspended: int
+    buffered: int
     grace_ns: int
     executor: int
     began_ns: int
     last_ns: int
     since_ns: int
-    current: int
     totals: Totals
 
 
@@ -180,11 +227,13 @@ class Scoreboard:
 
     def __init__(self, buffer: WriteableBuffer, slots: int) -> None:
         self.slots = slots
-        self.departed = [0] * (_END - FIRST_COUNTER)
+        self.departed = [0] * (_END_OF_COUNTED - FIRST_COUNTER)
         with memoryview(buffer) as raw, raw.cast("B") as octets:
             if len(octets) < size(slots):
                 raise ValueError(f"{len(octets)} bytes are too small for {slots} slots of {SLOT_BYTES} bytes")
-            self._words = [octets[at : at + _END * 8].cast("Q") for at in range(0, size(slots), SLOT_BYTES)]
+            self.header = octets[:_HEADER_BYTES].cast("Q")
+            starts = range(_HEADER_BYTES, size(slots), SLOT_BYTES)
+            self._words = [octets[at : at + _END * 8].cast("Q") for at in starts]
 
     def words(self, slot: int) -> memoryview[int]:
         """The slot's words, for its worker to write."""
@@ -197,24 +246,29 @@ class Scoreboard:
     def facts(self, slot: int) -> SlotFacts:
         """The slot as it is now."""
         words = self._words[slot].tolist()
-        values: list[Any] = [*words[:FIRST_COUNTER], _totals(words[FIRST_COUNTER:])]
+        values: list[Any] = [*words[:FIRST_COUNTER], _totals(words[FIRST_COUNTER:_END_OF_COUNTED])]
         return SlotFacts(*values)
 
     def fold(self, slot: int) -> None:
         """Keep what a worker that is gone has counted, and free its slot."""
-        counted = self._words[slot][FIRST_COUNTER:].tolist()
+        counted = self._words[slot][FIRST_COUNTER:_END_OF_COUNTED].tolist()
         self.departed = [kept + more for kept, more in zip(self.departed, counted, strict=True)]
         self.clear(slot)
 
+    def count(self, counter: int, number: int = 1) -> None:
+        """Count something that the master itself has done."""
+        self.departed[counter - FIRST_COUNTER] += number
+
     def totals(self) -> Totals:
         """Sums over the living and the departed. None of them ever goes down."""
-        living = [words[FIRST_COUNTER:].tolist() for words in self._words]
+        living = [words[FIRST_COUNTER:_END_OF_COUNTED].tolist() for words in self._words if words[PID]]
         return _totals([sum(column) for column in zip(self.departed, *living, strict=True)])
 
     def release(self) -> None:
         """Let go of the buffer; the object is of no use afterwards."""
         while self._words:
             self._words.pop().release()
+        self.header.release()
 
 
 _ZEROES = memoryview(bytes(_END * 8)).cast("Q")

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 from .commands import (
     Command,
     DumpStacks,
+    DumpTemplateStacks,
     EndGeneration,
     GiveUp,
     Kill,
@@ -44,19 +45,18 @@ from .commands import (
     StartGeneration,
     Stopped,
     SwitchTo,
-    TimeOut,
 )
 from .records import (
     PROBATION_SECONDS,
     Backoff,
     Failures,
     Generation,
-    Phase,
+    PoolState,
     Roster,
     Stage,
-    State,
     Ultimatum,
     WorkerFacts,
+    WorkerPhase,
 )
 
 if TYPE_CHECKING:
@@ -64,22 +64,38 @@ if TYPE_CHECKING:
     from random import Random
 
 __all__ = [
-    "Command", "DumpStacks", "EndGeneration", "GiveUp", "Kill", "Phase", "Pool", "Report", "RetireOne", "Spawn",
-    "StartGeneration", "State", "Stopped", "SwitchTo", "TimeOut", "WorkerFacts",
+    "Command",
+    "DumpStacks",
+    "DumpTemplateStacks",
+    "EndGeneration",
+    "GiveUp",
+    "Kill",
+    "PoolState",
+    "Report",
+    "RetireOne",
+    "Spawn",
+    "StartGeneration",
+    "Stopped",
+    "Supervisor",
+    "SwitchTo",
+    "WorkerFacts",
+    "WorkerPhase",
 ]  # fmt: skip
 
-#: Between telling a worker to answer its client with a failure and killing it: long enough to write one packet.
-GRACE_SECONDS = 1.0
+#: Between asking a process for its stacks and killing it: long enough to write them.
+STACKS_SECONDS = 0.3
 #: The exit status of a SIGKILL, which is never a program's own doing.
 SIGKILLED = -9
-_UNDER_WAY = frozenset({State.STARTING, State.RUNNING})
+_UNDER_WAY = frozenset({PoolState.STARTING, PoolState.RUNNING})
+#: What the client of a worker is told that does not end in time.
+_CODES = {WorkerPhase.LEAVING: "stopping"}
 #: In which phases a worker's facts are news; in the others they are late.
-_READY_IS_NEWS = frozenset({Phase.STARTING})
-_LEAVING_IS_NEWS = frozenset({Phase.READY})
-_OVERDUE_IS_NEWS = frozenset({Phase.READY, Phase.LEAVING})
+_READY_IS_NEWS = frozenset({WorkerPhase.STARTING})
+_LEAVING_IS_NEWS = frozenset({WorkerPhase.READY})
+_OVERDUE_IS_NEWS = frozenset({WorkerPhase.READY, WorkerPhase.LEAVING})
 
 
-class Pool:
+class Supervisor:
     """The supervisor of `size` workers.
 
     `max_slots` is how many workers there may ever be at once, the leaving ones included. A reload needs twice the
@@ -100,7 +116,7 @@ class Pool:
     ) -> None:
         if not 1 <= size <= max_slots // 2:
             raise ValueError(f"size is {size}: it must be from 1 to {max_slots // 2}, half of {max_slots} slots")
-        self.state = State.STARTING
+        self.state = PoolState.STARTING
         self.size = size
         self.restarts = 0
         self.last_error: str | None = None
@@ -132,7 +148,7 @@ class Pool:
     @property
     def reloading(self) -> bool:
         """Whether a reload is under way."""
-        return self.state is State.RUNNING and self._upcoming is not None
+        return self.state is PoolState.RUNNING and self._upcoming is not None
 
     @property
     def largest_size(self) -> int:
@@ -149,7 +165,7 @@ class Pool:
     def _resumption(self, generation: Generation) -> float:
         """When the time alone makes a difference to this generation."""
         if generation.stage is Stage.LOADING:
-            return generation.load_by
+            return generation.load_by - (0.0 if generation.asked_for_stacks else STACKS_SECONDS)
         if generation.stage is Stage.LOST:
             return inf if self._upcoming else self._losses.until
         if self._roster.missing(generation, self.size) > 0 and self._roster.free_slot() is not None:
@@ -183,14 +199,14 @@ class Pool:
         if drain_timeout is not None:
             self._drain_timeout = drain_timeout
         if self.state in _UNDER_WAY:
-            self._wind_up(State.STOPPING, now)
+            self._wind_up(PoolState.STOPPING, now)
         self._roster.hasten(now + self._drain_timeout)
         return self._settle(now)
 
     def stop_now(self, now: float) -> list[Command]:
         """The server ends, whatever its workers are doing."""
         if self.state in _UNDER_WAY:
-            self._wind_up(State.STOPPING, now)
+            self._wind_up(PoolState.STOPPING, now)
         for number, worker in self._roster.workers.items():
             self._kill(number, worker, "the server was told to stop now", now)
         return self._settle(now)
@@ -201,9 +217,16 @@ class Pool:
             if worker.due <= now:
                 self._enforce(number, worker, now)
         upcoming = self._upcoming
-        if upcoming and upcoming.stage is Stage.LOADING and upcoming.load_by <= now:
-            self._fail_upcoming(f"the handler was not imported within {self._startup_timeout:g} s", None, now)
+        if upcoming and upcoming.stage is Stage.LOADING and upcoming.load_by - STACKS_SECONDS <= now:
+            self._hasten_loading(upcoming, now)
         return self._settle(now)
+
+    def _hasten_loading(self, upcoming: Generation, now: float) -> None:
+        if not upcoming.asked_for_stacks:
+            upcoming.asked_for_stacks = True
+            self._do(DumpTemplateStacks(upcoming.number))
+        if upcoming.load_by <= now:
+            self._fail_upcoming(f"the handler was not imported within {self._startup_timeout:g} s", None, now)
 
     # -- facts about a generation -------------------------------------------------------------------------------
 
@@ -250,9 +273,9 @@ class Pool:
     def overdue(self, worker: int, now: float) -> list[Command]:
         """The request in its hands has taken longer than `request_timeout`."""
         record = self._hear(worker, _OVERDUE_IS_NEWS)
-        if record and record.ultimatum is not Ultimatum.LAST_WORDS:
-            self.restarts += record.phase is Phase.READY
-            self._last_words(worker, record, "timeout", "request_timeout is over", now)
+        if record and record.ultimatum is not Ultimatum.STACKS:
+            self.restarts += record.phase is WorkerPhase.READY
+            self._end_with_stacks(worker, record, "timeout", "the handler did not answer within request_timeout", now)
         return self._settle(now)
 
     def spawn_failed(self, worker: int, reason: str, now: float) -> list[Command]:
@@ -287,14 +310,14 @@ class Pool:
 
     # -- what follows for a worker ------------------------------------------------------------------------------
 
-    def _hear(self, number: int, news: frozenset[Phase]) -> WorkerFacts | None:
+    def _hear(self, number: int, news: frozenset[WorkerPhase]) -> WorkerFacts | None:
         """The worker, if a fact about it is news in its phase."""
         worker = self._roster.workers.get(number)
         return worker if worker and worker.phase in news else None
 
     def _enter_service(self, worker: WorkerFacts, now: float) -> None:
         generation = self._roster.generations[worker.generation]
-        worker.enter(Phase.READY, now)
+        worker.enter(WorkerPhase.READY, now)
         if self._refusals.row and worker.started > self._refusals.last:
             self._refusals.over()
             self._report("info", "workers can be started again")
@@ -303,45 +326,45 @@ class Pool:
 
     def _let_go(self, worker: WorkerFacts, drain_by: float, now: float) -> None:
         """It leaves when it has served what it has."""
-        worker.enter(Phase.LEAVING, now)
+        worker.enter(WorkerPhase.LEAVING, now)
         worker.hasten(drain_by)
 
     def _enforce(self, number: int, worker: WorkerFacts, now: float) -> None:
-        """The worker's time is over."""
-        if worker.ultimatum is Ultimatum.LAST_WORDS:
-            self._kill(number, worker, worker.reason, now)
-        elif worker.phase is Phase.LEAVING:
-            self._last_words(number, worker, "stopping", worker.reason, now)
-        else:
-            self._do(DumpStacks(number))
-            self._kill(number, worker, worker.reason, now)
+        """The worker's time is over: ask for its stacks, and kill it when it has had the time to write them."""
+        if worker.ultimatum is not Ultimatum.STACKS:
+            self._end_with_stacks(number, worker, _CODES.get(worker.phase, "crashed"), worker.reason, now)
+            return
+        starting = worker.phase is WorkerPhase.STARTING
+        self._kill(number, worker, worker.reason, now)
+        if starting:
             self._blame_late_starter(worker, now)
 
-    def _last_words(self, number: int, worker: WorkerFacts, code: str, reason: str, now: float) -> None:
-        """Its client shall hear why; and if it is stuck where it cannot say so, it is killed a little later."""
-        self._do(DumpStacks(number), TimeOut(number, code))
-        worker.enter(Phase.LEAVING, now)
-        worker.give(Ultimatum.LAST_WORDS, now + GRACE_SECONDS, reason)
+    def _end_with_stacks(self, number: int, worker: WorkerFacts, code: str, reason: str, now: float) -> None:
+        self._do(DumpStacks(number))
+        if worker.phase is not WorkerPhase.STARTING:
+            worker.enter(WorkerPhase.LEAVING, now)
+        worker.code = code
+        worker.give(Ultimatum.STACKS, now + STACKS_SECONDS, reason)
 
     def _kill(self, number: int, worker: WorkerFacts, reason: str, now: float) -> None:
-        if worker.phase is not Phase.KILLED:
-            worker.enter(Phase.KILLED, now)
-            self._do(Kill(number, reason))
+        if worker.phase is not WorkerPhase.KILLED:
+            worker.enter(WorkerPhase.KILLED, now)
+            self._do(Kill(number, reason, worker.code or "stopping"))
 
     def _mourn(
         self, worker: WorkerFacts, status: int | None, reason: str, traceback: str | None, served: bool, now: float
     ) -> None:
         """A worker has exited. Unless it was asked to, or had said so, that was a death."""
         generation = self._roster.generations[worker.generation]
-        if generation.stage is Stage.ENDED or worker.phase in (Phase.LEAVING, Phase.KILLED):
+        if generation.stage is Stage.ENDED or worker.phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED):
             return
-        if worker.phase is Phase.READY and status == 0 and generation.retiring:
+        if worker.phase is WorkerPhase.READY and status == 0 and generation.retiring:
             generation.retiring -= 1
             return
         self.restarts += 1
         self.last_error = reason
         served = served and generation.has_served
-        if worker.phase is Phase.STARTING or self._on_probation(worker, status, served, now):
+        if worker.phase is WorkerPhase.STARTING or self._on_probation(worker, status, served, now):
             self._count_failed_start(generation, worker, reason, traceback, now)
         elif worker.since > generation.failures.last:
             generation.failures.over()
@@ -384,7 +407,7 @@ class Pool:
         """The upcoming generation is whole: it serves, and what has served until now ends."""
         previous, self._serving, self._upcoming = self._serving, upcoming, None
         upcoming.stage, upcoming.since = Stage.SERVING, now
-        self.state = State.RUNNING
+        self.state = PoolState.RUNNING
         self._do(SwitchTo(upcoming.number))
         if previous:
             self._end(previous, now)
@@ -425,9 +448,9 @@ class Pool:
 
     def _give_up(self, reason: str, traceback: str | None, now: float) -> None:
         self._do(GiveUp(reason or "for an unknown reason", traceback))
-        self._wind_up(State.FAILED, now)
+        self._wind_up(PoolState.FAILED, now)
 
-    def _wind_up(self, state: State, now: float) -> None:
+    def _wind_up(self, state: PoolState, now: float) -> None:
         self.state = state
         for generation in self._current():
             self._end(generation, now)
@@ -439,9 +462,9 @@ class Pool:
         generation.stage, generation.drain_by = Stage.ENDED, now + self._drain_timeout
         self._do(EndGeneration(generation.number))
         for number, worker in self._roster.members(generation):
-            if worker.phase is Phase.READY:
+            if worker.phase is WorkerPhase.READY:
                 self._let_go(worker, generation.drain_by, now)
-            elif worker.phase is Phase.STARTING and not has_served:
+            elif worker.phase is WorkerPhase.STARTING and not has_served:
                 self._kill(number, worker, "its generation was given up", now)
             else:
                 worker.hasten(generation.drain_by)
@@ -452,8 +475,8 @@ class Pool:
         """Do whatever is due as things are, and hand the commands over: the end of every fact."""
         if self.state in _UNDER_WAY:
             self._advance(now)
-        elif self.state is not State.STOPPED and not self._roster.workers:
-            self.state = State.STOPPED
+        elif self.state is not PoolState.STOPPED and not self._roster.workers:
+            self.state = PoolState.STOPPED
             self._do(Stopped())
         self._roster.forget_generations()
         commands, self._commands = self._commands, []
@@ -482,11 +505,22 @@ class Pool:
 
     def _spawn(self, generation: Generation, now: float) -> None:
         slot = self._roster.free_slot()
-        if slot is not None:
+        if slot is None:
+            self._evict_leaver(now)
+        else:
             number, worker = self._roster.add_worker(slot, generation, now)
             reason = f"a worker was not ready within {self._startup_timeout:g} s"
             worker.give(Ultimatum.START, now + self._startup_timeout, reason)
             self._do(Spawn(number, slot, generation.number))
+
+    def _evict_leaver(self, now: float) -> None:
+        """Every slot is taken: the worker that has been leaving for longest makes room."""
+        leaving = [(worker.since, number) for number, worker in self._roster.workers.items()
+                   if worker.phase is WorkerPhase.LEAVING and worker.ultimatum is not Ultimatum.STACKS]
+        if leaving:
+            number = min(leaving)[1]
+            reason = "it does not end, and its place is needed"
+            self._end_with_stacks(number, self._roster.workers[number], "stopping", reason, now)
 
     def _current(self) -> list[Generation]:
         """The generations that are not over, the serving one first."""

@@ -1,21 +1,22 @@
 /*
- * The straight path, compiled: a request that came whole in one read and is answered by one write.
+ * The fast path, compiled: a request that comes whole in one read and is answered by one write.
  *
- * It promises what `straight.PurePath` promises, step for step; that class is the specification, and
- * tests/contract/test_straight.py runs the same routine on both.  What is gained is the interpreter's share of each
+ * It promises what `fastpath.PurePath` promises, step for step; that class is the specification, and
+ * tests/contract/test_fastpath.py runs the same routine on both. What is gained is the interpreter's share of each
  * request (docs/performance.md); where this is not compiled, nothing but that is lost.
  *
- * It runs in a worker, in the thread of the handler.  The interpreter's lock is released while it waits for a client,
+ * It runs in a worker, in the thread of the handler. The interpreter's lock is released while it waits for a client,
  * and signals are looked for before each request, since a handler that is compiled itself runs no bytecode in between.
  *
  * Limited API of Python 3.11: one build serves every later version.
  */
 #define PY_SSIZE_T_CLEAN
-#define _GNU_SOURCE /* accept4, struct ucred */
+#define _GNU_SOURCE /* ppoll */
 #include <Python.h>
 #include <structmember.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -30,34 +31,32 @@
 #define MAX_PACKET 65520         /* PROTOCOL.md section 1 */
 #define MAX_DATA (MAX_PACKET - HEADER)
 #define RECEIVE_SIZE 65536       /* bytes; any message that is one packet */
-#define MOST_PIPELINED 64        /* requests of one read that are answered before others have their turn */
-#define MOST_KNOWN 8             /* users that are remembered; others are asked about each time */
 #define NANOSECONDS 1000000000ULL
 
-/* What came of it; the same numbers as in straight.py. */
-enum outcome { ANSWERED, SILENT, ENDED, GONE, RAISED, CONVERSE, RESPONSE, UNSENT, LIMIT, NOBODY, STRANGER, BROKEN = -1 };
+/* Outcomes; the same numbers as in fastpath.py. */
+enum outcome { TURN_OVER, SILENT, ENDED, GONE, RAISED, PARTIAL, RESPONSE, UNSENT, LIMIT, BROKEN = -1 };
+
+/* scoreboard.Phase, in the low bits of the word LENT. */
+enum phase { READING = 2, HANDLING = 3, WRITING = 5, BETWEEN = 6 };
 
 /* Where the words of a worker's slot are: scoreboard.py says, when a path is made. */
 struct layout {
-    int since, began, last, current, watched, slow;
-    int requests, ok, bytes_in, bytes_out, busy, handler, whole, connections;
+    int lent, since, began, last, watched, requests, ok, bytes_in, bytes_out, busy, handler, whole, cancelled, probes;
 };
 
 typedef struct {
     PyObject_HEAD
-    Py_buffer view;              /* of the slot; held for as long as we live */
+    Py_buffer view;              /* of the slot; held for as long as this object lives */
     uint64_t *words;
     struct layout at;
-    PyObject *handler, *request_type, *timeout, *tell_busy, *secure, *on_answered, *adopt;
+    PyObject *handler, *request_type, *timeout, *tell_busy, *on_answered;
     Py_ssize_t most_in, most_out;
-    uint64_t slow_ns, slow_memory; /* of tally.py: what is slow, and for how many requests that is remembered */
-    uint64_t span_ns;              /* for which turns go on: somebody else may wait */
+    uint64_t long_wait_ns;       /* a client that waited so long may have given up */
+    uint64_t span_ns;            /* for which a client has its turn: other connections may wait */
+    long turns;                  /* requests in a turn at most */
     unsigned long long next_check;
-    int unsecured;
-    char learns;
-    struct { uid_t uid; gid_t gid; } known[MOST_KNOWN]; /* users of whom it was found that they may ask */
-    int known_count;
-    PyObject *data, *response, *unsent, *error, *connection;
+    char hung_up;                /* the client of the outcome ENDED has closed both directions */
+    PyObject *data, *response, *unsent, *error;
     Py_ssize_t size;
     char in[RECEIVE_SIZE];
     char out[MAX_PACKET + HEADER];
@@ -116,7 +115,7 @@ static Py_ssize_t encode(char *into, const char *data, Py_ssize_t size)
     return length + HEADER;
 }
 
-/* -- counting: what Tally.answered does --------------------------------------------------------------------------- */
+/* -- counting: what Stats.answered does --------------------------------------------------------------------------- */
 
 static int bucket(uint64_t nanoseconds)
 {
@@ -133,7 +132,6 @@ static void count_answered(Path *self, Py_ssize_t bytes_in, Py_ssize_t bytes_out
     uint64_t *words = self->words, now = monotonic_ns(), took = now - words[self->at.began];
     words[self->at.last] = now;
     words[self->at.since] = 0;
-    words[self->at.current] = 0;
     words[self->at.requests]++;
     words[self->at.ok]++;
     words[self->at.bytes_in] += (uint64_t)bytes_in;
@@ -141,10 +139,6 @@ static void count_answered(Path *self, Py_ssize_t bytes_in, Py_ssize_t bytes_out
     words[self->at.busy] += took;
     words[self->at.handler + bucket(took)]++;
     words[self->at.whole + bucket(took + waited)]++;
-    if (took > self->slow_ns)
-        words[self->at.slow] = self->slow_memory;
-    else if (words[self->at.slow])
-        words[self->at.slow]--;
 }
 
 /* -- one request -------------------------------------------------------------------------------------------------- */
@@ -184,15 +178,10 @@ static int call(PyObject *callable)
     return result == NULL ? -1 : 0;
 }
 
-/* Before the handler runs: others must not be lost with us, and the master must look out for a request that others
- * wait for, or that may take only so long (it is told once, for it then says so in our slot). */
-static int prepare(Path *self, int others)
+/* The watchdog must look out for a request that may take only so long; it is told once, and then says so in the slot. */
+static int prepare(Path *self)
 {
-    if (self->unsecured && call(self->secure) < 0)
-        return -1;
-    if ((others || self->timeout != Py_None) && !self->words[self->at.watched])
-        return call(self->tell_busy);
-    return 0;
+    return self->timeout != Py_None && !self->words[self->at.watched] ? call(self->tell_busy) : 0;
 }
 
 static enum outcome raised(Path *self)
@@ -227,10 +216,11 @@ static int is_plain(Path *self, PyObject *response)
            PyBytes_Size(response) <= self->most_out;
 }
 
-static enum outcome reply(Path *self, int fd, PyObject *response, uint64_t waited)
+static enum outcome reply(Path *self, int fd, PyObject *response, uint64_t number, uint64_t waited)
 {
     Py_ssize_t length = PyBytes_Size(response);
     Py_ssize_t size = encode(self->out, PyBytes_AsString(response), length);
+    self->words[self->at.lent] = number << 3 | WRITING;
     Py_ssize_t sent = send_reply(self, fd, size);
     if (sent < 0)
         return GONE;
@@ -238,6 +228,7 @@ static enum outcome reply(Path *self, int fd, PyObject *response, uint64_t waite
         keep(&self->unsent, PyBytes_FromStringAndSize(self->out + sent, size - sent));
         return self->unsent == NULL ? BROKEN : UNSENT;
     }
+    self->words[self->at.lent] = number << 3 | BETWEEN;
     count_answered(self, self->size, length, waited);
     if (self->on_answered != Py_None) {
         PyObject *noted = PyObject_CallFunction(self->on_answered, "nnK", self->size, length, (unsigned long long)waited);
@@ -245,18 +236,19 @@ static enum outcome reply(Path *self, int fd, PyObject *response, uint64_t waite
         if (noted == NULL)
             return BROKEN;
     }
-    return ANSWERED;
+    return TURN_OVER;
 }
 
-/* Answer one request.  The connection is the caller's, who goes on with it by what comes of this. */
+/* Answer one request. */
 static enum outcome answer(Path *self, PyObject *connection, int fd, const char *payload, Py_ssize_t size,
-                           uint64_t waited, int others)
+                           uint64_t number, uint64_t waited)
 {
     uint64_t *words = self->words, began = monotonic_ns();
+    words[self->at.lent] = number << 3 | HANDLING;
     words[self->at.began] = words[self->at.since] = began;
     self->size = size;
     PyObject *request = make_request(self, connection, payload, size, began);
-    if (request == NULL || prepare(self, others) < 0) {
+    if (request == NULL || prepare(self) < 0) {
         Py_XDECREF(request);
         return BROKEN;
     }
@@ -264,7 +256,7 @@ static enum outcome answer(Path *self, PyObject *connection, int fd, const char 
     Py_DECREF(request);
     if (response == NULL)
         return raised(self);
-    enum outcome outcome = is_plain(self, response) ? reply(self, fd, response, waited) : RESPONSE;
+    enum outcome outcome = is_plain(self, response) ? reply(self, fd, response, number, waited) : RESPONSE;
     if (outcome == RESPONSE || outcome == UNSENT)
         keep(&self->response, response);
     else
@@ -274,51 +266,63 @@ static enum outcome answer(Path *self, PyObject *connection, int fd, const char 
 
 /* -- what one read has brought, and the next reads ---------------------------------------------------------------- */
 
-/* Leave what has come from `from` on to whoever goes on from here. */
-static enum outcome hand_over(Path *self, enum outcome outcome, const char *from, const char *end)
+/* Leave what has come from `from` on to the slower code that goes on from here. */
+static enum outcome leave(Path *self, enum outcome outcome, const char *from, const char *end)
 {
     keep(&self->data, PyBytes_FromStringAndSize(from, end - from));
     return self->data == NULL ? BROKEN : outcome;
 }
 
-static enum outcome answer_all(Path *self, PyObject *connection, int fd, Py_ssize_t received, uint64_t waited,
-                               uint64_t number, int others)
+static enum outcome answer_all(Path *self, PyObject *connection, int fd, Py_ssize_t received, uint64_t number,
+                               uint64_t waited)
 {
     const char *from = self->in, *end = self->in + received;
-    for (int count = 0; from < end; count++) {
+    for (long count = 0; from < end; count++) {
         Py_ssize_t size = message_size(from, end - from);
         Py_ssize_t payload = size > 2 * HEADER ? size - 2 * HEADER : 0;
-        if (size == 0 || payload > self->most_in || count == MOST_PIPELINED ||
+        if (count) /* what is left was read already: no other process could read it again */
+            self->words[self->at.lent] = number << 3 | READING;
+        if (size == 0 || payload > self->most_in || count == self->turns ||
             (count && self->words[self->at.requests] >= self->next_check))
-            return hand_over(self, CONVERSE, from, end);
-        self->words[self->at.current] = number;
-        enum outcome outcome = answer(self, connection, fd, from + HEADER, payload, waited, others);
+            return leave(self, PARTIAL, from, end);
+        enum outcome outcome = answer(self, connection, fd, from + HEADER, payload, number, waited);
         if (outcome == RESPONSE || outcome == UNSENT)
-            return hand_over(self, outcome, from, end);
-        if (outcome != ANSWERED)
+            return leave(self, outcome, from, end);
+        if (outcome != TURN_OVER)
             return outcome;
         waited = 0;
         from += size;
     }
-    return self->words[self->at.requests] >= self->next_check ? LIMIT : ANSWERED;
+    return self->words[self->at.requests] >= self->next_check ? LIMIT : TURN_OVER;
 }
 
-/* Read what a client has said, waiting as long as its socket says if `flags` do not forbid it: -1 for nothing, 0 for
- * its end, -2 if a signal handler raised. */
-static Py_ssize_t receive(Path *self, int fd, int flags)
+/* Wait for a client: what poll(2) says of it, 0 if it stays silent for so long, -2 if a signal handler raised. */
+static int wait_for(int fd, uint64_t patience)
+{
+    struct pollfd entry = {fd, POLLIN, 0};
+    struct timespec time = {(time_t)(patience / NANOSECONDS), (long)(patience % NANOSECONDS)};
+    for (;;) {
+        int ready;
+        Py_BEGIN_ALLOW_THREADS
+#ifdef __linux__
+        ready = ppoll(&entry, 1, &time, NULL);
+#else
+        ready = poll(&entry, 1, (int)((patience + 999999) / 1000000));
+#endif
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0)
+            return -2;
+        if (ready >= 0 || errno != EINTR)
+            return ready > 0 ? entry.revents : 0;
+    }
+}
+
+/* Read what is there: -1 for nothing, 0 for the end, -2 if a signal handler raised. */
+static Py_ssize_t receive(Path *self, int fd)
 {
     for (;;) {
-        ssize_t received;
-        int reason;
-        if (flags & MSG_DONTWAIT) {
-            received = recv(fd, self->in, RECEIVE_SIZE, flags);
-            reason = errno;
-        } else {
-            Py_BEGIN_ALLOW_THREADS
-            received = recv(fd, self->in, RECEIVE_SIZE, flags);
-            reason = errno;
-            Py_END_ALLOW_THREADS
-        }
+        ssize_t received = recv(fd, self->in, RECEIVE_SIZE, MSG_DONTWAIT);
+        int reason = errno;
         if (PyErr_CheckSignals() < 0)
             return -2;
         if (received >= 0)
@@ -330,21 +334,62 @@ static Py_ssize_t receive(Path *self, int fd, int flags)
     }
 }
 
-static enum outcome serve(Path *self, PyObject *connection, int fd, int flags, long turns, uint64_t waited,
-                          uint64_t number, int others)
+static int has_closed(int fd)
 {
-    uint64_t until = 0;
-    for (long turn = 0; turn < turns; turn++) {
-        self->words[self->at.current] = number; /* from before it is read: a request that was read has no other owner */
-        Py_ssize_t received = receive(self, fd, flags);
+    struct pollfd entry = {fd, 0, 0};
+    return poll(&entry, 1, 0) > 0;
+}
+
+/* After a long wait: whether the client has given up, and what it may have asked with it. */
+static int has_left(Path *self, int fd)
+{
+    char byte;
+    if (!has_closed(fd))
+        return 0;
+    int asked = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+    self->words[asked ? self->at.cancelled : self->at.probes]++;
+    return 1;
+}
+
+static enum outcome serve(Path *self, PyObject *connection, int fd, uint64_t number, uint64_t waited,
+                          uint64_t patience, int asked)
+{
+    uint64_t until = 0, *lent = &self->words[self->at.lent];
+    if (waited > self->long_wait_ns && has_left(self, fd)) {
+        self->hung_up = 1;
+        return ENDED;
+    }
+    for (long turn = 0; turn < self->turns; turn++) {
+        if (asked) {
+            int ready = wait_for(fd, patience);
+            if (ready == -2)
+                return BROKEN;
+            if (ready == 0)
+                return SILENT;
+            if (ready & POLLHUP) { /* both directions: there is no reader left */
+                self->hung_up = 1;
+                return ENDED;
+            }
+        }
+        uint64_t before = *lent;
+        *lent = number << 3 | READING; /* before it is read: no other process could read it again */
+        Py_ssize_t received = receive(self, fd);
         if (received == -2)
             return BROKEN;
         if (received <= 0) {
-            self->words[self->at.current] = 0;
-            return received == 0 ? ENDED : SILENT;
+            *lent = before;
+            if (received == 0) {
+                self->hung_up = (char)has_closed(fd);
+                return ENDED;
+            }
+            if (asked)
+                return SILENT;
+            asked = 1;
+            continue;
         }
-        enum outcome outcome = answer_all(self, connection, fd, received, waited, number, others);
-        if (outcome != ANSWERED)
+        asked = 1;
+        enum outcome outcome = answer_all(self, connection, fd, received, number, waited);
+        if (outcome != TURN_OVER)
             return outcome;
         waited = 0;
         if (until == 0)
@@ -352,133 +397,33 @@ static enum outcome serve(Path *self, PyObject *connection, int fd, int flags, l
         if (self->words[self->at.last] > until)
             break;
     }
-    return ANSWERED;
+    return TURN_OVER;
 }
 
-PyDoc_STRVAR(run_doc, "run(connection, descriptor, flags, turns, waited, number, others) -> outcome\n\n"
-                      "As `straight.PurePath.run`.");
+PyDoc_STRVAR(run_doc, "run(connection, number, waited, patience, asked) -> outcome\n\nAs `fastpath.PurePath.run`.");
 
 static PyObject *path_run(Path *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 7) {
-        PyErr_SetString(PyExc_TypeError, "run() takes 7 arguments");
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "run() takes 5 arguments");
         return NULL;
     }
-    long fd = PyLong_AsLong(args[1]), flags = PyLong_AsLong(args[2]), turns = PyLong_AsLong(args[3]);
-    unsigned long long waited = PyLong_AsUnsignedLongLong(args[4]), number = PyLong_AsUnsignedLongLong(args[5]);
-    int others = PyObject_IsTrue(args[6]);
+    int fd = PyObject_AsFileDescriptor(args[0]), asked = PyObject_IsTrue(args[4]);
+    unsigned long long number = PyLong_AsUnsignedLongLong(args[1]), waited = PyLong_AsUnsignedLongLong(args[2]),
+                       patience = PyLong_AsUnsignedLongLong(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    enum outcome outcome = serve(self, args[0], (int)fd, (int)flags, turns, waited, number, others);
+    enum outcome outcome = serve(self, args[0], fd, number, waited, patience, asked);
     return outcome == BROKEN ? NULL : PyLong_FromLong(outcome);
-}
-
-/* -- new connections ---------------------------------------------------------------------------------------------- */
-
-static int accept_next(int listener)
-{
-#ifdef SOCK_CLOEXEC
-    return accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-#else
-    int fd = accept(listener, NULL, NULL);
-    if (fd >= 0)
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-    return fd;
-#endif
-}
-
-/* Whether it is already known that this client may ask (PROTOCOL.md section 5). */
-static int is_known(Path *self, int fd)
-{
-#ifdef SO_PEERCRED
-    struct ucred peer;
-    socklen_t size = sizeof peer;
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0)
-        for (int i = 0; i < self->known_count; i++)
-            if (self->known[i].uid == peer.uid && self->known[i].gid == peer.gid)
-                return 1;
-#endif
-    return 0;
-}
-
-/* Accept the next client: `self->connection` is it, as a stranger. */
-static enum outcome receive_client(Path *self, int listener, int *descriptor)
-{
-    int fd = accept_next(listener);
-    if (fd < 0) {
-        if (errno == EAGAIN || errno == EWOULDBLOCK)
-            return NOBODY;
-        PyErr_SetFromErrno(PyExc_OSError);
-        return BROKEN;
-    }
-    self->words[self->at.connections]++;
-    PyObject *connection = PyObject_CallFunction(self->adopt, "i", fd);
-    if (connection == NULL) {
-        close(fd);
-        return BROKEN;
-    }
-    keep(&self->connection, connection);
-    *descriptor = fd;
-    return STRANGER;
-}
-
-static enum outcome welcome(Path *self, int listener, int others)
-{
-    int fd;
-    enum outcome outcome = receive_client(self, listener, &fd);
-    if (outcome == STRANGER && is_known(self, fd))
-        outcome = serve(self, self->connection, fd, MSG_DONTWAIT, 1, 0, 0, others);
-    return outcome;
-}
-
-PyDoc_STRVAR(receive_doc, "receive(listener) -> outcome\n\nAs `straight.PurePath.receive`.");
-
-static PyObject *path_receive(Path *self, PyObject *listener)
-{
-    int unused, descriptor = PyObject_AsFileDescriptor(listener);
-    enum outcome outcome = descriptor < 0 ? BROKEN : receive_client(self, descriptor, &unused);
-    return outcome == BROKEN ? NULL : PyLong_FromLong(outcome);
-}
-
-PyDoc_STRVAR(welcome_doc, "welcome(listener, others) -> outcome\n\nAs `straight.PurePath.welcome`.");
-
-static PyObject *path_welcome(Path *self, PyObject *const *args, Py_ssize_t count)
-{
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "welcome() takes 2 arguments");
-        return NULL;
-    }
-    int listener = PyObject_AsFileDescriptor(args[0]), others = PyObject_IsTrue(args[1]);
-    if (listener < 0 || others < 0)
-        return NULL;
-    enum outcome outcome = welcome(self, listener, others);
-    return outcome == BROKEN ? NULL : PyLong_FromLong(outcome);
-}
-
-PyDoc_STRVAR(know_doc, "know(uid, gid)\n\nAs `straight.PurePath.know`.");
-
-static PyObject *path_know(Path *self, PyObject *args)
-{
-    unsigned long uid, gid;
-    if (!PyArg_ParseTuple(args, "kk", &uid, &gid))
-        return NULL;
-    for (int i = 0; i < self->known_count; i++)
-        if (self->known[i].uid == (uid_t)uid && self->known[i].gid == (gid_t)gid)
-            return Py_NewRef(Py_None);
-    if (self->known_count < MOST_KNOWN) {
-        self->known[self->known_count].uid = (uid_t)uid;
-        self->known[self->known_count++].gid = (gid_t)gid;
-    }
-    return Py_NewRef(Py_None);
 }
 
 /* -- the type ----------------------------------------------------------------------------------------------------- */
 
 static int read_layout(struct layout *at, PyObject *tuple)
 {
-    return PyArg_ParseTuple(tuple, "iiiiiiiiiiiiii", &at->since, &at->began, &at->last, &at->current, &at->watched,
-                            &at->slow, &at->requests, &at->ok, &at->bytes_in, &at->bytes_out, &at->busy, &at->handler,
-                            &at->whole, &at->connections)
+    return PyArg_ParseTuple(tuple, "iiiiiiiiiiiiii", &at->lent, &at->since, &at->began, &at->last, &at->watched,
+                            &at->requests, &at->ok, &at->bytes_in, &at->bytes_out, &at->busy, &at->handler, &at->whole,
+                            &at->cancelled, &at->probes)
                ? 0
                : -1;
 }
@@ -486,12 +431,12 @@ static int read_layout(struct layout *at, PyObject *tuple)
 static int path_init(Path *self, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"words", "layout", "handler", "request_type", "most_in", "most_out", "timeout",
-                            "tell_busy", "secure", "on_answered", "adopt", "slow_ns", "slow_memory", "span_ns", NULL};
-    PyObject *words, *layout, *handler, *request_type, *timeout, *busy, *secure, *answered, *adopt;
-    unsigned long long slow_ns, slow_memory, span_ns;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO!OOnnOOOOOKKK", names, &words, &PyTuple_Type, &layout, &handler,
-                                     &request_type, &self->most_in, &self->most_out, &timeout, &busy, &secure,
-                                     &answered, &adopt, &slow_ns, &slow_memory, &span_ns))
+                            "tell_busy", "on_answered", "long_wait_ns", "turns", "span_ns", NULL};
+    PyObject *words, *layout, *handler, *request_type, *timeout, *busy, *answered;
+    unsigned long long long_wait_ns, span_ns;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO!OOnnOOOKlK", names, &words, &PyTuple_Type, &layout, &handler,
+                                     &request_type, &self->most_in, &self->most_out, &timeout, &busy, &answered,
+                                     &long_wait_ns, &self->turns, &span_ns))
         return -1;
     if (self->words != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a path is made once");
@@ -504,27 +449,21 @@ static int path_init(Path *self, PyObject *args, PyObject *keywords)
         PyErr_SetString(PyExc_ValueError, "words: too short for a slot");
         return -1;
     }
-    self->slow_ns = slow_ns, self->slow_memory = slow_memory, self->span_ns = span_ns;
+    self->long_wait_ns = long_wait_ns, self->span_ns = span_ns;
     self->next_check = UINT64_MAX;
-#ifdef SO_PEERCRED
-    self->learns = 1;
-#endif
     self->handler = Py_NewRef(handler);
     self->request_type = Py_NewRef(request_type);
     self->timeout = Py_NewRef(timeout);
     self->tell_busy = Py_NewRef(busy);
-    self->secure = Py_NewRef(secure);
     self->on_answered = Py_NewRef(answered);
-    self->adopt = Py_NewRef(adopt);
     return 0;
 }
 
 static void path_dealloc(Path *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    PyObject **places[] = {&self->handler, &self->request_type, &self->timeout, &self->tell_busy, &self->secure,
-                           &self->on_answered, &self->adopt, &self->data, &self->response, &self->unsent,
-                           &self->error, &self->connection};
+    PyObject **places[] = {&self->handler, &self->request_type, &self->timeout, &self->tell_busy, &self->on_answered,
+                           &self->data, &self->response, &self->unsent, &self->error};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++)
         keep(places[i], NULL);
     if (self->words != NULL)
@@ -542,7 +481,7 @@ static PyObject *take(PyObject **place)
 }
 
 PyDoc_STRVAR(rest_doc, "rest() -> (data, response, unsent, error)\n\n"
-                       "As `straight.PurePath.rest`: what the last outcome leaves to do, once.");
+                       "As `fastpath.PurePath.rest`: what the last outcome leaves to do, once.");
 
 static PyObject *path_rest(Path *self, PyObject *unused)
 {
@@ -551,24 +490,19 @@ static PyObject *path_rest(Path *self, PyObject *unused)
 
 static PyMethodDef path_methods[] = {
     {"run", (PyCFunction)(void (*)(void))path_run, METH_FASTCALL, run_doc},
-    {"receive", (PyCFunction)path_receive, METH_O, receive_doc},
-    {"welcome", (PyCFunction)(void (*)(void))path_welcome, METH_FASTCALL, welcome_doc},
-    {"know", (PyCFunction)path_know, METH_VARARGS, know_doc},
     {"rest", (PyCFunction)path_rest, METH_NOARGS, rest_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef path_members[] = {
     {"next_check", T_ULONGLONG, offsetof(Path, next_check), 0, "requests after which `LIMIT` is said"},
-    {"unsecured", T_INT, offsetof(Path, unsecured), 0, "whether `secure` is to be called before the next handler"},
-    {"learns", T_BOOL, offsetof(Path, learns), READONLY, "whether `know` is of use"},
-    {"connection", T_OBJECT, offsetof(Path, connection), READONLY, "the one that was welcomed last"},
+    {"hung_up", T_BOOL, offsetof(Path, hung_up), READONLY, "whether the client that has ended closed both directions"},
     {"size", T_PYSSIZET, offsetof(Path, size), READONLY, "bytes of the last request"},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot path_slots[] = {
-    {Py_tp_doc, "The straight path of one worker: see `straight.PurePath`."},
+    {Py_tp_doc, "The fast path of one worker: see `fastpath.PurePath`."},
     {Py_tp_new, PyType_GenericNew},
     {Py_tp_init, path_init},
     {Py_tp_dealloc, path_dealloc},
@@ -580,26 +514,6 @@ static PyType_Slot path_slots[] = {
 static PyType_Spec path_spec = {"ipcsrv.worker._fastpath.CompiledPath", sizeof(Path), 0, Py_TPFLAGS_DEFAULT, path_slots};
 
 /* -- the module --------------------------------------------------------------------------------------------------- */
-
-PyDoc_STRVAR(has_said_doc, "has_said(descriptor) -> True, False at the client's end, None if it is silent\n\n"
-                           "As `Connection.has_said`, without an exception on the way.");
-
-static PyObject *has_said(PyObject *module, PyObject *descriptor)
-{
-    char byte;
-    long fd = PyLong_AsLong(descriptor);
-    if (fd == -1 && PyErr_Occurred())
-        return NULL;
-    ssize_t peeked = recv((int)fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    if (peeked < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
-        return Py_NewRef(Py_None);
-    return PyBool_FromLong(peeked > 0);
-}
-
-static PyMethodDef functions[] = {
-    {"has_said", has_said, METH_O, has_said_doc},
-    {NULL, NULL, 0, NULL},
-};
 
 static int execute(PyObject *module)
 {
@@ -616,7 +530,7 @@ static int execute(PyObject *module)
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, execute}, {0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "ipcsrv.worker._fastpath", "The straight path, compiled: see ipcsrv/straight.py.", 0, functions,
+    PyModuleDef_HEAD_INIT, "ipcsrv.worker._fastpath", "The fast path, compiled: see ipcsrv/worker/fastpath.py.", 0, NULL,
     module_slots, NULL, NULL, NULL,
 };
 

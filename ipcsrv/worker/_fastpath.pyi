@@ -1,13 +1,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..platform.server import Connection, Listener
+from ..platform.server import AcceptedConnection
 
 class CompiledPath:
     size: int
     next_check: int
-    unsecured: int
-    connection: Connection
+    hung_up: bool
     def __init__(
         self,
         words: memoryview[int],
@@ -18,27 +17,10 @@ class CompiledPath:
         most_out: int,
         timeout: float | None,
         tell_busy: Callable[[], object],
-        secure: Callable[[], object],
         on_answered: Callable[[int, int, int], object] | None,
-        adopt: Callable[[int], Connection],
-        slow_ns: int,
-        slow_memory: int,
+        long_wait_ns: int,
+        turns: int,
         span_ns: int,
     ) -> None: ...
-    learns: bool
-    def receive(self, listener: Listener) -> int: ...
-    def welcome(self, listener: Listener, others: object) -> int: ...
-    def know(self, uid: int, gid: int) -> None: ...
-    def run(
-        self,
-        connection: Connection,
-        descriptor: int,
-        flags: int,
-        turns: int,
-        waited: int,
-        number: int,
-        others: object,
-    ) -> int: ...
+    def run(self, connection: AcceptedConnection, number: int, waited: int, patience: int, asked: bool) -> int: ...
     def rest(self) -> tuple[Any, Any, Any, Any]: ...
-
-def has_said(descriptor: int) -> bool | None: ...

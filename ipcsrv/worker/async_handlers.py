@@ -21,7 +21,8 @@ from typing import Any, Final
 from ..platform import logs
 from ..request import Request
 from ..supervision import scoreboard as board
-from .failures import VERDICTS, Failure
+from ..supervision.messages import VERDICTS
+from .failures import Failure
 from .streaming import Gone
 
 log = logs.get("ipcsrv.worker")

@@ -1,218 +1,359 @@
-"""The long way through an exchange: what did not come in one read, or does not go out in one write.  In the worker.
+"""The exchanges that take longer than one read and one write. In the worker.
 
-Nearly every request is answered by `worker.Worker` in one stroke, without ever having to wait.  What is left over
-comes here: requests in pieces or pipelined, long or streamed responses, clients that stall in the middle of either.
-A `Conversation` runs until it would have to wait, then says for what and how long, so that its worker serves others
-meanwhile; a stalled client costs a descriptor and a few kilobytes, not a worker.
+Nearly every request is answered on the fast path. The others come here: requests in pieces or pipelined, long or
+streamed responses, clients that stall. A worker has one active connection, so this is plain sequential code. Where it
+would have to wait for more than a moment, the exchange goes back to the master with all that is known of it
+(`messages.ExchangeState`), and whichever worker takes it later goes on. Only a stream whose generator is suspended
+stays in its worker.
 
-It is a generator that yields `(mask, seconds)` and is resumed when the connection is ready, or has `Stalled` thrown
-into it when the time is over.  It returns True if the connection is whole and silent, False if it is done for.
+Every object of the handler's (its response, the response's iterator and chunks) is touched inside `_guarded` or
+`_gather`: whatever such an object does, short of ending the process, is a failure of the handler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from ..platform.server import DONTWAIT, READ, WRITE, Connection, keep_freed_memory
-from ..protocol.exchange import PeerClosed, RequestReceived, ServerExchange, Truncated, failure_packet
+from ..platform.server import (
+    DONTWAIT,
+    INLINE_LIMIT,
+    PASSES_OUTPUT,
+    AcceptedConnection,
+    anonymous_file,
+    keep_freed_memory,
+)
+from ..protocol.exchange import PeerClosed, RequestReceived, ServerExchange, Truncated
+from ..protocol.pktline import Assembly
 from ..request import QUIT, Request
-from ..supervision import scoreboard
-from .failures import Failure
+from ..supervision import scoreboard as board
+from ..supervision.messages import ExchangeState, Passed, Returned, Stage
+from ..supervision.scoreboard import Phase
+from .failures import Failure, type_name
+from .fastpath import without_own_frames
 from .streaming import Coalescer, Gone, drop_sent
 
 if TYPE_CHECKING:
     from .loop import Worker
 
-    Wait = Generator[tuple[int, float], None, bool]
-
 RECEIVE_SIZE = 256 * 1024  # bytes; more than the kernel's buffer of a Unix socket holds
-BULK = 32 * 1024  # bytes; a peer that moves so much at once is waited for in the kernel, which is quicker
+BULK = 256 * 1024  # bytes moved in a turn from which on a client is waited for a little longer
 LARGE = 1 << 20  # bytes of a request from which on it pays to keep freed memory
-BULK_PATIENCE = 0.001  # seconds, for as long as it keeps that up
+PATIENCE = 0.001  # seconds to wait for a client in the middle of an exchange
+BULK_PATIENCE = 0.01
+SPAN_NS = 20_000_000  # a client that sends less than SPAN_BYTES in this time stalls
+SPAN_BYTES = 1 << 20
+TURNS = 64  # pipelined requests that are served before other connections have their turn
+TURN_NS = 500_000
 BUFFERS_A_CALL = 16  # half a MiB of packets: more than a send buffer takes
-FIRST_REQUEST_PATIENCE = 1.0  # seconds that a worker on its way out gives a client that has just connected
-READS_A_TURN = 8  # of a request that comes faster than it is read; after that the others of this worker have theirs
-TURN = 16  # pipelined requests that are served before the others of this worker have theirs
+LAST_PATIENCE = 0.02  # seconds to get the packets before a failure reply out
 
 
-class Stalled(Exception):
-    """Thrown into a conversation that waited for too long."""
+class HandedOver(Exception):
+    """The connection is no longer in hand: it was returned, ended, or its stream is held."""
 
 
-class Conversation:
-    """A connection whose exchange takes longer than one stroke.
+class FileAssembly(Assembly):
+    """The data of a request that has stalled before, in the file that travels with it."""
 
-    `steps` is the generator; `mask` and `due` (monotonic seconds) are what it waits for and until when.
+    __slots__ = ("file",)
+
+    def __init__(self, file: int = -1, size: int = 0) -> None:
+        super().__init__()
+        self.file, self.size = file, size
+
+    def append(self, piece: bytes | memoryview) -> None:
+        """Add the next piece."""
+        if self.file < 0:  # a later request of this connection
+            super().append(piece)
+            return
+        while piece:
+            written = os.pwrite(self.file, piece, self.size)
+            self.size += written
+            piece = piece[written:]
+
+    def join(self) -> bytes:
+        """Return the data; the file is closed, and the assembly is ready for the next request."""
+        if self.file < 0:
+            return super().join()
+        try:
+            return read_file(self.file, self.size)
+        finally:
+            os.close(self.file)
+            self.__init__()  # type: ignore[misc]
+
+
+class Exchange:
+    """The exchanges of one connection, from where the fast path left off.
+
+    Each method that serves returns True when the last response is out and nothing of a next request has come;
+    otherwise it returns False, and the connection is no longer in hand.
     """
 
-    __slots__ = (
-        "_complete_by", "_exchange", "_reading", "_reads", "_served", "_worker", "connection", "due", "mask", "steps",
-    )  # fmt: skip
-
-    def __init__(self, worker: Worker, connection: Connection, data: bytes) -> None:
+    def __init__(self, worker: Worker, connection: AcceptedConnection, number: int, waited: int) -> None:
         self._worker = worker
-        self._exchange = ServerExchange(worker.settings.max_request_size)
-        if data:
-            self._exchange.receive_data(data)
-        self._served = self._reads = 0
-        self._reading = DONTWAIT  # flags of the next read: 0 in the middle of a bulk that comes quickly
-        self._complete_by = 0.0  # monotonic seconds until which the request in progress must be complete; 0: none is
-        self.connection = connection
-        self.mask, self.due = READ, 0.0
-        self.steps = self._run()
+        self.connection, self.number = connection, number
+        self._server = ServerExchange(worker.settings.max_request_size)
+        self._began_ns = 0  # when the request that is being received began to arrive
+        self._received = self._moved = 0  # bytes of that request, and bytes of this turn
+        self._turn_ns = 0
+        self._checked = 0
+        self._iterator: Iterator[Any] | None = None
+        self._stream: Coalescer | None = None
+        self._pending: list[Any] = []
+        self.due = 0.0  # monotonic seconds until which a held stream's client must read
+        self.waited, self.bytes_in, self.bytes_out, self.handler_ns = waited, 0, 0, 0
 
-    def answer_first(self, response: Any) -> None:
-        """Begin with the response to the request in the data given: it has been handled already."""
-        self._exchange.next_event()
-        self.steps = self._run(self._respond(response))
+    # -- ways in ------------------------------------------------------------------------------------------------------
 
-    def send_first(self, unsent: bytes) -> None:
-        """Begin with what is left of that response's packets."""
-        self._exchange.next_event()
-        self._exchange.end_response()
-        self.steps = self._run(self._send([unsent]))
+    def receive(self, data: bytes) -> bool:
+        """Go on with what was read."""
+        return self._run(lambda: self._take(data))
 
-    # -- the course of it -------------------------------------------------------------------------------------------
+    def answer(self, data: bytes, response: Any) -> bool:
+        """Go on with the handler's response to the first request in `data`."""
+        return self._run(lambda: self._answer_first(data, response))
 
-    def _run(self, response: Generator[tuple[int, float], None, None] | None = None) -> Wait:
+    def send(self, data: bytes, size: int, unsent: bytes) -> bool:
+        """Go on with what is left of a response of `size` bytes to the first request in `data`."""
+        return self._run(lambda: self._send_first(data, size, unsent))
+
+    def resume(self, passed: Passed, file: int | None) -> bool:
+        """Go on with an exchange that has stalled in another worker."""
+        return self._run(lambda: self._restore(passed, file))
+
+    def go_on(self) -> bool:
+        """Go on with a held stream whose client reads again."""
+        return self._run(self._send_held)
+
+    def _run(self, begin: Callable[[], None]) -> bool:
+        self._turn_ns = monotonic_ns()
+        self._moved = 0
         try:
-            if response is not None:
-                whole = yield from self._complete(response)
-                if not whole or self._exchange.idle:
-                    return whole
-            while True:
-                request = yield from self._read()
-                if request is None or not (yield from self._answer(request)):
-                    return False
-                if self._exchange.idle:
-                    return True
-        except (Gone, ConnectionError):
-            self._worker.tally.count(scoreboard.CANCELLED)
+            begin()
+            self._serve()
+        except HandedOver:
             return False
-
-    def _complete(self, response: Generator[tuple[int, float], None, None]) -> Wait:
-        """Send a response to its end; False if that failed, and with it the connection."""
-        try:
-            yield from response
-        except Failure as failure:
-            return (yield from self._fail(failure))
-        except Stalled:
-            return self._stalled_writing()
-        self._worker.tally.ended_well()
+        except (Gone, ConnectionError):
+            self._ended("cancelled", board.CANCELLED)
+            self._worker.end(self.connection, self.number)
+            return False
+        finally:
+            self._worker.words[board.BUFFERED] = 0
         return True
 
-    def _read(self) -> Generator[tuple[int, float], None, Request | None]:
-        """The next request, or None when there is none to be had."""
-        self._complete_by = 0.0
-        while True:
-            event = self._exchange.next_event()
-            if event is not None:
-                break
-            try:
-                data = yield from self._receive()
-            except Stalled:
-                yield from self._give_up_reading()
-                return None
-            if data:
-                self._exchange.receive_data(data)
-                if (size := self._exchange.buffered) > LARGE:
-                    keep_freed_memory(size)
-                del data  # the decoder's now, to let go when it has used it up
-            else:
-                self._exchange.receive_eof()
-        if isinstance(event, RequestReceived):
-            return Request(event.payload)  # and the payload goes with this frame: a large one is held once
-        if isinstance(event, PeerClosed):
-            return None
-        if isinstance(event, Truncated):
-            self._worker.complaints.malformed(self.connection, "the request ends in the middle")
-            return None
-        yield from self._refuse(event.code, event.message)
-        return None
+    def _take(self, data: bytes) -> None:
+        self._server.receive_data(data)
+        self._began_ns = monotonic_ns()
 
-    def _give_up_reading(self) -> Generator[tuple[int, float], None, None]:
-        if not self._exchange.idle:
-            yield from self._refuse("timeout", "the request was not complete within read_timeout")
-        else:
-            yield from self._say("stopping", "the server has stopped")
-
-    def _receive(self) -> Generator[tuple[int, float], None, bytes]:
-        """What the client sends next; `read_timeout` is for the whole request, from when it began to arrive."""
-        self._reads += 1
-        if self._reads % READS_A_TURN == 0:
-            yield READ, self._limit()
-        while True:
-            try:
-                data = self.connection.recv(RECEIVE_SIZE, self._reading)
-                if len(data) >= BULK and self._reading and self.connection.wait_at_most(BULK_PATIENCE):
-                    self._reading = 0
-                elif len(data) < BULK:
-                    self._reading = DONTWAIT  # it is not in a hurry: it must not keep others waiting
-                return data
-            except BlockingIOError:
-                self._reading = DONTWAIT
-            yield READ, self._limit()
-
-    def _limit(self) -> float:
-        """Until when we wait for more; raises `Stalled` if that is over, though more may be there."""
-        now = self._worker.clock()
-        if self._exchange.idle:
-            return now + FIRST_REQUEST_PATIENCE
-        self._complete_by = self._complete_by or now + self._worker.settings.read_timeout
-        if now >= self._complete_by:
-            raise Stalled
-        return self._complete_by
-
-    def _answer(self, request: Request) -> Wait:
-        worker = self._worker
-        self._served += 1
-        if self._served % TURN == 0:
-            yield WRITE, worker.clock() + worker.settings.write_timeout  # writable at once: let the others have a turn
+    def _answer_first(self, data: bytes, response: Any) -> None:
+        self._take(data)
+        event = self._server.next_event()
+        assert isinstance(event, RequestReceived)
+        self.bytes_in = len(event.payload)
         try:
-            response = worker.handle(self.connection, request)
+            self._respond(response)
         except Failure as failure:
-            return (yield from self._fail(failure))
-        return (yield from self._complete(self._respond(response)))
+            self._fail(failure)
 
-    # -- responses --------------------------------------------------------------------------------------------------
+    def _send_first(self, data: bytes, size: int, unsent: bytes) -> None:
+        self._take(data)
+        event = self._server.next_event()
+        assert isinstance(event, RequestReceived)
+        self.bytes_in, self.bytes_out = len(event.payload), size
+        self._server.end_response()
+        self._send([unsent])
+        self._ended_well()
 
-    def _respond(self, response: Any) -> Generator[tuple[int, float], None, None]:
+    def _restore(self, passed: Passed, file: int | None) -> None:
+        state = passed.state or ExchangeState()
+        self._began_ns = passed.began_ns
+        if passed.stage is not Stage.READING:
+            data = state.body if file is None else read_file(file, state.in_file)
+            if file is not None:
+                os.close(file)
+            self._server.receive_data(data[len(data) - state.ahead :] if state.ahead else data)
+            return
+        assembly = Assembly() if file is None else FileAssembly(file, state.in_file)
+        if file is None:
+            assembly.append(state.body)
+        self._server = ServerExchange(self._worker.settings.max_request_size, assembly)
+        self._server.restore(state.header, state.left, state.total, state.begun)
+
+    # -- one request after the other ----------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Serve until nothing of a next request is buffered."""
+        served = 0
+        while not self._server.idle or self._server.mid_request:
+            request = self._read()
+            self._handle(request)
+            served += 1
+            over = served >= TURNS or monotonic_ns() - self._turn_ns > TURN_NS
+            if over and not self._server.idle and self._worker.others_wait():
+                self._return_ahead()
+
+    def _handle(self, request: Request) -> None:
+        worker = self._worker
+        self.bytes_in, self.bytes_out = len(request), 0
+        try:
+            self._respond(worker.handle(self.connection, self.number, request))
+        except Failure as failure:
+            self._fail(failure)
+        finally:
+            self.waited = 0
+
+    def _read(self) -> Request:
+        """Return the next request; `HandedOver` when there is none to be had now."""
+        while True:
+            event = self._server.next_event()
+            if isinstance(event, RequestReceived):
+                self._began_ns = self._received = 0
+                return Request(event.payload)
+            if event is None:
+                self._receive_more()
+            elif isinstance(event, PeerClosed):
+                self._worker.end(self.connection, self.number)
+                raise HandedOver
+            elif isinstance(event, Truncated):
+                self._truncated()
+            else:
+                self._refuse(event.code, event.message)
+
+    def _receive_more(self) -> None:
+        """Read what the client sends next, if it comes soon."""
+        worker = self._worker
+        self._began_ns = self._began_ns or monotonic_ns()
+        worker.stats.enter(self.number, Phase.READING)
+        data = None
+        while data is None:
+            self._check_time()
+            try:
+                data = self.connection.recv(RECEIVE_SIZE, DONTWAIT)
+            except BlockingIOError:
+                if not self.connection.wait_readable(BULK_PATIENCE if self._moved >= BULK else PATIENCE):
+                    self._stall_reading()
+        if not data:
+            self._server.receive_eof()
+            return
+        self._moved += len(data)
+        self._received += len(data)
+        worker.words[board.BUFFERED] = self._received
+        self._server.receive_data(data)
+        if self._received > LARGE:
+            self._check_memory()
+
+    def _check_time(self) -> None:
+        now = monotonic_ns()
+        if now - self._began_ns > self._worker.settings.read_timeout * 1e9:
+            self._refuse("timeout", "the request was not complete within read_timeout")
+        if now - self._turn_ns > SPAN_NS:
+            if self._moved < SPAN_BYTES:
+                self._stall_reading()
+            self._turn_ns, self._moved = now, BULK
+
+    def _check_memory(self) -> None:
+        """Refuse the request if all requests together take more memory than `max_buffered_size` allows."""
+        if self._received - self._checked < LARGE:
+            return
+        self._checked = self._received
+        keep_freed_memory(self._received)
+        if self._worker.too_much_buffered():
+            self._refuse("busy", "too much is being received from all clients; try again")
+
+    # -- giving the connection back -----------------------------------------------------------------------------------
+
+    def _stall_reading(self) -> None:
+        header, left, total, begun = self._server.snapshot()
+        assembly = self._server.assembly
+        file: int | None
+        if isinstance(assembly, FileAssembly) and assembly.file >= 0:
+            state, file = ExchangeState(header, left, total, begun, in_file=assembly.size), assembly.file
+        else:
+            body, file = in_message_or_file(assembly.join())
+            in_file = 0 if file is None else len(body)
+            state = ExchangeState(header, left, total, begun, b"" if in_file else body, in_file)
+        self._give_back(Stage.READING, state, file)
+
+    def _return_ahead(self) -> None:
+        body, file = in_message_or_file(self._server.take_ahead())
+        state = ExchangeState(body=body) if file is None else ExchangeState(in_file=len(body))
+        self._give_back(Stage.AHEAD, state, file)
+
+    def _return_output(self, buffers: list[Any]) -> None:
+        """The client does not read: the master sends the rest."""
+        ahead = self._server.take_ahead()
+        body, file = in_message_or_file(b"".join((*buffers, ahead)))
+        in_file = 0 if file is None else len(body)
+        self._log("ok")  # the master counts it when the client has read it
+        state = ExchangeState(body=b"" if in_file else body, in_file=in_file, ahead=len(ahead))
+        self._give_back(Stage.WRITING, state, file)
+
+    def _give_back(self, stage: Stage, state: ExchangeState, file: int | None) -> None:
+        began = self._began_ns if stage is Stage.READING else 0
+        self._worker.give_back(self.connection, Returned(self.number, stage, began, state), file)
+        raise HandedOver
+
+    # -- responses ----------------------------------------------------------------------------------------------------
+
+    def _respond(self, response: Any) -> None:
         """Send a response and move the exchange on to the next request."""
         if response is None or response is QUIT:
-            yield from self._send(self._exchange.respond(b""))
+            self._send(self._server.respond(b""))
+            self._ended_well()
             if response is QUIT:
                 self._worker.quit()
             return
-        whole = as_bytes_like(response)
-        if whole is not None:
-            self._check_size(len(whole))
-            self._worker.tally.count_out(len(whole))
-            yield from self._send(self._exchange.respond(whole))
-        elif isinstance(response, Iterable) and not isinstance(response, str):
-            yield from self._stream(response)
-        else:
-            raise wrong_type("a handler", response)
+        whole = self._guarded(as_bytes_like, response)
+        if whole is None:
+            self._respond_streamed(self._guarded(iterator_of, response))
+            return
+        self._check_size(len(whole))
+        self.bytes_out = len(whole)
+        self._send(self._server.respond(whole))
+        self._ended_well()
 
-    def _stream(self, chunks: Iterable[Any]) -> Generator[tuple[int, float], None, None]:
-        iterator = iter(chunks)
-        with self._worker.flusher.stream(self.connection) as stream:
-            try:
-                yield from self._gather(iterator, stream)
-            except Failure:
-                yield from self._finish(stream)  # so that the failure reply does not fall into a packet
-                raise
-            finally:
-                close_iterator(iterator)
-            self._worker.tally.count_out(stream.total)
-            stream.add_packets(self._exchange.end_response())
-            yield from self._finish(stream)
+    def _guarded(self, touch: Callable[[Any], Any], response: Any) -> Any:
+        """Touch an object of the handler's; what that raises is a failure of the handler."""
+        try:
+            return touch(response)
+        except BaseException as error:
+            raise self._worker.reporter.handler_failed(without_own_frames(error)) from None
 
-    def _gather(self, iterator: Iterator[Any], stream: Coalescer) -> Generator[tuple[int, float], None, None]:
-        """Run the handler's iterator to its end, handing its chunks to the stream."""
+    def _respond_streamed(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._stream = Coalescer(self.connection, self._worker.words, self.number)
+        self._iterate()
+
+    def _iterate(self) -> None:
+        """Run the handler's iterator to its end, or until the stream is held."""
+        iterator, stream, worker = self._iterator, self._stream, self._worker
+        assert iterator is not None and stream is not None
+        worker.flusher.watch(stream)
+        try:
+            self._gather(iterator, stream)
+        except HandedOver:
+            raise
+        except Failure:
+            self._close_iterator(iterator)
+            self._send_last(stream.finish([]))  # so that the failure reply does not fall into a packet
+            raise
+        except BaseException:
+            self._close_iterator(iterator)
+            raise
+        finally:
+            worker.flusher.forget(stream)
+        self._close_iterator(iterator)
+        self.bytes_out = stream.total
+        self._send(stream.finish(self._server.end_response()))
+        self._ended_well()
+
+    def _gather(self, iterator: Iterator[Any], stream: Coalescer) -> None:
+        """Hand the iterator's chunks to the stream."""
         worker = self._worker
-        worker.resume_handler(worker.tally.began)
+        worker.resume_handler(self.number)
         try:
             for chunk in iterator:
                 if type(chunk) is not bytes:
@@ -220,98 +361,195 @@ class Conversation:
                 if stream.add(chunk):
                     stream.flush()
                     self._check_size(stream.total)
-                    while stream.full:
-                        used = worker.pause_handler()
-                        yield from self._wait_writable()
-                        worker.resume_handler(monotonic_ns() - used)
-                        stream.flush()
-        except (Gone, Stalled, Failure, GeneratorExit):
+                    if stream.full:
+                        self._wait_for_reader(stream)
+        except (Gone, Failure, HandedOver):
             raise
         except BaseException as error:
-            raise worker.complaints.handler_failed(error) from None
+            raise worker.reporter.handler_failed(without_own_frames(error)) from None
         finally:
-            worker.pause_handler()
+            self.handler_ns += worker.pause_handler()
         self._check_size(stream.total)
 
-    def _finish(self, stream: Coalescer) -> Generator[tuple[int, float], None, None]:
-        stream.flush()
-        while stream.unsent:
-            yield from self._wait_writable()
+    def _wait_for_reader(self, stream: Coalescer) -> None:
+        """The client does not keep up: wait a moment, then hold the stream and let the worker serve others."""
+        worker = self._worker
+        self.handler_ns += worker.pause_handler()
+        while stream.full:
+            if not self.connection.wait_writable(PATIENCE):
+                self.due = worker.clock() + worker.settings.write_timeout
+                worker.flusher.forget(stream)
+                worker.hold(self)
+                raise HandedOver
             stream.flush()
+        worker.resume_handler(self.number)
+
+    def _send_held(self) -> None:
+        pending, self._pending = self._pending, []
+        try:
+            if pending:
+                self._send(pending)
+                self._ended_well()
+            elif self._stream is not None:
+                self._stream.flush()
+                if self._stream.full:
+                    self._wait_for_reader(self._stream)
+                self._iterate()
+        except Failure as failure:
+            self._fail(failure)
+
+    def give_up(self) -> None:
+        """The client of a held stream has not read for `write_timeout`."""
+        if self._iterator is not None:
+            self._close_iterator(self._iterator)
+        self._worker.reporter.stalled(self.connection.peer())
+        self._log("stalled")
+        self._worker.end(self.connection, self.number)
+
+    def _close_iterator(self, iterator: Iterator[Any]) -> None:
+        """Tell a generator that nothing more is wanted of it; what that raises is logged, no more."""
+        self._iterator = self._stream = None
+        try:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+        except BaseException as error:
+            self._worker.reporter.close_failed(error)
 
     def _check_size(self, size: int) -> None:
         limit = self._worker.settings.max_response_size
         if limit is not None and size > limit:
-            raise Failure("too-large", f"a response of more than {limit} bytes", scoreboard.TOO_LARGE)
+            raise Failure("too-large", f"a response of more than {limit} bytes", board.TOO_LARGE)
 
-    # -- sending ----------------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------------------
 
-    def _send(self, buffers: list[Any]) -> Generator[tuple[int, float], None, None]:
-        """Send all of `buffers`, waiting (within write_timeout for any progress) where the client does not read."""
-        connection, flags = self.connection, DONTWAIT
+    def _send(self, buffers: list[Any]) -> None:
+        """Send all of `buffers`; where the client does not read, the master goes on with the rest."""
+        self._worker.stats.enter(self.number, Phase.WRITING)
+        moved = 0
         while buffers:
             try:
-                sent = connection.sendmsg(buffers[:BUFFERS_A_CALL], (), flags)
+                sent = self.connection.sendmsg(buffers[:BUFFERS_A_CALL], (), DONTWAIT)
             except BlockingIOError:
-                flags = DONTWAIT  # its client does not keep up: it must not keep others waiting
-                yield from self._wait_writable()
+                if not self.connection.wait_writable(BULK_PATIENCE if moved >= BULK else PATIENCE):
+                    self._leave_output(buffers)
             else:
+                moved += sent
                 drop_sent(buffers, sent)
-                if sent >= BULK and flags and buffers and connection.wait_at_most_to_send(BULK_PATIENCE):
-                    flags = 0
+        self._worker.stats.enter(self.number, Phase.BETWEEN if self._server.idle else Phase.READING)
 
-    def _wait_writable(self) -> Generator[tuple[int, float], None, None]:
-        yield WRITE, self._worker.clock() + self._worker.settings.write_timeout
+    def _leave_output(self, buffers: list[Any]) -> None:
+        if PASSES_OUTPUT:
+            self._return_output(buffers)
+        self._pending = buffers
+        self.due = self._worker.clock() + self._worker.settings.write_timeout
+        self._worker.hold(self)
+        raise HandedOver
 
-    def _fail(self, failure: Failure) -> Wait:
-        self._worker.tally.count(failure.counter)
-        yield from self._say(failure.code, failure.message)
-        return False
+    def _send_last(self, buffers: list[Any]) -> None:
+        """Send the whole packets before a failure reply, or end the connection."""
+        while buffers:
+            try:
+                drop_sent(buffers, self.connection.sendmsg(buffers[:BUFFERS_A_CALL], (), DONTWAIT))
+            except BlockingIOError:
+                if not self.connection.wait_writable(LAST_PATIENCE):
+                    self._worker.end(self.connection, self.number)
+                    raise HandedOver from None
 
-    def _refuse(self, code: str, message: str) -> Generator[tuple[int, float], None, None]:
-        self._worker.complaints.refused(self.connection, code, message)
-        yield from self._say(code, message)
+    # -- ends ---------------------------------------------------------------------------------------------------------
 
-    def _say(self, code: str, message: str) -> Generator[tuple[int, float], None, None]:
-        """Send the failure reply, if the client takes it at once or soon."""
-        try:
-            yield from self._send([failure_packet(code, message)])
-        except Stalled:
-            self._stalled_writing()
+    def _ended_well(self) -> None:
+        stats = self._worker.stats
+        stats.count(board.OK)
+        stats.sent(self.bytes_out)
+        self._log("ok")
 
-    def _stalled_writing(self) -> bool:
-        self._worker.complaints.stalled(self.connection)
-        return False
+    def _ended(self, outcome: str, counter: int) -> None:
+        if self._iterator is not None:
+            self._close_iterator(self._iterator)
+        self._worker.stats.count(counter)
+        self._log(outcome)
+
+    def _log(self, outcome: str) -> None:
+        if self._worker.observer is not None:
+            self._worker.observer.exchange_ended(self, outcome)
+        self.handler_ns = 0
+
+    def _fail(self, failure: Failure) -> None:
+        """Answer with a failure reply, which ends the connection."""
+        self._worker.stats.count(failure.counter)
+        self._log(failure.code)
+        self._worker.refuse(self.connection, self.number, failure.code, failure.message)
+        raise HandedOver
+
+    def _truncated(self) -> None:
+        """The client has ended its side in the middle of a request; one that only ended its output can still read."""
+        self._worker.reporter.malformed(self.connection.peer(), "the request ends in the middle")
+        self._log("malformed")
+        self._worker.refuse(self.connection, self.number, "malformed", "the request ends in the middle")
+        raise HandedOver
+
+    def _refuse(self, code: str, message: str) -> None:
+        """Answer a request that cannot be read."""
+        self._worker.reporter.refused(self.connection.peer(), code, message)
+        self._log(code)
+        self._worker.refuse(self.connection, self.number, code, message)
+        raise HandedOver
+
+
+def read_file(file: int, size: int) -> bytes:
+    """Return the first `size` bytes of a file."""
+    parts = []
+    at = 0
+    while at < size and (part := os.pread(file, size - at, at)):
+        parts.append(part)
+        at += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def in_message_or_file(body: bytes) -> tuple[bytes, int | None]:
+    """Return bytes, and a new anonymous file that holds them if they are too many for a message."""
+    if len(body) <= INLINE_LIMIT:
+        return body, None
+    file = anonymous_file("ipcsrv-stalled")
+    view = memoryview(body)
+    while view:
+        view = view[os.write(file, view) :]
+    return body, file
 
 
 def as_bytes_like(response: Any) -> Any:
-    """`response` as something with a length in bytes that can be sent, or None if it is not bytes-like."""
-    if isinstance(response, (bytes, bytearray)):
+    """Return `response` as something with a length in bytes that can be sent, or None if it is not bytes-like."""
+    if issubclass(type(response), (bytes, bytearray)):
         return response
     try:
         view = memoryview(response)
     except TypeError:
         return None
-    return view.cast("B") if view.contiguous else view.tobytes()
+    return view.cast("B") if view.c_contiguous else view.tobytes()
+
+
+def iterator_of(response: Any) -> Iterator[Any]:
+    """Return the iterator of a streamed response; a `Failure` for what is no response at all."""
+    kind = type(response)
+    if issubclass(kind, str) or not hasattr(kind, "__iter__"):
+        raise wrong_type(response)
+    found: Iterator[Any] = iter(response)
+    return found
 
 
 def chunk_bytes(chunk: Any) -> bytes:
-    """A chunk of a streamed response as bytes; `TypeError` that says what a chunk must be."""
+    """Return a chunk of a streamed response as bytes; `TypeError` that says what a chunk must be."""
     data = as_bytes_like(chunk)
     if data is None:
-        raise TypeError(f"a streamed response's chunks must be bytes-like, not {type(chunk).__name__}")
+        raise TypeError(f"a streamed response's chunks must be bytes-like, not {type_name(chunk)}")
     return bytes(data)
 
 
-def wrong_type(who: str, response: Any) -> Failure:
-    """The failure for a response that is none."""
-    hint = "; encode it" if isinstance(response, str) else ""
-    text = f"TypeError: {who} must return bytes-like, an iterable of bytes-like, None or ipcsrv.QUIT"
-    return Failure("handler", f"{text}, not {type(response).__name__}{hint}", scoreboard.HANDLER_ERRORS)
+def wrong_type(response: Any) -> Failure:
+    """Return the failure for a response that is none."""
+    hint = "; encode it" if issubclass(type(response), str) else ""
+    text = "TypeError: a handler must return bytes-like, an iterable of bytes-like, None or ipcsrv.QUIT"
+    return Failure("handler", f"{text}, not {type_name(response)}{hint}", board.HANDLER_ERRORS)
 
 
-def close_iterator(iterator: Any) -> None:
-    """Tell a generator that nobody wants more of it."""
-    close = getattr(iterator, "close", None)
-    if close is not None:
-        close()

@@ -1,119 +1,115 @@
-"""What a worker has to say of requests that went wrong: to the log, to the counters, to the client.  In the worker.
+"""What a worker reports about requests that fail: to the log, the counters and the client. In the worker.
 
-One line each, however bad the bytes were, and no byte of a request above DEBUG: who may read the log need not be who
-may read the requests.  What others could cause without end is limited, and what exceeds the limit is counted.
+Every line about a request is one line, and quotes no byte of the request. What a client can cause without end is
+limited, and what exceeds the limit is counted.
+
+The handler's objects are not trusted: an exception may raise when it is printed, a class may lie about its name
+(`describe`, `traceback_of`).
 """
 
 from __future__ import annotations
 
-import time
 import traceback
 from types import TracebackType
+from typing import Any
 
 from ..peer import Peer
 from ..platform import logs
-from ..platform.server import DONTWAIT, Connection
 from ..protocol.pktline import QUOTE
 from ..supervision import scoreboard as board
-from .keeping import Keeping
 
 log = logs.get("ipcsrv.worker")
 
 _LEADING = ("ipcsrv.worker", "asyncio.")  # modules whose frames come before the handler's
 BURST = 10  # lines a second of what a client can cause without end; the rest is counted
 FAILURES = 100  # tracebacks a second
-INTERVAL = 1.0  # seconds between two of what is said only now and then
-VERDICTS = {
-    "timeout": "the handler did not answer within request_timeout",
-    "stopping": "the server stopped before the handler had answered",
-}
+MOST_TRACEBACK = 64 * 1024  # characters of a traceback that go into the log
+MOST_TEXT = 1000  # characters of an exception's text
 
 
 class Failure(Exception):
-    """What the client is answered in place of a response: `ERR code message`."""
+    """What the client is answered in place of a response: `ERR code message`.
+
+    counter: the word of the scoreboard that counts it.
+    """
 
     def __init__(self, code: str, message: str, counter: int) -> None:
         super().__init__(message)
         self.code, self.message, self.counter = code, message, counter
 
 
-class Complaints:
-    """Says and counts what went wrong; `words` is the worker's slot, `keeping` has its channel to the master."""
+class Reporter:
+    """Logs and counts what goes wrong; `words` is the worker's slot."""
 
-    def __init__(self, words: memoryview[int], keeping: Keeping, write_timeout: float) -> None:
-        self._words, self._keeping, self._write_timeout = words, keeping, write_timeout
-        self._said: dict[str, float] = {}
-
-    def denied(self, connection: Connection) -> Peer:
-        """A client may not ask; returns who it is."""
-        self._words[board.DENIED] += 1
-        peer = connection.peer()
-        log.limited("denied connections", logs.WARNING, "denied a connection from pid %s, uid %s, gid %s", *peer)
-        return peer
+    def __init__(self, words: memoryview[int], write_timeout: float) -> None:
+        self._words, self._write_timeout = words, write_timeout
+        self.last_error = ""
 
     def handler_failed(self, error: BaseException) -> Failure:
-        """What the client is told of an exception of the handler's; the log gets its traceback.
+        """Return what the client is told of an exception of the handler; log its traceback.
 
-        A `Failure` that was raised in the handler's place (a deadline, an executor) has been logged where it was made.
+        A `Failure` that was raised in the handler's place (a deadline, an executor) was logged where it was made.
         """
         if isinstance(error, Failure):
             return error
-        text = "".join(traceback.format_exception(type(error), error, _from_handler_on(error)))
-        log.limited("handler failures", logs.ERROR, "the handler failed: %s", text.rstrip(), burst=FAILURES)
-        message = f"{type(error).__name__}: {error}"
-        if self._is_time_for("error"):
-            self._keeping.tell("err", message.encode("utf-8", "backslashreplace")[:1000])
-        return Failure("handler", message, board.HANDLER_ERRORS)
+        self.last_error = describe(error)
+        log.limited("handler failures", logs.ERROR, "the handler failed: %s", traceback_of(error), burst=FAILURES)
+        return Failure("handler", self.last_error, board.HANDLER_ERRORS)
 
-    def malformed(self, connection: Connection, reason: str) -> None:
+    def malformed(self, peer: Peer, reason: str) -> None:
         """A client's bytes are no request, and it has gone."""
         self._words[board.MALFORMED] += 1
-        pid = connection.peer().pid
-        log.limited("malformed requests", logs.WARNING, "malformed request from pid %s: %s", pid, reason, burst=BURST)
+        self._warn("malformed requests", "malformed request from pid %s: %s", peer.pid, reason)
 
-    def refused(self, connection: Connection, code: str, message: str) -> None:
-        """A client's request was refused before the handler saw it."""
-        self._words[{"too-large": board.TOO_LARGE, "timeout": board.TIMEOUTS}.get(code, board.MALFORMED)] += 1
-        reason = message.partition(QUOTE)[0]  # what it sent is told to the client, and not to the log
-        pid = connection.peer().pid
-        log.limited("refused requests", logs.WARNING, "refused a request from pid %s: %s (%s)", pid, reason, code,
-                    burst=BURST)
+    def refused(self, peer: Peer, code: str, message: str) -> None:
+        """A request was refused before the handler saw it."""
+        counters = {"too-large": board.TOO_LARGE, "timeout": board.TIMEOUTS, "busy": board.LOST}
+        self._words[counters.get(code, board.MALFORMED)] += 1
+        reason = message.partition(QUOTE)[0]  # the client is told what it sent, the log is not
+        self._warn("refused requests", "refused a request from pid %s: %s (%s)", peer.pid, reason, code)
 
-    def stalled(self, connection: Connection) -> None:
+    def stalled(self, peer: Peer) -> None:
         """A client does not read its response."""
         self._words[board.LOST] += 1
-        pid, limit = connection.peer().pid, self._write_timeout
-        log.limited("dropped clients", logs.WARNING, "dropped pid %s: it did not read its response for %g s",
-                    pid, limit, burst=BURST)
+        self._warn("stalled clients", "closed the connection of pid %s: it did not read its response for %g s",
+                   peer.pid, self._write_timeout)
 
-    def _is_time_for(self, what: str) -> bool:
-        now = time.monotonic()
-        if now - self._said.get(what, -INTERVAL) < INTERVAL:
-            return False
-        self._said[what] = now
-        return True
+    def close_failed(self, error: BaseException) -> None:
+        """Closing the iterator of a streamed response has failed; the response is made all the same."""
+        log.error("closing a streamed response failed: %s", traceback_of(error))
+
+    def _warn(self, kind: str, text: str, *values: Any) -> None:
+        log.limited(kind, logs.WARNING, text, *values, burst=BURST)
+
+
+def describe(error: BaseException) -> str:
+    """Return type and text of an exception, whatever its `__str__` does."""
+    name = type_name(error)
+    try:
+        text = str(error)[:MOST_TEXT]
+    except BaseException as inner:
+        return f"{name}: (its text cannot be made: {type_name(inner)})"
+    return f"{name}: {text}"
+
+
+def type_name(thing: object) -> str:
+    """Return the name of an object's real type; `__class__` may be the user's own property."""
+    name = type.__dict__["__name__"].__get__(type(thing))
+    return str(name)
 
 
 def _from_handler_on(error: BaseException) -> TracebackType | None:
-    """The error's traceback without the frames that lead to the handler: the worker's own and an event loop's."""
+    """Return the traceback without the frames that lead to the handler: the worker's own and an event loop's."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_LEADING):
         trace = trace.tb_next
     return trace or error.__traceback__
 
 
-def send_quietly(connection: Connection, data: bytes) -> None:
-    """Send what goes out at once; whoever does not read cannot be told."""
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback as text, its end if it is long; only the description if it cannot be made."""
     try:
-        connection.send(data, DONTWAIT)
-    except OSError:
-        pass
-
-
-def verdict(words: memoryview[int], request_timeout: float | None) -> str | None:
-    """With which failure the request in hand is to end, as the master has it in our slot; None if it has ended,
-    or is a later one that is still in time."""
-    code = board.VERDICTS[words[board.VERDICT]]
-    since = words[board.SINCE_NS]
-    in_time = code == "timeout" and time.monotonic_ns() - since < (request_timeout or 0) * 1e9
-    return code if since and not in_time else None
+        text = "".join(traceback.format_exception(type(error), error, _from_handler_on(error), limit=50)).rstrip()
+    except BaseException:
+        return describe(error)
+    return text if len(text) <= MOST_TRACEBACK else f"...\n{text[-MOST_TRACEBACK:]}"

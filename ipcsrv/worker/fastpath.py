@@ -1,14 +1,12 @@
-"""The straight path: a request that came whole in one read and is answered by one write.  In the worker.
+"""The fast path: a request that comes whole in one read and is answered by one write. In the worker.
 
-That is nearly every request, so each step counts in nanoseconds.  All else is a `conversation`'s: a path that meets a
-request in pieces, a long response, a client that does not read, says so, and leaves what it has to be taken from there.
+Nearly every request is of this kind, so each step counts in nanoseconds. What is not goes to `exchange`: a path that
+meets a request in pieces, a long or streamed response, or a client that does not read, says so by its outcome and
+leaves what it has in `rest`.
 
-There are two of one kind: `PurePath`, which is the specification and runs everywhere, and `CompiledPath`
-(`_platform/_straight.c`), which does the same without the interpreter's share of each request and is taken where it was
-compiled.  tests/contract/test_straight.py runs one routine on both.  `IPCSRV_PURE_PYTHON=1` leaves it out.
-
-A path knows neither limbo nor the master: it reads, has the handler run, answers, counts.  What becomes of the
-connection after that is its worker's to decide, by the outcome.
+There are two of one kind: `PurePath`, which is the specification and runs everywhere, and the compiled one
+(`_fastpath.c`), which is taken where it was compiled. tests/contract/test_fastpath.py runs one routine on both.
+`IPCSRV_PURE_PYTHON=1` leaves the compiled one out.
 """
 
 from __future__ import annotations
@@ -18,159 +16,129 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from ..config.handlers import Handler
-from ..platform import server as serving
-from ..platform.server import DONTWAIT, Connection, Listener
+from ..platform.server import DONTWAIT, AcceptedConnection
 from ..protocol.pktline import FLUSH, MAX_DATA, decode_exact
 from ..request import Request
 from ..supervision import scoreboard as board
-from .stats import SLOW_MEMORY, SLOW_NS, Tally
+from ..supervision.scoreboard import LENT, Phase
+from .stats import Stats
 
 RECEIVE_SIZE: Final = 65536  # bytes; any message that is one packet
 LONG_WAIT_NS: Final = 1_000_000  # a client that waited so long may have given up: worth a system call to know
-SPAN_NS: Final = 500_000  # turns do not go on for longer: somebody else may wait
+TURNS: Final = 64  # requests of one client before the queue is looked at
+SPAN_NS: Final = 500_000  # ... and for no longer than that
 NEVER: Final = (1 << 63) - 1  # requests
 
-# What came of it; the numbers are those of `_straight.c`, plain because they are compared with each request.
-ANSWERED: Final = 0  #: all that was read is answered, and the turns are over
+# Outcomes; the numbers are those of `_fastpath.c`.
+TURN_OVER: Final = 0  #: all that was read is answered, and the client has had its turn
 SILENT: Final = 1  #: there is nothing (more) to read now
-ENDED: Final = 2  #: the client has closed its end, or is lost
+ENDED: Final = 2  #: the client has ended its side; `hung_up` says whether it has closed both
 GONE: Final = 3  #: the client went away before its response was out
 RAISED: Final = 4  #: the handler raised `error`
-CONVERSE: Final = 5  #: `data` was read and is not one whole request in one packet, or not all of it was answered
-RESPONSE: Final = 6  #: the handler has given `response` to the first request in `data`; it is not one small packet
+PARTIAL: Final = 5  #: `data` was read, and is not one whole request in one packet, or not all of it was answered
+RESPONSE: Final = 6  #: the handler has returned `response` to the first request in `data`: not one small packet
 UNSENT: Final = 7  #: the same, and of its packets `unsent` did not go out
-LIMIT: Final = 8  #: as ANSWERED, and `next_check` requests are reached
-NOBODY: Final = 9  #: of `welcome`: nobody waits in the backlog
-STRANGER: Final = 10  #: of `welcome`: whether this client may ask is yet to be found out, and nothing was read
+LIMIT: Final = 8  #: as TURN_OVER, and `next_check` requests are reached
 
 LAYOUT: Final = (
-    board.SINCE_NS, board.BEGAN_NS, board.LAST_NS, board.CURRENT, board.WATCHED, board.SLOW, board.REQUESTS, board.OK,
-    board.BYTES_IN, board.BYTES_OUT, board.BUSY_NS, board.HANDLER, board.WHOLE, board.CONNECTIONS,
+    board.LENT, board.SINCE_NS, board.BEGAN_NS, board.LAST_NS, board.WATCHED, board.REQUESTS, board.OK,
+    board.BYTES_IN, board.BYTES_OUT, board.BUSY_NS, board.HANDLER, board.WHOLE, board.CANCELLED, board.PROBES,
 )  # fmt: skip
 
-_CALLERS: Final = ("ipcsrv.worker.fastpath", "ipcsrv.worker.loop", "ipcsrv.worker.relief")  # of handlers
+_CALLERS: Final = ("ipcsrv.worker.fastpath", "ipcsrv.worker.loop", "ipcsrv.worker.exchange")  # of handlers
 
 Rest = tuple[Any, Any, Any, Any]
 """`(data, response, unsent, error)`, each None where the outcome does not speak of it."""
 
 
-class StraightPath(Protocol):
+class FastPath(Protocol):
     """What both are.
 
-    size: bytes of the last request; next_check: requests after which `LIMIT` is said; unsecured: whether `secure` is to
-    be called before the next handler; connection: the one that was welcomed last; learns: whether `know` is of use.
+    size: bytes of the last request; next_check: requests after which `LIMIT` is the outcome; hung_up: whether the
+    client of the outcome `ENDED` has closed both directions.
     """
 
     size: int
     next_check: int
-    unsecured: int
-    connection: Connection
-    learns: bool
+    hung_up: bool
 
-    def receive(self, listener: Listener) -> int:
-        """Accept the next client and no more: `STRANGER`, with its `connection`, or `NOBODY`."""
+    def run(self, connection: AcceptedConnection, number: int, waited: int, patience: int, asked: bool) -> int:
+        """Read and answer, for `TURNS` requests or `SPAN_NS`; returns the outcome.
 
-    def welcome(self, listener: Listener, others: object) -> int:
-        """Accept the next client and go on with its first request as `run` does; the outcome, with its `connection`.
-
-        Raises the `OSError` of accept(2), but `NOBODY` where that would wait.
-        """
-
-    def know(self, uid: int, gid: int) -> None:
-        """A user may ask: `welcome` need not make a stranger of it again."""
-
-    def run(self, connection: Connection, descriptor: int, flags: int, turns: int, waited: int, number: int,
-            others: object) -> int:
-        """Read and answer, `turns` times at most and for no longer than `SPAN_NS`; the outcome.
-
-        flags: `DONTWAIT`, or 0 for a read that waits as long as `Connection.wait_at_most` said; waited: for how long
-        (ns) the connection was queued; number: of the master's copy of it, 0 if there is none; others: whether
-        somebody else is held by this worker, who would have to wait.
+        number: of the connection, for the slot; waited: ns in the queue; patience: ns to wait for a request that is
+        not there; asked: whether the client has been served in this turn, so that what comes next is waited for first.
         """
 
     def rest(self) -> Rest:
-        """What the last outcome leaves to do; it is forgotten here."""
+        """Return what the last outcome leaves to do; it is forgotten here."""
 
 
 class PurePath:
-    """The straight path in Python: the specification of `CompiledPath`, which takes the same arguments.
+    """The fast path in Python: the specification of the compiled one, which takes the same arguments.
 
-    tell_busy: called once before a request that the master must look out for; secure: called before a handler runs
-    while `unsecured`; on_answered: called with bytes in, bytes out and `waited` after each answer.
+    tell_busy: called before a request that the watchdog must look out for; on_answered: called with bytes in, bytes
+    out and `waited` after each answer.
     """
 
-    connection: Connection
-    learns = False
-
-    def __init__(self, tally: Tally, handler: Handler, most_in: int, most_out: int, timeout: float | None,
-                 tell_busy: Callable[[], object], secure: Callable[[], object],
-                 on_answered: Callable[[int, int, int], object] | None) -> None:
-        self._tally, self._words = tally, tally.words
+    def __init__(self, stats: Stats, handler: Handler, most_in: int, most_out: int, timeout: float | None,
+                 tell_busy: Callable[[], object], on_answered: Callable[[int, int, int], object] | None) -> None:
+        self._stats, self._words = stats, stats.words
         self._handler, self._timeout = handler, timeout
         self._most_in, self._most_out = most_in, most_out
-        self._tell_busy, self._secure, self._on_answered = tell_busy, secure, on_answered
+        self._tell_busy, self._on_answered = tell_busy, on_answered
         self._rest: Rest = (None, None, None, None)
         self.size = 0
         self.next_check = NEVER
-        self.unsecured = 0
+        self.hung_up = False
 
-    def welcome(self, listener: Listener, others: object) -> int:
-        """As `StraightPath.welcome`; everybody is a stranger here, each time."""
-        return self.receive(listener)
-
-    def receive(self, listener: Listener) -> int:
-        """As `StraightPath.receive`."""
-        try:
-            raw = listener.accept_raw()
-        except BlockingIOError:
-            return NOBODY
-        self._tally.count(board.CONNECTIONS)
-        self.connection = serving.adopt(raw)
-        return STRANGER
-
-    def know(self, uid: int, gid: int) -> None:
-        """As `StraightPath.know`: to no effect."""
-
-    def run(self, connection: Connection, descriptor: int, flags: int, turns: int, waited: int, number: int,
-            others: object) -> int:
-        """As `StraightPath.run`."""
+    def run(self, connection: AcceptedConnection, number: int, waited: int, patience: int, asked: bool) -> int:
+        """As `FastPath.run`."""
         words, until = self._words, 0
-        for _ in range(turns):
-            words[board.CURRENT] = number  # from before it is read: a request that was read has no other owner
-            try:
-                data = connection.recv(RECEIVE_SIZE, flags)
-            except BlockingIOError:
-                words[board.CURRENT] = 0
+        if waited > LONG_WAIT_NS and connection.gone():
+            self._stats.count(board.CANCELLED if connection.has_input() else board.PROBES)
+            self.hung_up = True
+            return ENDED
+        for _ in range(TURNS):
+            if asked and not connection.wait_readable(patience / 1e9):
                 return SILENT
+            between = words[LENT]
+            words[LENT] = number << 3 | Phase.READING  # before it is read: no other process could read it again
+            try:
+                data = connection.recv(RECEIVE_SIZE, DONTWAIT)
+            except BlockingIOError:
+                words[LENT] = between
+                if asked:
+                    return SILENT
+                asked = True
+                continue
             except OSError:
                 data = b""
             if not data:
-                words[board.CURRENT] = 0
+                words[LENT] = between
+                self.hung_up = connection.gone()
                 return ENDED
-            outcome = self._answer(connection, data, waited, others)
-            if outcome != ANSWERED:
+            asked = True
+            outcome = self._answer(connection, number, data, waited)
+            if outcome != TURN_OVER:
                 return outcome
             waited = 0
             until = until or words[board.BEGAN_NS] + SPAN_NS
             if words[board.LAST_NS] > until:
                 break
-        return ANSWERED
+        return TURN_OVER
 
-    def _answer(self, connection: Connection, data: bytes, waited: int, others: object) -> int:
+    def _answer(self, connection: AcceptedConnection, number: int, data: bytes, waited: int) -> int:
         payload = decode_exact(data)
         if payload is None or len(payload) > self._most_in:
             self._rest = (data, None, None, None)
-            return CONVERSE
-        tally, words = self._tally, self._words
-        began = tally.begin()
+            return PARTIAL
+        stats, words = self._stats, self._words
+        words[LENT] = number << 3 | Phase.HANDLING
+        began = stats.begin()
         self.size = size = len(payload)
-        if (waited > LONG_WAIT_NS or words[board.SLOW]) and connection.gone():
-            return GONE  # which some systems tell only when all that it sent was read, so that its worker did not know
         request = Request(payload)
         request._context = (connection, began, self._timeout)
-        if self.unsecured:
-            self._secure()
-        if (others or self._timeout is not None) and not words[board.WATCHED]:
+        if self._timeout is not None and not words[board.WATCHED]:
             self._tell_busy()
         try:
             response = self._handler(request)
@@ -182,6 +150,7 @@ class PurePath:
             self._rest = (data, response, None, None)
             return RESPONSE
         reply = b"%04x%b0000" % (len(response) + 4, response) if response else FLUSH
+        words[LENT] = number << 3 | Phase.WRITING
         try:
             sent = connection.send(reply, DONTWAIT)
         except BlockingIOError:
@@ -191,19 +160,20 @@ class PurePath:
         if sent != len(reply):
             self._rest = (data, response, reply[sent:], None)
             return UNSENT
-        tally.answered(size, len(response), waited)
+        words[LENT] = number << 3 | Phase.BETWEEN
+        stats.answered(size, len(response), waited)
         if self._on_answered is not None:
             self._on_answered(size, len(response), waited)
-        return LIMIT if words[board.REQUESTS] >= self.next_check else ANSWERED
+        return LIMIT if words[board.REQUESTS] >= self.next_check else TURN_OVER
 
     def rest(self) -> Rest:
-        """As `StraightPath.rest`."""
+        """As `FastPath.rest`."""
         rest, self._rest = self._rest, (None, None, None, None)
         return rest
 
 
 def without_own_frames(error: BaseException) -> BaseException:
-    """`error` with a traceback that begins in the handler, and not in whoever called it."""
+    """Return `error` with a traceback that begins in the handler, and not in the code that called it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in _CALLERS:
         trace = trace.tb_next
@@ -221,18 +191,20 @@ def compiled_path() -> Any:
     return _fastpath.CompiledPath
 
 
-def straight_path(tally: Tally, handler: Handler, most_in: int, most_out: int, timeout: float | None,
-                  tell_busy: Callable[[], object], secure: Callable[[], object],
-                  on_answered: Callable[[int, int, int], object] | None = None, *, pure: bool) -> StraightPath:
-    """The quickest path that there is here.
+def fast_path(stats: Stats, handler: Handler, most_in: int, most_out: int, timeout: float | None,
+              tell_busy: Callable[[], object],
+              on_answered: Callable[[int, int, int], object] | None = None, *, pure: bool) -> FastPath:
+    """Return the fastest path that there is here.
 
-    most_in, most_out: bytes of a request and of a response beyond which they go the long way; at most `MAX_DATA`.
-    timeout: `request_timeout`; pure: not the compiled one, which does not receive descriptors.
+    most_in, most_out: bytes of a request and of a response beyond which they go through `exchange`; at most
+    `MAX_DATA`. timeout: `request_timeout`; pure: not the compiled one, which does not receive descriptors.
     """
     most_in, most_out = min(most_in, MAX_DATA), min(most_out, MAX_DATA)
     compiled = None if pure else compiled_path()
     if compiled is None:
-        return PurePath(tally, handler, most_in, most_out, timeout, tell_busy, secure, on_answered)
-    path: StraightPath = compiled(tally.words, LAYOUT, handler, Request, most_in, most_out, timeout, tell_busy,
-                                  secure, on_answered, serving.adopt, SLOW_NS, SLOW_MEMORY, SPAN_NS)
+        return PurePath(stats, handler, most_in, most_out, timeout, tell_busy, on_answered)
+    path: FastPath = compiled(stats.words, LAYOUT, handler, Request, most_in, most_out, timeout, tell_busy, on_answered,
+                              LONG_WAIT_NS, TURNS, SPAN_NS)
     return path
+
+

@@ -22,16 +22,11 @@ class Limits:
         jitter = rng.randint(0, settings.max_requests_jitter)
         self._last_request = settings.max_requests + jitter if settings.max_requests is not None else _NEVER
         self._max_rss = settings.max_rss
-        self._reached = False
         self.next_check = min(self._last_request, RSS_INTERVAL if settings.max_rss is not None else _NEVER)
-
-    def set_reached(self) -> None:
-        """The request in hand shall be the last, whatever the limits."""
-        self._reached = True
 
     def reached(self, served: int) -> str | None:
         """After so many requests: how it has served enough, in words, or None if it has not."""
-        if self._reached or served >= self._last_request:
+        if served >= self._last_request:
             return f"after {served} requests"
         self.next_check = min(self._last_request, served + RSS_INTERVAL)
         resident = resident_bytes()

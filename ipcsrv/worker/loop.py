@@ -1,498 +1,407 @@
-"""A worker: takes a connection, reads a request, runs the handler, answers.
+"""The loop of a worker: take a connection from the queue, serve it, give it back. In the worker.
 
-It is single-threaded towards its handler.  A request that comes whole in one read and whose response goes out in one
-write, which is nearly every one, takes the straight path (`straight`); all else is a `Conversation`, resumed when its
-connection is ready.
+A worker holds one active connection and nothing else, but for streams whose generators are suspended. It takes the
+next one when the last has ended or was returned to the master, which keeps all that are silent or stalled. What it does
+with the one in hand stands in its slot of the scoreboard (`Phase`), so that the master can act for it if it dies.
 
-**Where connections come from.**  New ones from the listener, where the system can wake one of the workers that wait
-for it: the backlog is the one queue of new clients, and an idle worker takes the next.  Where it cannot, the master
-accepts and puts them into the generation's queue.  From that queue come, in either case, the connections that were
-silent for a while and speak again, and the word to leave; and its end, which is the end of the work.
-
-**What it holds** between two requests is `keeping`'s matter.  A silent connection costs a descriptor, here or in the
-master, and no request ever waits behind a slow one in a worker while another worker is free.
-
-**If it dies**, the request in its hands fails, and no other may.  So of each silent connection that it watches the
-master is given a copy under a number, and while one is read or answered its number stands in the scoreboard
-(`CURRENT`).  If we die, the master closes that one and takes the others back.
-
-**When it leaves**, because the queue has ended, it was told to, or it has served its number of requests, it gives back
-what is silent, finishes what is not, and goes; at the end of the server's life it serves the backlog first.
+It leaves when the queue has ended, when the master says so, or when it has served its number of requests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
 from time import monotonic_ns
-from typing import Any
+from typing import Any, Protocol
 
 from ..config.handlers import Handler
 from ..config.settings import Settings
 from ..platform import logs
 from ..platform import server as serving
-from ..platform.server import DONTWAIT, Admission, Channel, Connection, Lifebuoy, Listener, QueueReader
+from ..platform.server import DONTWAIT, END, READ, SHARED, WRITE, AcceptedConnection, Channel, QueueReader, adopt
 from ..protocol.exchange import failure_packet
 from ..protocol.pktline import MAX_DATA
 from ..request import Request
 from ..supervision import scoreboard as board
-from ..supervision.messages import PACED, TIMED_OUT
-from ..supervision.scoreboard import CURRENT, SINCE_NS
-from . import fastpath as straight
-from .exchange import Conversation, Stalled
-from .failures import VERDICTS, Complaints, Failure, send_quietly, verdict
-from .fastpath import ANSWERED, CONVERSE, ENDED, GONE, LIMIT, NOBODY, RAISED, SILENT, STRANGER
-from .intake import Intake
-from .keeping import CHATTY_NS, PATIENCE, Held, Keeping
-from .limbo import AGE_NS, TIME, Limbo
+from ..supervision.messages import PING_NUMBER, Kind, Passed, Returned, Stage, pack_number, pack_returned, parse_passed
+from ..supervision.scoreboard import LENT, Phase, Scoreboard, push_ended
+from .exchange import Exchange
+from .failures import Reporter
+from .fastpath import ENDED, GONE, LIMIT, PARTIAL, RAISED, SILENT, TURN_OVER, UNSENT, fast_path, without_own_frames
 from .limits import Limits
-from .stats import Tally
+from .stats import Stats
 from .streaming import Flusher
 
-NEW_CLIENT_GRACE = 1.0  # seconds for a client that has connected as the server stops to ask for something
-CHAT_TURNS = 64  # requests of a chatty client between two looks at whether others wait; fewer if they take long
-FIRST_WORDS_PATIENCE = 0.001  # seconds; a client's first write follows its connect within microseconds
-SILENT_CLIENTS = 32  # clients that are not waited for after one that stayed silent
-CHAT_PATIENCE = 0.001  # seconds of waiting for a chatty client's next request alone
-SWEEP_INTERVAL_NS = 5_000_000  # between looks at who has been silent for too long, while events keep coming
+MOST_PATIENCE_NS = 1_000_000  # to wait for the next request of a connection before it is returned
+LEAST_PATIENCE_NS = 50_000  # after several in a row have stayed silent
+LINGER_PATIENCE = 0.001  # seconds to see a refused client leave before the master takes it over
+LINGER_SIZE = 256 * 1024
+LINGER_READS = 4
+EXHAUSTED_PAUSE = 0.1  # seconds before a worker that has no descriptor left leaves
 LONGEST_WAIT = 86400.0  # seconds; a poller takes milliseconds in 31 bits, which is 24 days
 
 log = logs.get("ipcsrv.worker")
 
 
+class Observer(Protocol):
+    """What is told of every request that ends (the access log)."""
+
+    def answered(self, bytes_in: int, bytes_out: int, waited: int) -> None:
+        """A request was answered on the fast path; `waited` in nanoseconds."""
+
+    def exchange_ended(self, exchange: Exchange, outcome: str) -> None:
+        """A longer exchange has ended, one way or another."""
+
+    def failed(self, size: int, outcome: str) -> None:
+        """A request of the fast path has failed."""
+
+    def flush(self) -> float | None:
+        """Write what is old enough; returns seconds until it wants to be called again, None if it need not be."""
+
+    def close(self) -> None:
+        """Write all that is left."""
+
+
 class Worker:
     """Serves connections with `handler` until there is no more to do.
 
-    queue: its generation's; listener: the server's, or None where the master accepts; channel: its private pipe to the
-    master; words: its slot of the scoreboard.
+    queue: its generation's; channel: its private pipe to the master; slot: its own of the scoreboard.
     """
 
-    make_tally: Callable[[memoryview[int]], Tally] = Tally
-    on_answered: Callable[[int, int, int], object] | None = None  # bytes in, bytes out, waited: of the straight path
+    observer: Observer | None = None
+    hand: AcceptedConnection | None = None  # the connection in hand
 
-    def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, listener: Listener | None,
-                 channel: Channel, words: memoryview[int], rng: random.Random) -> None:
-        self.settings = settings
-        self.clock = time.monotonic
+    def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, channel: Channel,
+                 scoreboard: Scoreboard, slot: int, rng: random.Random) -> None:
+        self.settings, self.clock = settings, time.monotonic
+        self.words = words = scoreboard.words(slot)
+        self.stats = Stats(words)
+        self.reporter = Reporter(words, settings.write_timeout)
         self.flusher = Flusher()
-        self.tally = self.make_tally(words)
-        self._handler = handler
-        self._words = words
-        self._admission = Admission(settings.allow)
-        self._poller = serving.poller()
-        self._buoy = Lifebuoy()
-        self._limbo = Limbo(self._buoy)
-        self._keeping = Keeping(channel, self._poller, words, self._limbo)
-        if listener is not None:
-            self._keeping.tell("buoy", b"", self._buoy.fileno(), keep=True)
-        self._silent = self._keeping.silent
-        self._talks: dict[int, Conversation] = {}
-        self._tell_busy = partial(self._keeping.tell, "busy")  # the master must look out for the request that begins
-        self._intake = Intake(self, queue, listener, channel, self._poller, self._keeping, self.tally)
-        self._taking = True
-        self._not_waited_for = self._swept = 0
-        self._hand: Connection | None = None
-        self.neighbours: Sequence[memoryview[int]] = ()  # the other slots
-        self.complaints = Complaints(words, self._keeping, settings.write_timeout)
-        self._timeout = settings.request_timeout
-        self._path = straight.straight_path(
-            self.tally, handler, settings.max_request_size or MAX_DATA, settings.max_response_size or MAX_DATA,
-            settings.request_timeout, self._tell_busy,
-            self._secure_limbo, self.on_answered, pure=settings.receive_descriptors)
-        self._most_talks = serving.descriptor_limit() // 3
+        self._scoreboard, self._header = scoreboard, scoreboard.header
+        self._handler, self._queue, self._channel = handler, queue, channel
         self._limits = Limits(settings, rng)
-        self._path.next_check = self._limits.next_check
-
-    # -- the loop ---------------------------------------------------------------------------------------------------
+        self._timeout = settings.request_timeout
+        self._taking = True
+        self._patience_ns = MOST_PATIENCE_NS
+        self._suspended: dict[int, Exchange] = {}
+        self._poller = serving.poller()
+        self._queue_key, self._channel_key = queue.fileno(), channel.fileno()
 
     def run(self) -> None:
-        """Serve until the queue has ended or we leave, and what is in hand is done."""
-        self._intake.watch(True)
-        while self._taking or self._talks or self._silent:
-            self._attend()
-            if not self._taking:
-                self._keeping.give_back_all()
-            if self._keeping.last:
-                self._serve_the_last()
-        self._buoy.close()
+        """Serve until the queue has ended or the worker is to leave, and no stream is suspended."""
+        settings = self.settings
+        answered = None if self.observer is None else self.observer.answered
+        self._path = fast_path(self.stats, self._handler, settings.max_request_size or MAX_DATA,
+                               settings.max_response_size or MAX_DATA, self._timeout, self._tell_busy, answered,
+                               pure=settings.receive_descriptors)
+        self._path.next_check = self._limits.next_check
+        self._poller.register(self._channel_key, READ)
+        self._poller.register(self._queue_key, READ | SHARED)
+        while self._taking or self._suspended:
+            if not (self._taking and self._take(DONTWAIT)):
+                self._wait()
+        if self.observer is not None:
+            self.observer.close()
 
-    def _attend(self) -> None:
-        """Wait for everything together; serve what is ready.
+    # -- what comes next ----------------------------------------------------------------------------------------------
 
-        What comes from outside is taken first: we alone may have been woken for it.  An event is a hint, no more: its
-        descriptor may be another connection's by the time it is looked at.
-        """
-        intake, silent, talks = self._intake, self._silent, self._talks
-        events = self._poller.poll(self._patience())
-        if self._limbo and monotonic_ns() - self._words[board.LAST_NS] > AGE_NS:
-            self._end_limbo()
+    def _wait(self) -> None:
+        """Wait for the queue, the master's orders and the clients of suspended streams."""
+        pause = None if self.observer is None else self.observer.flush()
+        dues = [exchange.due - self.clock() for exchange in self._suspended.values()]
+        dues += [] if pause is None else [pause]
+        events = self._poller.poll(max(0.0, min([*dues, LONGEST_WAIT])) if dues else None)
         keys = [key for key, _ in events]
-        if intake.queue_key in keys:
-            intake.take()
-        if intake.listener_key in keys:
-            intake.accept() if self._taking else intake.pass_on()
+        if self._channel_key in keys:
+            self._obey()
         for key in keys:
-            if (held := silent.get(key)) is not None:
-                self._hear(held)
-            elif key in talks:
-                self._resume(talks[key])
-        if not events or self.tally.began - self._swept > SWEEP_INTERVAL_NS:
-            self._sweep(idle=not events)
+            if (exchange := self._suspended.get(key)) is not None:
+                self._resume(exchange)
+        now = self.clock()
+        for exchange in [exchange for exchange in self._suspended.values() if exchange.due <= now]:
+            self._release(exchange)
+            exchange.give_up()
 
-    def _patience(self) -> float | None:
-        if self._limbo:
-            return TIME
-        if self._silent:
-            return PATIENCE
-        dues = [talk.due for talk in self._talks.values()]
-        if self._intake.again_at:
-            dues.append(self._intake.again_at)
-        return max(0.0, min(*dues, self.clock() + LONGEST_WAIT) - self.clock()) if dues else None
-
-    def _sweep(self, *, idle: bool) -> None:
-        """Look after what has been silent or has stalled for too long; `idle`: nothing has come for a while."""
-        if idle:
-            self._end_limbo()
-        self._swept = now = monotonic_ns()
-        self._keeping.give_back_silent(older_than=now - int(PATIENCE * 1e9))
-        if not idle:
-            self._keeping.share(self.neighbours)
-        seconds = self.clock()
-        for talk in [talk for talk in self._talks.values() if talk.due <= seconds]:
-            self._resume(talk, Stalled())
-        if self._intake.again_at and seconds >= self._intake.again_at:
-            self._intake.again_at = 0.0
-            self._intake.watch(self._taking)
-
-    # -- new connections ----------------------------------------------------------------------------------------------
-
-    def welcome(self, listener: Listener) -> bool:
-        """Serve the next client in the backlog, if it has said something; False if nobody waits there.
-
-        Raises the `OSError` of accept(2).
-        """
-        self._hand = None
-        path, others = self._path, self._limbo or self._silent
-        outcome = path.receive(listener) if self.tally.slow else path.welcome(listener, others)
-        if outcome == NOBODY:
-            return False
-        if outcome == STRANGER:
-            self.begin(self._path.connection, 0, 0)
-        else:
-            self._begun(self._path.connection, outcome, 0, 0)
-        return True
-
-    def begin(self, connection: Connection, stamp: int, waited: int) -> None:
-        """Serve a connection that has come to us, if it has said something; then keep it."""
-        if not self._admission.admits(connection):
-            self._deny(connection)
+    def _obey(self) -> None:
+        """Carry out what the master has told this worker; its end is noticed by the end of the queue."""
+        try:
+            message = self._channel.hear(wait=False)
+        except BlockingIOError:
             return
-        if self._path.learns and not stamp and (user := self._admission.user(connection)) is not None:
-            self._path.know(*user)
-        if (waited > straight.LONG_WAIT_NS or self.tally.slow) and self._has_left(connection):
-            return
-        self._begun(connection, self._run(connection, DONTWAIT, waited), stamp, waited)
+        if message is None:
+            self._poller.unregister(self._channel_key)
+        elif message[0] is Kind.LEAVE:
+            self.leave()
+        elif message[0] is Kind.REOPEN_LOG:
+            logs.reopen()
 
-    def _begun(self, connection: Connection, outcome: int, stamp: int, waited: int) -> None:
-        """What became of the first request of a connection that has come to us."""
-        if outcome == SILENT and self._first_words_come(connection):
-            outcome = self._run(connection, 0, waited)
-            if outcome == SILENT:
-                self._not_waited_for = SILENT_CLIENTS
-        if outcome == SILENT:
-            self._keeping.hold(connection, "kept" if stamp & PACED else "new")
-        elif outcome == ENDED:
-            self.tally.count(board.PROBES)
-            connection.close()
-        elif outcome == ANSWERED or self._go_on(connection, outcome):
-            if stamp & PACED or not self._taking:
-                self._keeping.give_back(Held(connection, "kept"))  # its client is known to take its time
-            elif stamp:
-                self._keeping.hold(connection, "kept")  # it has come back: it is not one that closes
-            elif self._limbo.add(connection):
-                self._leave_limbo()
-            else:
-                self._path.unsecured = True
-
-    def _has_left(self, connection: Connection) -> bool:
-        """After a long wait: whether the client has given up, and with what it may have asked."""
-        if self.tally.slow:
-            self._keeping.give_back_all()
-        if not connection.gone():
+    def _take(self, flags: int) -> bool:
+        """Take one message of the queue and serve its connection; False if there was none."""
+        try:
+            item = self._queue.get(flags)
+        except BlockingIOError:
             return False
-        self.tally.count(board.CANCELLED if connection.has_said() else board.PROBES)
-        connection.close()
-        return True
-
-    def _first_words_come(self, connection: Connection) -> bool:
-        """Whether to wait for what a client that has only just connected says next, for a moment.
-
-        Half of all clients are taken between their connect and their first write.  To wait for one alone is
-        quicker than to watch it, and for a silent one in vain; so after one of those the next ones are not waited for.
-        """
-        if self._not_waited_for:
-            self._not_waited_for -= 1
-            return False
-        return connection.wait_at_most(FIRST_WORDS_PATIENCE)
-
-    def _end_limbo(self) -> None:
-        """Look at all in limbo; while one is served that has spoken, another may leave it."""
-        while self._limbo:
-            self._leave_limbo()
-
-    def _leave_limbo(self) -> None:
-        """See what the client that was answered longest ago has done since."""
-        if (spoken := self._keeping.leave_limbo()) is not None:
-            self._hear(spoken)
-
-    def _secure_limbo(self) -> None:
-        """Before a handler runs: whoever is in limbo must not go with us if it ends us."""
-        self._path.unsecured = False
-        self._keeping.secure_limbo()
-
-    def _deny(self, connection: Connection) -> None:
-        peer = self.complaints.denied(connection)
-        send_quietly(connection, failure_packet("denied", f"user {peer.uid} may not use this server"))
-        connection.close()
-
-    # -- held connections ---------------------------------------------------------------------------------------------
-
-    def _hear(self, held: Held) -> None:
-        """A held connection may have something: its next request, or its end."""
-        alone = len(self._silent) == 1
-        if held.chatty and alone and not self._talks and not self._limbo:
-            self._chat(held)
-            return
-        if self.tally.slow and not alone:
-            self._keeping.give_back_all(but=held)
-        self._heard(held, self._run(held.connection, DONTWAIT, 0, held))
-
-    def _heard(self, held: Held, outcome: int) -> bool:
-        """What became of what a held connection said; True if it is silent again, and held."""
-        if outcome == SILENT:
+        if isinstance(item, str):
+            assert item == END
+            self._stop_taking()
             return True
-        if outcome == ENDED:
-            self._keeping.drop(held)
-            return False
-        words, silent_since = self._words, held.since
-        whole = outcome == ANSWERED or self._go_on(held.connection, outcome, held)
-        words[CURRENT] = 0
-        if not whole:
-            return False
-        held.since, held.kind = words[board.LAST_NS], "kept"
-        if not held.chatty and self.tally.began - silent_since < CHATTY_NS:
-            held.chatty = held.connection.wait_at_most(CHAT_PATIENCE)
+        message, raw, file = item
+        passed = parse_passed(message)
+        if raw is not None:
+            self._serve(passed, adopt(raw), file)
+        elif passed.number == PING_NUMBER:
+            self.stats.taken(None)
+            self.tell(Kind.PONG, pack_number(passed.queued_ns))
+        else:
+            self._no_descriptor(passed)
         return True
 
-    def _chat(self, held: Held) -> None:
-        """Serve one client in a loop: a read and a write a request, and now and then a look at who else waits."""
-        connection, key, number, run = held.connection, held.key, held.number, self._path.run
-        self._hand = connection
+    def _no_descriptor(self, passed: Passed) -> None:
+        """The kernel could not give this process the connection; the master still has it, for another worker."""
+        self.stats.taken(None)
+        self.tell(Kind.EXHAUSTED, b"a worker has no descriptor left; raise its limit (ulimit -n)")
+        self.tell(Kind.RETURNED, pack_returned(Returned(passed.number, Stage.BETWEEN)))
+        time.sleep(EXHAUSTED_PAUSE)
+        self.leave()
+
+    # -- one connection -----------------------------------------------------------------------------------------------
+
+    def _serve(self, passed: Passed, connection: AcceptedConnection, file: int | None) -> None:
+        """Serve a connection that was taken, until it is returned or ended."""
+        number = passed.number
+        self.stats.enter(number, Phase.TAKEN)
+        waited = max(0, monotonic_ns() - passed.queued_ns)
+        self.stats.taken(waited if passed.accepted else None)
+        self.hand = connection
+        if passed.stage is Stage.BETWEEN:
+            self._serve_next(connection, number, waited, asked=False)
+        elif Exchange(self, connection, number, waited).resume(passed, file):
+            self._serve_next(connection, number, 0, asked=True)
+        self.hand = None
+
+    def _serve_next(self, connection: AcceptedConnection, number: int, waited: int, *, asked: bool) -> None:
+        """Serve a connection of which nothing has been read, while its client goes on and nothing else waits."""
         while True:
-            outcome = run(connection, key, 0, CHAT_TURNS, 0, number, False)  # reads for CHAT_PATIENCE at most
-            if outcome != ANSWERED and (outcome == SILENT or not self._heard(held, outcome)):
+            patience = 0 if self._header[board.DRAINING] else self._patience_ns
+            outcome = self._path.run(connection, number, waited, patience, asked)
+            asked = asked or outcome != SILENT
+            if outcome in (TURN_OVER, LIMIT):
+                if outcome == LIMIT:
+                    self._check_limits()
+            elif outcome == SILENT:
+                self._patience_ns = max(LEAST_PATIENCE_NS, self._patience_ns // 2)
                 break
-            if not self._taking or self._others_wait(held):
+            elif outcome == ENDED:
+                self._patience_ns = MOST_PATIENCE_NS
+                self._client_ended(connection, number)
+                return
+            elif not self._leave_fast_path(connection, number, outcome, waited):
+                return
+            self._patience_ns = min(MOST_PATIENCE_NS, self._patience_ns * 2)
+            waited = 0
+            if not self._taking or self.others_wait():
                 break
-        held.since = self._words[board.LAST_NS]
+        self.give_back(connection, Returned(number, Stage.BETWEEN), None)
 
-    def _others_wait(self, held: Held) -> bool:
-        return any(ready != held.key for ready, _ in self._poller.poll(0))
-
-    # -- one request --------------------------------------------------------------------------------------------------
-
-    def _run(self, connection: Connection, flags: int, waited: int, held: Held | None = None) -> int:
-        """Have a request answered by the straight path, as far as that goes; the outcome, as `straight` names it."""
-        limbo = self._limbo
-        self._hand = connection
-        if held is None:
-            return self._path.run(connection, connection.fileno(), flags, 1, waited, 0, limbo or self._silent)
-        others = limbo or len(self._silent) > 1
-        return self._path.run(connection, held.key, flags, 1, waited, held.number, others)
-
-    def _go_on(self, connection: Connection, outcome: int, held: Held | None = None) -> bool:
-        """Do what the straight path has left to do; True if the connection is silent again, and ours to hold."""
-        if outcome == LIMIT:
-            self._check_limits()
-            return True
-        data, response, unsent, error = self._path.rest()
-        if outcome == CONVERSE:
-            return self._converse(connection, data, held)
+    def _leave_fast_path(self, connection: AcceptedConnection, number: int, outcome: int, waited: int) -> bool:
+        """Do what the fast path has left to do; True if the connection is still in hand, between two requests."""
+        path = self._path
+        data, response, unsent, error = path.rest()
+        if outcome == PARTIAL:
+            return Exchange(self, connection, number, waited).receive(data)
+        self._handled(path.size, waited)
         if outcome == GONE:
-            return self._end_badly(connection, board.CANCELLED, held)
+            self.stats.count(board.CANCELLED)
+            self._log_failed(path.size, "cancelled")
+            self.end(connection, number)
+            return False
         if outcome == RAISED:
-            failure = self.complaints.handler_failed(error)
-            send_quietly(connection, failure_packet(failure.code, failure.message))
-            return self._end_badly(connection, failure.counter, held)
-        return self._converse(connection, data, held, response, unsent, handled=self._path.size)
+            failure = self.reporter.handler_failed(error)
+            self._tell_error()
+            self.stats.count(failure.counter)
+            self._log_failed(path.size, failure.code)
+            self.refuse(connection, number, failure.code, failure.message)
+            return False
+        exchange = Exchange(self, connection, number, waited)
+        exchange.handler_ns = self.words[board.LAST_NS] - self.stats.began
+        return exchange.send(data, len(response), unsent) if outcome == UNSENT else exchange.answer(data, response)
 
-    @property
-    def _current(self) -> Connection | None:
-        """The connection in hand; what the path welcomes is in its hand first."""
-        return self._hand or self._path.connection
+    def _log_failed(self, size: int, outcome: str) -> None:
+        if self.observer is not None:
+            self.observer.failed(size, outcome)
 
-    def _end_badly(self, connection: Connection, counter: int, held: Held | None) -> bool:
-        self._handled(self._path.size)
-        self.tally.count(counter)
-        return self._close(connection, held)
-
-    def _close(self, connection: Connection, held: Held | None) -> bool:
-        if held is not None:
-            self._keeping.drop(held)
-        else:
-            connection.close()
-        return False
-
-    def _handled(self, size: int) -> None:
-        """Count the request in hand as handled, and see whether we have served enough."""
-        self.tally.handled(size)
-        if self.tally.requests >= self._path.next_check:
+    def _handled(self, size: int, waited: int = 0) -> None:
+        self.stats.handled(size, waited=waited)
+        if self.stats.requests >= self._path.next_check:
             self._check_limits()
 
-    # -- conversations: the long way ----------------------------------------------------------------------------------
-
-    def _converse(self, connection: Connection, data: bytes, held: Held | None, response: Any = Failure,
-                  unsent: bytes | None = None, handled: int = 0) -> bool:
-        """Go on with this connection as a conversation, which begins with the bytes in `data`.
-
-        response: what the handler has returned, if it has, to a request of `handled` bytes; unsent: what is left of it.
-        """
-        talk = Conversation(self, connection, data)
-        if unsent is not None:
-            self._handled(handled)
-            self.tally.count_out(len(response))
-            talk.send_first(unsent)
-        elif response is not Failure:
-            self._handled(handled)
-            talk.answer_first(response)
-        self._hand = connection
-        try:
-            talk.mask, talk.due = next(talk.steps)
-        except StopIteration as stop:  # it did not have to wait
-            return bool(stop.value) or self._close(connection, held)
-        if held is not None:
-            self._keeping.forget(connection)
-            self._keeping.release(held)
-        self._talks[connection.fileno()] = talk
-        if len(self._talks) >= self._most_talks:
-            self._intake.watch(False)
-        self._words[board.HELD] += 1
-        self._poller.register(connection.fileno(), talk.mask)
-        return False
-
-    def _resume(self, talk: Conversation, stalled: Stalled | None = None) -> None:
-        """Run a conversation until it waits or ends."""
-        key = talk.connection.fileno()
-        self._hand = talk.connection
-        try:
-            mask, talk.due = talk.steps.throw(stalled) if stalled is not None else next(talk.steps)
-        except StopIteration as stop:
-            self._end_talk(talk, key, whole=stop.value)
-            return
-        if mask != talk.mask:
-            self._poller.modify(key, mask)
-            talk.mask = mask
-
-    def _end_talk(self, talk: Conversation, key: int, *, whole: bool) -> None:
-        self._poller.unregister(key)
-        del self._talks[key]
-        self._words[board.HELD] -= 1
-        if self._taking and not self._intake.again_at:
-            self._intake.watch(True)
-        if not whole:
-            talk.connection.close()
-        elif self._taking:
-            self._keeping.hold(talk.connection, "kept")
-        else:
-            self._keeping.give_back(Held(talk.connection, "kept"))
-
-    def handle(self, connection: Connection, request: Request) -> Any:
-        """Run the handler on one request of a conversation; raises `Failure` where it raised."""
-        self._hand = connection
-        began = self.tally.begin()
+    def handle(self, connection: AcceptedConnection, number: int, request: Request) -> Any:
+        """Run the handler on a request of an exchange; raises `Failure` where it raises."""
+        self.stats.enter(number, Phase.HANDLING)
+        began = self.stats.begin()
         request._context = (connection, began, self._timeout)
         self._expect_to_take_time()
         try:
             return self._handler(request)
         except BaseException as error:
-            raise self.complaints.handler_failed(straight.without_own_frames(error)) from None
+            failure = self.reporter.handler_failed(without_own_frames(error))
+            self._tell_error()
+            raise failure from None
         finally:
             self._handled(len(request))
 
-    def resume_handler(self, since: int) -> None:
-        """The handler's code runs (again) in a stream; `since` is when it began, less what was not its own time."""
-        self._words[SINCE_NS] = since
+    def resume_handler(self, number: int) -> None:
+        """The handler's code runs (again), in a stream."""
+        self.stats.enter(number, Phase.STREAMING)
+        self.words[board.SINCE_NS] = monotonic_ns()
         self._expect_to_take_time()
 
+    def pause_handler(self) -> int:
+        """It does not run while its client is waited for; returns for how long it has run, in nanoseconds."""
+        since = self.words[board.SINCE_NS]
+        self.words[board.SINCE_NS] = 0
+        return monotonic_ns() - since if since else 0
+
     def _expect_to_take_time(self) -> None:
-        if self._path.unsecured:
-            self._secure_limbo()
-        if (self._timeout is not None or self._silent or self._limbo) and not self._words[board.WATCHED]:
+        if self._timeout is not None and not self.words[board.WATCHED]:
             self._tell_busy()
 
-    def pause_handler(self) -> int:
-        """It does not: its client is waited for.  How long it has run, in nanoseconds."""
-        used = monotonic_ns() - self._words[SINCE_NS]
-        self._words[SINCE_NS] = 0
-        return used
+    def others_wait(self) -> bool:
+        """Whether a connection waits in the queue, a suspended stream can go on, or the master has an order."""
+        return bool(self._poller.poll(0))
 
-    # -- leaving ------------------------------------------------------------------------------------------------------
+    def too_much_buffered(self) -> bool:
+        """Whether all requests that are being received take more memory than `max_buffered_size`."""
+        limit = self.settings.max_buffered_size
+        if limit is None:
+            return False
+        receiving = sum(self._scoreboard.words(slot)[board.BUFFERED] for slot in range(self._scoreboard.slots))
+        return receiving + self._header[board.STALLED_BYTES] > limit
+
+    # -- giving it back, ending it ------------------------------------------------------------------------------------
+
+    def give_back(self, connection: AcceptedConnection, returned: Returned, file: int | None) -> None:
+        """Return a connection to the master, with the file that holds its state, if there is one."""
+        if not self.tell(Kind.RETURNED, pack_returned(returned), file):
+            connection.end()  # the master is dead: no other process could go on
+        if file is not None:
+            os.close(file)
+        self.words[LENT] = 0
+        connection.close()
+
+    def _client_ended(self, connection: AcceptedConnection, number: int) -> None:
+        """The client has ended its side between two requests."""
+        if self.words[LENT] & 7 == Phase.TAKEN and not self._path.hung_up:
+            self.stats.count(board.PROBES)
+        if self._path.hung_up:  # both directions: there is no reader left to be told
+            self._forget(connection, number)
+        else:
+            self.end(connection, number)
+
+    def end(self, connection: AcceptedConnection, number: int) -> None:
+        """End a connection, on every copy of it."""
+        connection.end()
+        self._forget(connection, number)
+
+    def _forget(self, connection: AcceptedConnection, number: int) -> None:
+        """Close this copy and let the master know that it can close its own."""
+        words = self.words
+        if self._header[board.DRAINING] or not push_ended(words, number):
+            self.tell(Kind.ENDED, pack_number(number))
+        words[LENT] = 0
+        connection.close()
+
+    def refuse(self, connection: AcceptedConnection, number: int, code: str, message: str) -> None:
+        """Send a failure reply and end the connection, once its client has had the time to read it.
+
+        docs/protocol.md, failure reply: a close at once would reset the connection while the client still writes. If
+        the client does not leave within a moment, the master reads and discards what it still sends.
+        """
+        self.stats.enter(number, Phase.WRITING)
+        with contextlib.suppress(OSError):  # it does not read, or has gone
+            connection.send(failure_packet(code, message), DONTWAIT)
+        connection.end_output()
+        try:
+            for _ in range(LINGER_READS):
+                if not connection.wait_readable(LINGER_PATIENCE):
+                    break
+                if not connection.recv(LINGER_SIZE, DONTWAIT):
+                    self.end(connection, number)
+                    return
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.end(connection, number)
+            return
+        self.give_back(connection, Returned(number, Stage.LINGERING), None)
+
+    # -- suspended streams --------------------------------------------------------------------------------------------
+
+    def hold(self, exchange: Exchange) -> None:
+        """Keep a stream whose client does not read; others are served meanwhile."""
+        key = exchange.connection.fileno()
+        self._suspended[key] = exchange
+        self.words[board.SUSPENDED] = len(self._suspended)
+        self._poller.register(key, WRITE)
+        self.tell(Kind.HELD, pack_number(exchange.number))
+        self.words[LENT] = 0
+
+    def _release(self, exchange: Exchange) -> None:
+        key = exchange.connection.fileno()
+        del self._suspended[key]
+        self.words[board.SUSPENDED] = len(self._suspended)
+        self._poller.unregister(key)
+
+    def _resume(self, exchange: Exchange) -> None:
+        """A held stream's client reads again."""
+        self._release(exchange)
+        self.stats.enter(exchange.number, Phase.WRITING)
+        self.hand = exchange.connection
+        if exchange.go_on():
+            self._serve_next(exchange.connection, exchange.number, 0, asked=True)
+        self.hand = None
+
+    # -- the master ---------------------------------------------------------------------------------------------------
+
+    def tell(self, kind: Kind, body: bytes = b"", descriptor: int | None = None) -> bool:
+        """Send the master a message; False if it is dead."""
+        try:
+            self._channel.tell(kind, body, descriptor)
+        except OSError:
+            return False
+        return True
+
+    def _tell_busy(self) -> None:
+        """The watchdog must look out for the request that begins; it then says so in this worker's slot."""
+        self.tell(Kind.BUSY)
+
+    def _tell_error(self) -> None:
+        self.tell(Kind.HANDLER_ERROR, self.reporter.last_error.encode("utf-8", "backslashreplace")[:1000])
 
     def quit(self) -> None:
         """The handler returned QUIT: the server drains and stops."""
-        self._keeping.tell("quit")
+        self.tell(Kind.QUIT)
+
+    # -- leaving ------------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Take no more connections; a replacement is started while we finish what we have."""
+        """Take no more connections; a replacement is started while this worker finishes what it has."""
         if self._taking:
-            self._keeping.tell("bye")
-        self.stop_taking()
+            self.tell(Kind.LEAVING)
+            self._stop_taking()
 
-    def _serve_the_last(self) -> None:
-        """The server stops: who has asked in time is served, and who has just connected has a moment to ask."""
-        while self._keeping.last:
-            held = self._keeping.last.pop()
-            if held.kind == "new":
-                if self._converse(held.connection, b"", held):
-                    self._keeping.give_back(held)
-                elif (talk := self._talks.get(held.connection.fileno())) is not None:
-                    talk.due = min(talk.due, self.clock() + NEW_CLIENT_GRACE)
-                continue
-            outcome = self._run(held.connection, DONTWAIT, 0, held)
-            if outcome == SILENT:
-                self._keeping.drop(held)
-            elif self._heard(held, outcome):
-                self._keeping.give_back(held)
-
-    def stop_taking(self) -> None:
-        """Take no more connections."""
-        self._taking = False
-        self._intake.watch(False)
+    def _stop_taking(self) -> None:
+        if self._taking:
+            self._taking = False
+            self._poller.unregister(self._queue_key)
 
     def _check_limits(self) -> None:
         """max_requests or max_rss may be reached: then leave, between two requests."""
-        reached = self._limits.reached(self.tally.requests)
+        reached = self._limits.reached(self.stats.requests)
         self._path.next_check = self._limits.next_check
         if reached is not None:
             log.info("leaving %s", reached)
             self.leave()
-
-    def relieve(self) -> None:
-        """On the master's word, in a signal handler: this request takes long, others can serve who else is here."""
-        if self._words[SINCE_NS] and self._current is not None:
-            self._keeping.give_back_all(but=self._silent.get(self._current.fileno()))
-
-    def say_last_words(self) -> None:
-        """On the master's word, in a signal handler: answer the client in hand with the verdict, and die.
-
-        If the request has ended in the meantime, the next one need not suffer: leave in good order.
-        """
-        code = verdict(self._words, self._timeout)
-        if code is not None and self._current is not None:
-            send_quietly(self._current, failure_packet(code, VERDICTS[code]))
-            os._exit(TIMED_OUT)
-        self._limits.set_reached()
-        self._path.next_check = 0

@@ -1,16 +1,16 @@
-"""A worker's life: load what is not loaded, say that it is ready, serve, leave.  In the worker, however it started."""
+"""The life of a worker: load what is not loaded, report, serve, leave. In the worker, however it was started."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import json
 import os
 import random
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from ..config.handlers import Handler
 from ..config.values import show_hook
@@ -21,32 +21,58 @@ from ..platform.job import Job
 from ..platform.server import Channel
 from ..platform.titles import set_title
 from ..supervision import scoreboard as board
-from ..supervision.messages import START_FAILED
-from .access_log import worker_for
+from ..supervision.messages import START_FAILED, Kind, pack_fields
+from .access_log import observe
 from .adapters import adapt, check_signature, not_here, on_executor, start_failures
 from .hooks import Hook, between_hooks, worker_hooks
 from .loop import Worker
-from .relief import relievable
+
+log = logs.get("ipcsrv.worker")
+
+LATE = 1.0  # seconds after which a process ends that the master should have killed
 
 
 def work(job: Job, slot: int, channel: Channel, handler: Handler | None) -> None:
-    """The whole life of a worker that has a process to itself."""
+    """Be a worker that has a process to itself, and end that process."""
+    status = START_FAILED
     set_title("worker", job.settings.name)
     try:
-        gate = serving.handler_gate()
-        worker, stop = hire(job, slot, channel, handler, lambda plain: relievable(plain, gate))
+        serving.dump_stacks_on_request(logs.dump_stream())
+        with importing(job, channel):
+            worker, stop = prepare(job, slot, channel, handler)
+        status = 1
+        serving.protect_children(job.queue, channel)
+        logs.reopen_on_hangup()
+        serve(worker, channel, stop)
+        status = 0
     except BaseException as error:
-        tell_failure(channel, error)
-        leave(START_FAILED)
-        raise
-    serving.answer_timeouts_with(worker.say_last_words, worker.relieve, logs.dump_stream())
-    logs.reopen_on_hangup()
-    serve(job, worker, channel, stop)
+        if status == START_FAILED:
+            tell_failure(channel, error)
+        else:
+            log.exception("the worker failed")
+    leave(status)
 
 
-def hire(job: Job, slot: int, channel: Channel, handler: Handler | None,
-         around: Callable[[Handler], Handler]) -> tuple[Worker, Hook]:
-    """A worker ready to serve, and its stop hook; raises whatever the handler's module or the hooks raise.
+@contextlib.contextmanager
+def importing(job: Job, channel: Channel) -> Iterator[None]:
+    """While the handler's code is imported: end with the parent process, and soon after `startup_timeout` in any case.
+
+    Code that is being imported may hold the interpreter's lock, so that no thread of this process could watch.
+    """
+    serving.end_with_parent(True)
+    if channel.has_ended():
+        end(1)  # the master had died before
+    serving.end_after(job.settings.startup_timeout + LATE, logs.dump_stream())
+    try:
+        yield
+    finally:
+        serving.end_after(None, -1)
+        serving.end_with_parent(False)
+
+
+def prepare(job: Job, slot: int, channel: Channel, handler: Handler | None,
+            around: Callable[[Handler], Handler] = lambda plain: plain) -> tuple[Worker, Hook]:
+    """Return a worker ready to serve, and its stop hook; raises whatever the handler's module or the hooks raise.
 
     handler: what the template has loaded, if there is one; around: makes of the plain handler the one that is called.
     """
@@ -56,6 +82,7 @@ def hire(job: Job, slot: int, channel: Channel, handler: Handler | None,
     words = slots.words(slot)
     words[board.PID] = os.getpid()
     words[board.STARTED_NS] = time.monotonic_ns()
+    words[board.START_TICKS] = serving.start_ticks(os.getpid())
     settings = job.settings
     loaded = handler or load_handler(job)
     start, stop = worker_hooks(settings)
@@ -65,23 +92,24 @@ def hire(job: Job, slot: int, channel: Channel, handler: Handler | None,
     adapted = adapt(loaded, settings, job.path) if settings.executor is None else on_executor(job, slots, slot)
     words[board.GRACE_NS] = int(adapted.grace * 1e9)
     handler = between_hooks(around(adapted.handler), settings)
-    worker = worker_for(settings)(settings, handler, job.queue, job.listener, channel, words, random.Random())
-    worker.neighbours = [slots.words(number) for number in range(job.slots) if number != slot]
+    worker = Worker(settings, handler, job.queue, channel, slots, slot, random.Random())
+    observe(worker)
     return worker, adapted.stop_hook(stop)
 
 
-def serve(job: Job, worker: Worker, channel: Channel, stop: Hook) -> None:
-    """Say that it is ready, and serve until it is to leave."""
-    channel.tell("rdy")
-    if job.listener is not None:
-        channel.hear()  # the doors open when the whole generation is ready, or the master is gone
+def serve(worker: Worker, channel: Channel, stop: Hook) -> None:
+    """Report that the worker is ready, and serve until it is to leave."""
+    channel.tell(Kind.READY)
     worker.run()
     if stop is not None:
-        _run_stop_hook(stop)
+        try:
+            stop()
+        except Exception:
+            log.exception("on_worker_stop failed")
 
 
 def load_handler(job: Job) -> Handler:
-    """What the handler's name leads to, from the folder that it is to be found in; `adapt` makes the handler of it."""
+    """Return what the handler's name leads to, imported from its folder; `adapt` makes the handler of it."""
     if job.settings.chdir is not None:
         os.chdir(job.settings.chdir)
     if job.settings.executor is None:
@@ -89,7 +117,7 @@ def load_handler(job: Job) -> Handler:
         check_signature(job.source.target, loaded)
     else:
         loaded = not_here(job.source, job.settings.executor)
-    worker_hooks(job.settings)  # a bad hook is told here, once, and not by every worker
+    worker_hooks(job.settings)  # a bad hook is reported here, once, and not by every worker
     between_hooks(loaded, job.settings)
     return loaded
 
@@ -99,28 +127,35 @@ def tell_failure(channel: Channel, error: BaseException) -> None:
     known = isinstance(error, IpcError)
     text = getattr(error, "traceback_text", None) if known else "".join(traceback.format_exception(error))
     reason = str(error) if known else f"{type(error).__name__}: {error}"
-    tell(channel, "fail", reason=reason, traceback=text, importing=isinstance(error, HandlerImportError))
-
-
-def _run_stop_hook(stop: Callable[..., object]) -> None:
-    try:
-        stop()
-    except Exception:
-        logs.get("ipcsrv.worker").exception("on_worker_stop failed")
-
-
-def tell(channel: Channel, kind: str, **content: Any) -> None:
-    """Send the master a message with content."""
-    text = content.get("traceback")
-    if text and len(text) > 8000:  # a message has its limit; the end of a traceback says most
-        content["traceback"] = "...\n" + text[-8000:]
     with contextlib.suppress(OSError):  # a dead master is noticed by reading
-        channel.tell(kind, json.dumps(content).encode())
+        channel.tell(Kind.START_FAILED, pack_fields(reason=reason, traceback=text,
+                                                    importing=isinstance(error, HandlerImportError)))
 
 
 def leave(status: int) -> None:
-    """End a forked process without running what its parent had registered to run at its own exit."""
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    """End this process as a Python program ends: its own threads are joined and its own exit functions run.
+
+    What its parent has registered to run at exit is the parent's. A worker whose threads do not end is killed by the
+    master after `drain_timeout`.
+    """
+    with contextlib.suppress(BaseException):
+        threading._shutdown()  # type: ignore[attr-defined]  # joins threads that are no daemons, as at any exit
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    end(status)
+
+
+def end(status: int) -> None:
+    """End this process at once, with what it has printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
     os._exit(status)
+
+
+def forget_exit_functions() -> None:
+    """In a new worker: drop what the template's modules registered for its exit, but for what each process needs."""
+    atexit._clear()
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        atexit.register(util._exit_function)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from ..platform.server import DONTWAIT, Connection
+from ..platform.server import DONTWAIT, AcceptedConnection
 from ..protocol.pktline import encode_data
+from ..supervision.scoreboard import LENT, Phase
 
 FLUSH_INTERVAL = 0.003  # seconds; with the switch interval below it keeps the promise of 5 ms
 SWITCH_INTERVAL = 0.001  # seconds for which a busy handler may keep the thread from running, while it streams
@@ -30,16 +29,17 @@ class Gone(Exception):
 
 
 class Coalescer:
-    """One response in the making: chunks in, packets out.
+    """One streamed response: chunks in, packets out.
 
     `add` and `flush` are called by the handler's thread, `flush` also by the flusher's; the lock is for the order on
-    the wire.  `full` says that the client must read first.
+    the wire. `full` says that the client must read first. words, number: the worker's slot, and the connection there.
     """
 
-    __slots__ = ("_connection", "_gathered", "_lock", "_packets", "_pending", "broken", "quiet", "total", "unsent")
+    __slots__ = ("_connection", "_gathered", "_lock", "_number", "_packets", "_pending", "_words", "broken", "quiet",
+                 "total", "unsent")  # fmt: skip
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: AcceptedConnection, words: memoryview[int], number: int) -> None:
+        self._connection, self._words, self._number = connection, words, number
         self._lock = threading.Lock()
         self._pending: list[bytes] = []  # chunks, in order; appended to without the lock (list operations are atomic)
         self._packets: list[Any] = []  # what has been encoded and is not sent yet
@@ -62,11 +62,12 @@ class Coalescer:
         """Whether so much is unsent that the handler has to wait."""
         return self.unsent > FULL
 
-    def add_packets(self, packets: list[Any]) -> None:
-        """Take packets that are not a chunk's: the end of the response."""
+    def finish(self, packets: list[Any]) -> list[Any]:
+        """Take the packets that end the response; return all that is not sent."""
         with self._lock:
             self._encode_pending()
-            self._append(packets)
+            unsent, self._packets, self.unsent = self._packets + packets, [], 0
+        return unsent
 
     def flush(self) -> None:
         """Send what there is, as far as the client takes it; raises `Gone`."""
@@ -79,8 +80,9 @@ class Coalescer:
             raise Gone
 
     def flush_in_background(self) -> None:
-        """The same from the flusher's thread, which has nobody to raise to."""
+        """Do the same in the flusher's thread, which leaves it to the handler's to raise."""
         if not self._pending and not self._packets:
+            self.broken = self.broken or self._connection.gone()
             self.quiet = True
             return
         with self._lock:
@@ -94,13 +96,13 @@ class Coalescer:
         if count:
             data = b"".join(self._pending[:count])
             del self._pending[:count]
-            self._append(encode_data(data))
-
-    def _append(self, buffers: list[Any]) -> None:
-        self._packets += buffers
-        self.unsent += sum(map(len, buffers))
+            packets = encode_data(data)
+            self._packets += packets
+            self.unsent += sum(map(len, packets))
 
     def _push(self) -> None:
+        words, base = self._words, self._number << 3
+        words[LENT] = base | Phase.WRITING
         try:
             while self._packets:
                 sent = self._connection.sendmsg(self._packets[:BUFFERS_A_CALL], (), DONTWAIT)
@@ -112,6 +114,7 @@ class Coalescer:
             self.broken = True
             self._packets.clear()
             self.unsent = 0
+        words[LENT] = base | Phase.STREAMING  # between two packets: a failure reply could be sent
 
 
 def drop_sent(buffers: list[Any], sent: int) -> None:
@@ -128,37 +131,35 @@ def drop_sent(buffers: list[Any], sent: int) -> None:
 
 
 class Flusher:
-    """The thread that keeps the 5 ms for all streams of a worker; started by the first one, asleep between them."""
+    """The thread that keeps the 5 ms for the stream in hand; started by the first one, asleep between them."""
 
     def __init__(self) -> None:
         self._streams: set[Coalescer] = set()
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
 
-    @contextmanager
-    def stream(self, connection: Connection) -> Iterator[Coalescer]:
-        """A coalescer for one response, looked after until the block ends."""
-        coalescer = Coalescer(connection)
-        self._watch(coalescer)
-        try:
-            yield coalescer
-        finally:
-            self._streams.discard(coalescer)
-
-    def _watch(self, coalescer: Coalescer) -> None:
-        self._streams.add(coalescer)
+    def watch(self, stream: Coalescer) -> None:
+        """Flush this stream every few milliseconds, until `forget`."""
+        self._streams.add(stream)
         if self._thread is None:
             sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
             self._thread = threading.Thread(target=self._run, name="ipcsrv-flusher", daemon=True)
             self._thread.start()
         self._wanted.set()
 
+    def forget(self, stream: Coalescer) -> None:
+        """Leave this stream alone; on return no flush of it is under way."""
+        self._streams.discard(stream)
+        with stream._lock:
+            pass
+
     def _run(self) -> None:
         while True:
             self._wanted.wait()
             time.sleep(FLUSH_INTERVAL)
-            for coalescer in tuple(self._streams):
-                coalescer.flush_in_background()
+            for stream in tuple(self._streams):
+                if stream in self._streams:
+                    stream.flush_in_background()
             if not self._streams:
                 self._wanted.clear()
                 if self._streams:  # one came between the look and the clear

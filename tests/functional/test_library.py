@@ -15,7 +15,7 @@ import support
 from conftest import ServerFactory
 
 import ipcsrv
-from ipcsrv.errors import HandlerImportError, Progress
+from ipcsrv.errors import HandlerImportError
 from ipcsrv.platform import server as serving
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
@@ -328,11 +328,11 @@ def test_a_stream_is_read_as_it_comes(module_server: support.RunningServer) -> N
         assert connection.call(b"echo the connection is whole") == b"the connection is whole"
 
 
-def test_a_server_that_dies_in_a_request_is_a_connection_lost(server: ServerFactory) -> None:
+def test_worker_crash_is_told_with_its_status(server: ServerFactory) -> None:
     dying = server("handlers_for_tests:crash", "--workers", "1")
-    with pytest.raises(ipcsrv.ConnectionLost) as caught:
+    with pytest.raises(ipcsrv.HandlerCrashed, match="exited with status 9") as caught:
         dying.call(b"9")
-    assert caught.value.progress is Progress.REQUEST_SENT and caught.value.path == dying.path
+    assert caught.value.code == "crashed" and caught.value.path == dying.path
 
 
 def test_many_threads_share_a_server(echo_path: str) -> None:

@@ -150,7 +150,7 @@ def test_however_workers_start_they_answer_crash_and_are_replaced(server: Server
     crashing = server("handlers_for_tests:crash_if_asked", "--workers", "2", "--start-method", method)
     assert crashing.call(b"x") == b"x"
     before = worker_pids(crashing)
-    with pytest.raises(ipcsrv.ConnectionLost):
+    with pytest.raises(ipcsrv.HandlerCrashed):
         crashing.call(b"crash")
     assert crashing.call(b"y") == b"y"
     support.wait_until(lambda: len(worker_pids(crashing)) == 2 and len(worker_pids(crashing) - before) == 1)

@@ -51,7 +51,7 @@ def test_it_is_right_and_at_once_while_two_workers_are_stuck_and_500_clients_wai
     facts = answers[-1]
     assert [worker["state"] for worker in facts["workers"]] == ["busy", "busy"]
     assert all(worker["busy_seconds"] > 0 and worker["rss_bytes"] > 1 << 20 for worker in facts["workers"])
-    assert facts["queue"]["depth"] + facts["parked"] == 500
+    assert facts["queue"]["depth"] + facts["idle"] == 500
     assert 0 < facts["queue"]["oldest_seconds"] < time.monotonic() - asked + support.TIMEOUT
     assert (facts["state"], facts["workers_wanted"], facts["queue"]["accepting"]) == ("running", 2, True)
     time.sleep(max(0.0, begun_by + 1.1 - time.monotonic()))  # for the percentile below
@@ -74,7 +74,7 @@ def test_workers_that_died_are_counted_told_and_cost_one_request_each(server: Se
     assert status(running)["last_error"] is None
     for _ in range(2):
         assert running.call(b"well") == b"well"
-        with pytest.raises(ipcsrv.ConnectionLost):
+        with pytest.raises(ipcsrv.HandlerCrashed):
             running.call(b"crash")
     support.wait_until(lambda: status(running)["totals"]["worker_restarts"] == 2, "the second replacement")
     assert running.call(b"well") == b"well"

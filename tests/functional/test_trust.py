@@ -30,9 +30,9 @@ from ipcsrv import errors
 if sys.platform == "win32":
     pytest.skip("Unix users, modes and descriptors", allow_module_level=True)
 
+from ipcsrv.platform.unix import connection as unix_connection
 from ipcsrv.platform.unix import descriptors
 from ipcsrv.platform.unix import rendezvous as posix_rendezvous
-from ipcsrv.platform.unix import server as posix_serving
 from ipcsrv.platform.unix.rendezvous import Rendezvous
 
 needs_proc = pytest.mark.skipif(not support.have_proc, reason="reads /proc")
@@ -603,7 +603,7 @@ def test_another_users_session_folder_is_passed_over(
 
 def test_supplementary_groups_are_read_where_the_credentials_have_them() -> None:
     xucred = struct.pack("IIhxx16I", 0, 501, 3, 20, 12, 61, *range(100, 113))  # macOS, FreeBSD: three of sixteen
-    assert posix_serving.groups_in(xucred) == {20, 12, 61}
+    assert unix_connection.groups_in(xucred) == {20, 12, 61}
 
 
 def test_every_process_of_a_user_finds_the_same_default_path(no_session: str) -> None:

@@ -279,7 +279,7 @@ class Day:
         totals = self.status()["totals"]
         handled = totals["ok"] + totals["handler_errors"] + totals["lost"]
         assert handled <= totals["requests"] <= handled + totals["cancelled"], totals
-        while (left := {"waiting": self.status()["queue"]["depth"], "parked": self.status()["parked"]}) != NOBODY:
+        while (left := {"waiting": self.status()["queue"]["depth"], "parked": self.status()["idle"]}) != NOBODY:
             assert time.monotonic() < until, left
             time.sleep(0.05)
 

@@ -161,7 +161,7 @@ def stalled() -> None:
         gone = 0
         for client in header + middle:
             gone += b"ERR timeout" in load.rest_of(client)
-        load.wait_until(lambda: not any(worker["held"] for worker in load.workers_of(running)), "nobody is held")
+        load.wait_until(lambda: not any(worker["suspended"] for worker in load.workers_of(running)), "nobody is held")
         again = measured(running.path)
         for client in silent + header + middle + deaf:
             client.close()
@@ -219,7 +219,7 @@ def descriptors() -> None:
 def nobody_is_held(running: support.RunningServer) -> bool:
     """Whether no client is parked, nor silent in a worker's hands."""
     found = running.status()
-    return not found["parked"] and not any(worker["held"] for worker in found["workers"])
+    return not found["idle"] and not any(worker["suspended"] for worker in found["workers"])
 
 
 def memory() -> None:

@@ -184,7 +184,7 @@ def constancy() -> None:
 
 def settled(running: support.RunningServer, pids: list[int]) -> list[int]:
     """Their handles, once every client's connection has been let go of."""
-    support.wait_until(lambda: not running.status()["parked"], "the clients have gone")
+    support.wait_until(lambda: not running.status()["idle"], "the clients have gone")
     counts: list[int] = []
     while counts != (now := handles(pids)):
         counts = now

@@ -19,13 +19,10 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 from .descriptors import open_descriptors
 from .lifecycle import pidfd
-
-if TYPE_CHECKING:
-    import threading
 
 # -- signals ----------------------------------------------------------------------------------------------------------
 
@@ -57,6 +54,12 @@ class SignalInbox:
         except BlockingIOError:
             return []
 
+    def close(self) -> None:
+        """Receive no more, and let the signals still have no effect: this process is about to end."""
+        signal.set_wakeup_fd(-1)
+        self._ours.close()
+        self._theirs.close()
+
     def restore(self) -> None:
         """Put back the handlers that were there before."""
         signal.set_wakeup_fd(self._old_wakeup)
@@ -66,8 +69,47 @@ class SignalInbox:
         self._theirs.close()
 
 
+_SERVER_SIGNALS = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2")
+
+
 def _ignore(*_: Any) -> None:
     """A handler and not SIG_IGN, which a handler's own subprocesses would inherit."""
+
+
+SPARE_DESCRIPTORS: Final = 8  # that are not counted one by one where there are few
+HAS_PIDFD: Final = hasattr(os, "pidfd_open")
+NEEDS_GUARD: Final = True  # a process that outlives the master, where there is no template
+
+TERMINAL_SIGNALS: Final = frozenset({"SIGTTIN", "SIGTTOU"})
+
+
+def ignore(names: Iterable[str]) -> None:
+    """Ignore signals, in this process and its children."""
+    for name in names:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def has_controlling_terminal() -> bool:
+    """Return whether this process has a controlling terminal (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def reap_orphans(known: set[int]) -> bool:
+    """Reap children that are none of `known`; True if there may be more behind one of these (waitid(2))."""
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        if found is None:
+            return False
+        if found.si_pid in known:
+            return True
+        os.waitpid(found.si_pid, os.WNOHANG)
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
@@ -98,8 +140,11 @@ def child_hygiene(keep: Iterable[int] | None = None) -> None:
             elif number not in keep:
                 os.close(number)
     signal.set_wakeup_fd(-1)
-    for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2"):
+    for name in _SERVER_SIGNALS:
+        if name in TERMINAL_SIGNALS and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            continue  # the master has a terminal: a handler of these would make a read from it spin
         signal.signal(getattr(signal, name), _ignore)
+        signal.siginterrupt(getattr(signal, name), False)  # the handler's C code must not see EINTR for it
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
@@ -108,16 +153,84 @@ def announce_descriptors(*things: Any) -> list[int]:
     return [thing if isinstance(thing, int) else thing.fileno() for thing in things]
 
 
-def answer_timeouts_with(reply: Callable[[], None], relieve: Callable[[], None], log_descriptor: int) -> None:
-    """In a worker: on the master's word, dump all stacks (also from C code), or run `reply` or `relieve`."""
-    faulthandler.register(signal.SIGUSR1, file=log_descriptor, all_threads=True, chain=False)
-    signal.signal(signal.SIGUSR2, lambda *_: reply())
-    signal.signal(signal.SIGURG, lambda *_: relieve())
+def dump_stacks_on_request(descriptor: int) -> None:
+    """In a template or worker: write all stacks to `descriptor` on SIGUSR1 and at a crash, also from C code.
+
+    The handler of the signal restarts interrupted system calls (SA_RESTART), so the handler's C code sees no EINTR.
+    """
+    faulthandler.unregister(signal.SIGUSR1)  # or a registration that was inherited would keep its handler
+    faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True, chain=False)
+    faulthandler.enable(file=descriptor, all_threads=True)
 
 
-def handler_gate() -> threading.Lock | None:
-    """None: a signal handler runs in the worker's one thread."""
-    return None
+def end_after(seconds: float | None, descriptor: int) -> None:
+    """End this process with its stacks in `descriptor` after so many seconds, unless this is called again with None."""
+    if seconds is None:
+        faulthandler.cancel_dump_traceback_later()
+    else:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=descriptor)
+
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def end_with_parent(wanted: bool) -> None:
+    """Have the kernel kill this process when its parent's thread ends (PR_SET_PDEATHSIG, prctl(2)); Linux alone.
+
+    The caller checks afterwards that the parent has not ended before.
+    """
+    set_option = _c_function("prctl") if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(_PR_SET_PDEATHSIG, int(signal.SIGKILL) if wanted else 0, 0, 0, 0)
+
+
+def protect_children(*sockets: socket.SocketType) -> None:
+    """In a worker: make every child that the handler forks a plain process.
+
+    It gets the system's signal dispositions and mask back, and none of the worker's own sockets.
+    """
+
+    def after_fork() -> None:
+        signal.set_wakeup_fd(-1)
+        for name in (*_SERVER_SIGNALS, "SIGCHLD"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for each in sockets:
+            each.close()
+
+    os.register_at_fork(after_in_child=after_fork)
+
+
+def start_ticks(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot (proc_pid_stat(5)); 0 where that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])  # a zombie is not alive
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def is_same_process(pid: int, ticks: int) -> bool:
+    """Return whether the process that had this pid and start time is alive."""
+    return pid > 0 and ticks > 0 and start_ticks(pid) == ticks
+
+
+def kill(pid: int) -> None:
+    """End a process at once."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def anonymous_file(name: str) -> int:
+    """Return a descriptor of a new file without a name (memfd_create(2); an unlinked temporary file elsewhere)."""
+    if sys.platform == "linux":
+        return os.memfd_create(name)
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 class Process:
@@ -129,6 +242,10 @@ class Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._handle = pidfd(pid)
+
+    def fileno(self) -> int:
+        """Become readable when the process ends (pidfd_open(2)); -1 where there is no such descriptor."""
+        return self._handle
 
     def ask_for_stacks(self) -> None:
         """Have it write the stacks of all its threads into the log."""
@@ -146,16 +263,8 @@ class Process:
                 masks |= int(value, 16) if name in (b"SigPnd", b"ShdPnd", b"SigBlk") else 0
         return bool(masks >> signal.SIGUSR1 - 1 & 1)
 
-    def ask_for_relief(self) -> None:
-        """Have it give back what waits behind the request in its hands, if its interpreter still runs."""
-        self._send(signal.SIGURG)
-
-    def ask_for_last_words(self) -> None:
-        """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""
-        self._send(signal.SIGUSR2)
-
     def ask_to_reopen_log(self) -> None:
-        """Have it see that the log file was rotated (`logs.reopen_on_hangup`)."""
+        """Have it open the log file anew, in the middle of a request (`logs.reopen_on_hangup`)."""
         self._send(signal.SIGHUP)
 
     def kill(self) -> None:
@@ -205,21 +314,24 @@ def keep_freed_memory(size: int) -> None:
     threshold = _MOST_KEPT if size < _MOST_KEPT else _ANY_LARGE
     if threshold != _threshold:
         _threshold = threshold
-        set_option = _mallopt()
+        set_option = _c_function("mallopt")
+        if set_option is None:
+            return
         set_option(_M_MMAP_THRESHOLD, threshold)
         set_option(_M_TRIM_THRESHOLD, 64 << 20)
         set_option(_M_TOP_PAD, 1 << 20)
 
 
 @functools.cache
-def _mallopt() -> Callable[[int, int], object]:
+def _c_function(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library, or None if it has none of this name."""
     import ctypes
 
     try:
-        mallopt: Callable[[int, int], object] = ctypes.CDLL(None).mallopt
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError):
-        return lambda _option, _value: 0
-    return mallopt
+        return None
+    return function
 
 
 def resident_bytes(pid: int | None = None) -> int:
@@ -241,7 +353,10 @@ class SharedMemory:
     """Memory that the master and its workers see: an unnamed file, so that nothing is left however all die."""
 
     def __init__(self, size: int, descriptor: int | None = None) -> None:
-        self._descriptor = _unnamed_file(size) if descriptor is None else descriptor
+        if descriptor is None:
+            descriptor = anonymous_file("ipcsrv-shared")
+            os.ftruncate(descriptor, size)
+        self._descriptor = descriptor
         self.size = size
         self.buffer = mmap.mmap(self._descriptor, size)
 
@@ -263,18 +378,6 @@ class SharedMemory:
 
 def _rebuild_memory(size: int, duplicate: Any) -> SharedMemory:
     return SharedMemory(size, duplicate.detach())
-
-
-def _unnamed_file(size: int) -> int:
-    if sys.platform == "linux":
-        descriptor = os.memfd_create("ipcsrv-scoreboard")
-    else:
-        import tempfile
-
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
-    return descriptor
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ import errno
 import functools
 import json
 import os
-import select
 import socket
 import stat
 import time
@@ -99,14 +98,6 @@ class Rendezvous:
         self.listener.setblocking(False)
         if self._want_control:
             self._open_control()
-
-    @property
-    def shared_listener(self) -> Listener | None:
-        """The listener from which workers may accept themselves, or None where the master must.
-
-        Only where the kernel wakes one of several who wait for it; and not a supervisor's, which may well outlive us.
-        """
-        return self.listener if hasattr(select, "EPOLLEXCLUSIVE") and not self.adopted else None
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Put `record` into the lock file, in place of what it says now."""
@@ -299,6 +290,27 @@ class Rendezvous:
         except OSError:
             return False
         return (info.st_dev, info.st_ino) == self._identity
+
+    def restore_lock_file(self) -> bool:
+        """Make the lock file again if a cleaner of temporary files has removed it; True if it was made again.
+
+        The lock itself was never lost: the new file is locked before the old descriptor is closed.
+        """
+        try:
+            info = os.stat(self._name + LOCK_SUFFIX, dir_fd=self._folder, follow_symlinks=False)
+            if os.path.samestat(info, os.fstat(self._lock)):
+                return False
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        try:
+            renewed = self._take_lock()
+        except (OSError, InvalidPath, AddressInUse):
+            return False
+        os.close(self._lock)
+        self._lock = renewed
+        return True
 
     # -- giving it back ---------------------------------------------------------------------------------------------
 

@@ -7,10 +7,17 @@ import sys
 assert sys.platform != "win32"
 
 import contextlib
-import select
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+_S = TypeVar("_S", bound="Sendable")
+
+
+def make_blocking(made: socket.SocketType) -> None:
+    """Undo what `socket.setdefaulttimeout` does to every new socket object: it would wait no longer than that."""
+    if socket.getdefaulttimeout() is not None:
+        made.settimeout(None)
 
 
 class Sendable(socket.SocketType):
@@ -25,7 +32,14 @@ class Sendable(socket.SocketType):
 
 
 def _rebuild(kind: type[Sendable], duplicate: Any) -> Sendable:
-    return kind(fileno=duplicate.detach())
+    return made(kind, duplicate.detach())
+
+
+def made(kind: type[_S], descriptor: int) -> _S:
+    """Return a descriptor as a socket object of this kind, in blocking mode."""
+    found = kind(fileno=descriptor)
+    make_blocking(found)
+    return found
 
 
 class Listener(Sendable):
@@ -44,9 +58,3 @@ class Listener(Sendable):
         """Refuse new clients from now on; those in the backlog can still be accepted (Linux, unix(7))."""
         with contextlib.suppress(OSError):
             self.shutdown(socket.SHUT_RDWR)
-
-    def refuses(self) -> bool:
-        """Whether `refuse` has been called, by whichever process."""
-        poll = select.poll()
-        poll.register(self, 0)
-        return any(mask & select.POLLHUP for _, mask in poll.poll(0))

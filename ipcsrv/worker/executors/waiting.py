@@ -17,7 +17,8 @@ from ...errors import HandlerImportError
 from ...platform.job import Job
 from ...request import Request
 from ...supervision import scoreboard as board
-from ..failures import VERDICTS, Failure
+from ...supervision.messages import VERDICTS
+from ..failures import Failure
 from . import Call, Executor, Lost, Result, State, Unavailable, Work, engine_of
 
 log = logging.getLogger("ipcsrv.worker")

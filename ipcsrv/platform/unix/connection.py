@@ -1,0 +1,261 @@
+"""An accepted connection on Unix, who may use the server, and the depth of the backlog.
+
+Sockets stay in blocking mode: `O_NONBLOCK` belongs to the open file description, which the master and a worker share.
+Where a call must not wait, `DONTWAIT` says so for that call.
+"""
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform != "win32"
+
+import array
+import contextlib
+import grp
+import os
+import pwd
+import select
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Final
+
+from ...errors import SettingsError
+from ...peer import Peer
+from .client import CREDENTIALS_SIZE, credentials, credentials_of
+from .sockets import Listener, make_blocking
+
+DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))  # so that a handler's subprocess does not hold a client
+PEEK: Final = int(socket.MSG_PEEK)
+MOST_DESCRIPTORS: Final = 16  # that a client may send with one request
+_SOCK_DIAG: Final = 4  # NETLINK_SOCK_DIAG (linux/netlink.h); the others are of linux/unix_diag.h
+_SHOW_QUEUES: Final = 0x10
+_QUEUES_ATTRIBUTE: Final = 4
+_NETLINK_HEADER: Final = struct.Struct("=IHHII")
+_UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")
+_HAS_XUCRED: Final = sys.platform == "darwin" or sys.platform.startswith(("freebsd", "dragonfly"))
+MOST_GROUPS: Final = 256  # supplementary groups of a client: what Python's getsockopt has room for
+_CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES = CREDENTIALS_SIZE
+_VARIABLE_BYTES: Final = 4 if hasattr(select, "epoll") else 0  # Linux' answer begins with the pid, others' do not
+_HANGUP: Final = select.POLLHUP | select.POLLERR
+_DESCRIPTORS: Final = struct.Struct(f"{MOST_DESCRIPTORS}i")
+
+
+class AcceptedConnection(socket.SocketType):
+    """A connected client: the C socket itself.
+
+    `recv`, `send`, `sendmsg` and `close` are the C methods: a request passes through no Python layer on its way.
+    """
+
+    __slots__ = ()
+
+    def credentials(self) -> bytes:
+        """Return the peer's credentials as the kernel packs them: of the process that connected."""
+        return self.getsockopt(*CREDENTIALS_SIZE)
+
+    def peer(self) -> Peer:
+        """Return the process, user and group that connected (SO_PEERCRED, unix(7))."""
+        return credentials(self)
+
+    def wait_readable(self, seconds: float) -> bool:
+        """Wait until there is input, or the end; False if there is neither within `seconds`."""
+        return bool(_poll(self, select.POLLIN, seconds))
+
+    def wait_writable(self, seconds: float) -> bool:
+        """Wait until output is taken again, or the client is gone; False if neither is so within `seconds`."""
+        return bool(_poll(self, select.POLLOUT, seconds))
+
+    def has_input(self) -> bool | None:
+        """Return True if there is something to read, False at the client's end, None if it is silent."""
+        try:
+            return bool(self.recv(1, PEEK | DONTWAIT))
+        except BlockingIOError:
+            return None
+        except OSError:
+            return False
+
+    def end_input(self) -> bool:
+        """Let the client send no more (EPIPE at its side); return whether it has sent something before."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RD)
+        return bool(self.has_input())
+
+    def end_output(self) -> None:
+        """Tell the client that nothing more comes: for it this is the end of file."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_WR)
+
+    def end(self) -> None:
+        """End the connection for the client too, whichever process still holds a copy of it (shutdown(2))."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)
+
+    def gone(self) -> bool:
+        """Return True once the peer has closed both directions; one that only finished writing still reads."""
+        return bool(_poll(self, 0, 0))  # POLLHUP and POLLERR are always reported
+
+
+def _poll(connection: AcceptedConnection, mask: int, seconds: float) -> int:
+    poll = select.poll()
+    poll.register(connection, mask)
+    events = poll.poll(seconds * 1000)
+    return events[0][1] if events else 0
+
+
+class DescriptorConnection(AcceptedConnection):
+    """A connection that keeps the descriptors that come with a request, until the handler takes them."""
+
+    __slots__ = ("_received",)
+    _received: tuple[int, ...]
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Receive as recv(2) does; descriptors come with the first bytes of what they were sent with (unix(7))."""
+        if flags & socket.MSG_PEEK:
+            return super().recv(size, flags)
+        data, ancillary, _, _ = self.recvmsg(size, socket.CMSG_SPACE(_DESCRIPTORS.size), flags | CLOEXEC)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                found = array.array("i", content[: len(content) - len(content) % struct.calcsize("i")])
+                self._received = (*self.take_descriptors(), *found)
+        return data
+
+    def take_descriptors(self) -> tuple[int, ...]:
+        """Return the descriptors received so far; the caller closes them."""
+        received: tuple[int, ...] = getattr(self, "_received", ())
+        self._received = ()
+        return received
+
+    def close(self) -> None:
+        """Close the connection, and the descriptors that no handler has taken."""
+        for descriptor in self.take_descriptors():
+            os.close(descriptor)
+        super().close()
+
+
+_kind: type[AcceptedConnection] = AcceptedConnection
+
+
+def adopt(raw: int) -> AcceptedConnection:
+    """Return a raw descriptor as a connection; given all that the constructor could ask the kernel for."""
+    connection = _kind(socket.AF_UNIX, socket.SOCK_STREAM, 0, raw)
+    make_blocking(connection)
+    return connection
+
+
+def receive_descriptors() -> None:
+    """Have the connections of this process, a worker, keep the descriptors that come with requests."""
+    global _kind
+    _kind = DescriptorConnection
+
+
+def close_raw(raw: int) -> None:
+    """Close a connection of which only the descriptor is known."""
+    os.close(raw)
+
+
+class Admission:
+    """Who may ask (docs/protocol.md, trust): our own user and root, and whom `allow` adds.
+
+    allow: entries as the setting takes them: `uid:N`, `gid:N`, `user:NAME`, `group:NAME`.
+    Raises `SettingsError` for a name that this system does not know.
+    """
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        self._users = {os.geteuid(), 0}
+        self._groups: set[int] = set()
+        for entry in allow:
+            kind, _, name = entry.partition(":")
+            (self._groups if kind in ("gid", "group") else self._users).add(_identifier(kind, name))
+        self._known: dict[bytes, bool] = {}
+
+    def admits(self, connection: AcceptedConnection) -> bool:
+        """Whether this client may ask; remembers users, so that most clients cost one system call and a look-up."""
+        raw = connection.getsockopt(_CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES)
+        # the process differs each time, the user and group do not
+        return self._known.get(raw[_VARIABLE_BYTES:]) or self._considered(connection, raw)
+
+    def user(self, connection: AcceptedConnection) -> tuple[int, int] | None:
+        """The user and group of a client that was admitted, if these alone admit it; else None."""
+        raw = connection.getsockopt(_CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES)
+        peer = credentials_of(raw)
+        return (int(peer.uid), peer.gid or 0) if raw[_VARIABLE_BYTES:] in self._known else None
+
+    def _considered(self, connection: AcceptedConnection, raw: bytes) -> bool:
+        peer = credentials_of(raw)
+        admitted = peer.uid in self._users or peer.gid in self._groups
+        if admitted and len(self._known) < 1024:
+            self._known[raw[_VARIABLE_BYTES:]] = True
+        return admitted or (bool(self._groups) and not self._groups.isdisjoint(_supplementary_groups(connection)))
+
+
+def _identifier(kind: str, name: str) -> int:
+    """The number of a user or group, given by number or by name."""
+    try:
+        if kind == "user":
+            return pwd.getpwnam(name).pw_uid
+        return grp.getgrnam(name).gr_gid if kind == "group" else int(name)
+    except (KeyError, ValueError):
+        raise SettingsError(f"there is no {kind} {name!r} on this system", name="allow") from None
+
+
+def groups_in(credentials: bytes) -> set[int]:
+    """The groups in a struct xucred: version, uid, number of groups (a short, padded), groups."""
+    words = memoryview(credentials).cast("I")
+    return set(words[3 : 3 + (words[2] & 0xFFFF)])
+
+
+def _supplementary_groups(connection: AcceptedConnection) -> set[int]:
+    """The peer's other groups, where the kernel tells them (SO_PEERGROUPS, Linux 4.13; struct xucred); else none."""
+    if _HAS_XUCRED:
+        return groups_in(connection.credentials())
+    try:
+        return set(array.array("I", connection.getsockopt(socket.SOL_SOCKET, 59, MOST_GROUPS * 4)))
+    except OSError:  # not on this system, or of more groups than fit: being denied is the safe answer
+        return set()
+
+
+# -- listeners --------------------------------------------------------------------------------------------------------
+
+
+def accept_raw(listener: Listener) -> int:
+    """The next connection of a listener, as a raw descriptor; `BlockingIOError` if none waits."""
+    return listener.accept_raw()
+
+
+def enlarge(connection: AcceptedConnection, size: int) -> None:
+    """Let one write take so many bytes, if the system's limit allows it."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+
+def lifeline(descriptor: int) -> int:
+    """What a poller waits for, to learn of the end of an anonymous pipe."""
+    return descriptor
+
+
+def backlog_depth(listener: Listener) -> int | None:
+    """How many connections wait in the backlog (sock_diag(7), Linux), or None where that cannot be told."""
+    if sys.platform != "linux":
+        return None
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
+            inode = os.fstat(listener.fileno()).st_ino & 0xFFFFFFFF
+            question = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, inode, _SHOW_QUEUES, 0xFFFFFFFF, 0xFFFFFFFF)
+            kernel.send(_NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(question), 20, 1, 1, 0) + question)
+            return _queue_length(kernel.recv(4096))
+    except OSError:
+        return None
+
+
+def _queue_length(answer: bytes) -> int | None:
+    """The receive queue's length in an answer of sock_diag: among the attributes behind two headers of 16 bytes."""
+    length, kind, *_ = _NETLINK_HEADER.unpack_from(answer)
+    at = 32
+    while kind == 20 and at < length:
+        size, attribute = struct.unpack_from("=HH", answer, at)
+        if attribute == _QUEUES_ATTRIBUTE:
+            depth: int = struct.unpack_from("=I", answer, at + 4)[0]
+            return depth
+        at += (size + 3) & ~3
+    return None

@@ -351,7 +351,7 @@ class HandlerCrashed(HandlerError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         ServerError.__init__(self, "crashed", message, path)
-        self._explain(_message((f"the handler's process {message}",)), "the request may have been executed")
+        self._explain(_message(("the handler's process died", message)), "the request may have been executed")
 
 
 class TooLarge(ServerError):

@@ -393,7 +393,7 @@ class WorkerProcesses:
     def _tell_clients(self, worker: WorkerProcess, words: memoryview[int], status: int | None, reason: str) -> None:
         since = words[board.SINCE_NS]
         age = f", {monotonic() - since / 1e9:.1f} s after the request began" if since else ""
-        text = VERDICTS.get(worker.code) or f"{reason}{age}"
+        text = VERDICTS.get(worker.code) or f"{reason.removeprefix('was ')}{age}"
         self._dispatcher.worker_died(worker.number, words, worker.code, text, clean=status == 0)
 
     def _note_death(self, worker: WorkerProcess, status: int | None, reason: str) -> None:

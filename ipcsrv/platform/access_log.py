@@ -23,6 +23,10 @@ log = logs.get("ipcsrv.access")
 FLUSH_NS = 20_000_000  # for which an idle process keeps a line to itself
 MOST_LINES = 128  # kept at a time: a busy worker does not wait
 
+#: How a request ends, in a line.
+OUTCOMES = ("ok", "handler", "crashed", "timeout", "too-large", "malformed", "denied", "busy", "stopping", "cancelled",
+            "stalled")  # fmt: skip
+
 Line = tuple[int, str, int, int, int, int, str]
 """One request: when it ended (monotonic ns), its peer, bytes in and out, queue wait, handler's time (ns), outcome."""
 

@@ -20,7 +20,7 @@ from ipcsrv.platform.client import DONTWAIT, Stream
 from ipcsrv.state import State
 
 PATIENCE = 20.0
-Server = Callable[[], tuple[Stream, serving.Connection]]
+Server = Callable[[], tuple[Stream, serving.AcceptedConnection]]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def rendezvous(sock_path: str) -> Iterator[serving.Rendezvous]:
     place.close()
 
 
-def accepted(place: serving.Rendezvous) -> serving.Connection:
+def accepted(place: serving.Rendezvous) -> serving.AcceptedConnection:
     """The next client's connection, waited for."""
     with_poller = serving.poller()
     assert place.listener is not None
@@ -46,7 +46,7 @@ def accepted(place: serving.Rendezvous) -> serving.Connection:
 
 
 @pytest.fixture
-def pair(rendezvous: serving.Rendezvous) -> Iterator[tuple[Stream, serving.Connection]]:
+def pair(rendezvous: serving.Rendezvous) -> Iterator[tuple[Stream, serving.AcceptedConnection]]:
     """Both ends of a connection: the client's, the server's."""
     stream = platform.attempt(rendezvous.path)
     connection = accepted(rendezvous)
@@ -141,7 +141,7 @@ def test_a_full_server_is_reached_once_it_accepts(sock_path: str) -> None:
 # -- streams ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_one_end_sends_the_other_receives(pair: tuple[Stream, serving.Connection]) -> None:
+def test_what_one_end_sends_the_other_receives(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     assert stream.send(b"question", DONTWAIT) == 8
     assert connection.recv(100) == b"question"
@@ -149,7 +149,7 @@ def test_what_one_end_sends_the_other_receives(pair: tuple[Stream, serving.Conne
     assert stream.recv(3) + stream.receive(100, Deadline(PATIENCE)) == b"answer"
 
 
-def test_receive_keeps_its_deadline_and_loses_nothing_by_it(pair: tuple[Stream, serving.Connection]) -> None:
+def test_receive_keeps_its_deadline_and_loses_nothing_by_it(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     with pytest.raises(TimeoutError):
         stream.receive(100, Deadline(0.05))
@@ -157,7 +157,7 @@ def test_receive_keeps_its_deadline_and_loses_nothing_by_it(pair: tuple[Stream, 
     assert stream.receive(100, Deadline(PATIENCE)) == b"late"
 
 
-def test_the_end_is_empty_bytes_after_all_that_was_sent(pair: tuple[Stream, serving.Connection]) -> None:
+def test_the_end_is_empty_bytes_after_all_that_was_sent(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     connection.send(b"last words")
     connection.close()
@@ -166,7 +166,7 @@ def test_the_end_is_empty_bytes_after_all_that_was_sent(pair: tuple[Stream, serv
     assert stream.receive(100, Deadline(PATIENCE)) == b""
 
 
-def test_sending_to_a_peer_that_is_gone_is_a_connection_error(pair: tuple[Stream, serving.Connection]) -> None:
+def test_sending_to_a_peer_that_is_gone_is_a_connection_error(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     connection.close()
     with pytest.raises(ConnectionError):
@@ -174,7 +174,7 @@ def test_sending_to_a_peer_that_is_gone_is_a_connection_error(pair: tuple[Stream
             stream.send(b"hello", DONTWAIT)
 
 
-def test_send_takes_what_fits_and_then_would_wait(pair: tuple[Stream, serving.Connection]) -> None:
+def test_send_takes_what_fits_and_then_would_wait(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     data, sent = bytes(range(256)) * 16384, 0
     with pytest.raises(BlockingIOError):
@@ -192,7 +192,7 @@ def test_send_takes_what_fits_and_then_would_wait(pair: tuple[Stream, serving.Co
     assert received == data
 
 
-def test_transfer_sends_everything_to_a_peer_that_reads(pair: tuple[Stream, serving.Connection]) -> None:
+def test_transfer_sends_everything_to_a_peer_that_reads(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     parts: list[bytes] = []
 
@@ -210,7 +210,7 @@ def test_transfer_sends_everything_to_a_peer_that_reads(pair: tuple[Stream, serv
     assert b"".join(parts) == b"a" * 10 + b"b" * 300_000 + b"c" * 700_000
 
 
-def test_transfer_hears_a_peer_that_answers_before_it_has_read_all(pair: tuple[Stream, serving.Connection]) -> None:
+def test_transfer_hears_a_peer_that_answers_before_it_has_read_all(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     connection.send(b"enough", serving.DONTWAIT)
     buffers: list[bytes | bytearray | memoryview] = [b"x" * 4_000_000]
@@ -226,12 +226,12 @@ def test_transfer_hears_a_peer_that_answers_before_it_has_read_all(pair: tuple[S
     assert total == 4_000_000
 
 
-def test_transfer_keeps_its_deadline(pair: tuple[Stream, serving.Connection]) -> None:
+def test_transfer_keeps_its_deadline(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     with pytest.raises(TimeoutError):
         pair[0].transfer([b"x" * 4_000_000], Deadline(0.05))
 
 
-def test_transfer_to_a_peer_that_is_gone_leaves_what_it_refused(pair: tuple[Stream, serving.Connection]) -> None:
+def test_transfer_to_a_peer_that_is_gone_leaves_what_it_refused(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     connection.close()
     buffers: list[bytes | bytearray | memoryview] = [b"x" * 4_000_000]
@@ -240,7 +240,7 @@ def test_transfer_to_a_peer_that_is_gone_leaves_what_it_refused(pair: tuple[Stre
     assert buffers
 
 
-def test_a_stream_can_be_closed_twice(pair: tuple[Stream, serving.Connection]) -> None:
+def test_a_stream_can_be_closed_twice(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     pair[0].close()
     pair[0].close()
 
@@ -272,7 +272,7 @@ def test_a_foreign_pipe_on_which_nothing_comes_times_out() -> None:
 # -- credentials ------------------------------------------------------------------------------------------------------
 
 
-def test_each_end_knows_the_other_by_process_and_user(pair: tuple[Stream, serving.Connection]) -> None:
+def test_each_end_knows_the_other_by_process_and_user(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     stream.send(b"x", DONTWAIT)
     assert connection.recv(1) == b"x"
@@ -283,7 +283,7 @@ def test_each_end_knows_the_other_by_process_and_user(pair: tuple[Stream, servin
     assert serving.Admission().admits(connection)
 
 
-def test_a_stranger_is_trusted_only_by_name(pair: tuple[Stream, serving.Connection]) -> None:
+def test_a_stranger_is_trusted_only_by_name(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     own = pair[0].peer()
     stranger = type(own)(1, "S-1-5-21-1-2-3-4" if isinstance(own.uid, str) else 64321, None)
     assert not platform.trusted(stranger, ())

@@ -25,6 +25,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "preload": (False, "off"),
     "backlog": (7, "7"),
     "max_request_size": (1 << 20, "1MiB"),
+    "max_buffered_size": (1 << 28, "256MiB"),
     "max_response_size": (2000, "2000"),
     "read_timeout": (2.5, "2500ms"),
     "write_timeout": (90.0, "90"),

@@ -64,13 +64,15 @@ def read_program(arguments: argparse.Namespace) -> Program:
     if target is None and path is not None and "path" in named and _TARGET.fullmatch(path):
         path, target = None, path
     _check_folder(chosen, sources)
-    return Program(path or named.get("path"), target or named.get("handler"), chosen, sources, file)
+    path = named.get("path") if path is None else path
+    target = named.get("handler") if target is None else target
+    return Program(path, target, chosen, sources, file)
 
 
 def operands(program: Program, command: str) -> tuple[str, str]:
     """Return PATH and MODULE:HANDLER; raises UsageError with a command line that is likely to work."""
     path, target = program.path, program.target
-    if path and target:
+    if path is not None and target is not None:
         if _TARGET.fullmatch(path) and not os.path.exists(path) and (target.startswith(".") or "/" in target):
             raise UsageError("PATH comes before MODULE:HANDLER", f"try `ipcsrv {command} {target} {path}`")
         return path, target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import ServerError
 from ._parser import add_path, add_timeout
 from .messages import OK
 
@@ -18,6 +19,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Reload the server; returns once the new workers serve."""
     from ..server import server
 
-    reply = server.reload(arguments.path, arguments.timeout)
+    try:
+        reply = server.reload(arguments.path, arguments.timeout)
+    except ServerError as error:
+        reason = f"not reloaded, the old workers still serve: {error.message}"
+        raise ServerError(error.code, reason, error.path) from None
     print(f"{arguments.path}: reloaded, generation {reply.get('generation', '?')} serves")
     return OK

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, action):
             return command.manage(action, name, "", options)
     if name is None:
-        raise UsageError("no PROGRAM given: see `ipcsrv warm --help`")
+        raise UsageError("PROGRAM is missing", "see `ipcsrv warm --help`")
     if arguments.preload:
         command.manage("preload", name, ",".join(arguments.preload), options)
     if arguments.install is not None:

@@ -1,7 +1,7 @@
-"""Asking a server about itself: the client's half of the control socket (docs/control.md).
+"""The client's half of the control socket (docs/control.md).
 
 The wire is the server's own protocol with one JSON object each way, so this is a call like any other, under the same
-mutual trust.  The other half is `controller`, in the master.
+mutual trust.  The other half is `control_server`, in the master.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..errors import NotListening, ProtocolError, ServerError
+from ..errors import IpcError, NotListening, ProtocolError, ServerError
+from ..platform import client as platform
 from . import sync as client
 
 SUFFIX = ".control"
@@ -28,11 +29,15 @@ def request(path: str, command: str, *, timeout: float | None = 5.0, **arguments
         raise _not_listening(path) from None
 
 
-def _not_listening(path: str) -> NotListening | ServerError:
-    """The path may have a server with no control socket, which must not be called dead."""
-    if client.active_state(path).value == "listening":
-        return ServerError("control", "it has no control socket (see its log), so it cannot be asked", path)
-    return NotListening(path)
+def _not_listening(path: str) -> IpcError:
+    """Return what is wrong with the path itself; a server without a control socket listens there all the same."""
+    try:
+        platform.attempt(path).close()
+    except IpcError as error:
+        return error
+    except OSError:
+        pass  # its queue is full
+    return ServerError("control", "the server has no control socket; its log says why", path)
 
 
 def answer_of(data: bytes, path: str) -> dict[str, Any]:

@@ -40,5 +40,5 @@ def existing_module(missing: str, target: str) -> str | None:
     except OSError:  # the current folder was deleted
         files = []
     names = [name for name in (*files, *sys.stdlib_module_names) if not name.startswith("_")]
-    matches = difflib.get_close_matches(missing, names, 1)
+    matches = difflib.get_close_matches(missing, names, 1, cutoff=0.75)
     return target.replace(missing, matches[0], 1) if matches and "." not in missing else None

@@ -87,8 +87,12 @@ def _is_own(folder: str, user: int | None) -> bool:
 
 def _read(folder: str) -> list[dict[str, Any]]:
     """Return the entries of running servers, and remove the others."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # it was removed
+        return []
     found = []
-    for name in os.listdir(folder):
+    for name in names:
         if name.endswith(_SUFFIX):
             file = os.path.join(folder, name)
             entry = _running(file)

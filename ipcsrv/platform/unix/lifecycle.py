@@ -130,11 +130,11 @@ def open_log(log_file: str | None) -> int:
         descriptor = os.open(log_file, _LOG_FLAGS, 0o600)
     except OSError as error:
         reason = _LOG_ERRORS.get(error.errno or 0, error.strerror)
-        raise StartError(f"the log file {log_file} cannot be opened: {reason}") from None
+        raise StartError(f"the log file {log_file} cannot be opened: {reason}; name another with --log-file") from None
     fault = _log_fault(descriptor)
     if fault is not None:
         os.close(descriptor)
-        raise StartError(f"the log file {log_file} cannot be used: {fault}")
+        raise StartError(f"the log file {log_file} cannot be used: {fault}; name another with --log-file")
     return descriptor
 
 

@@ -60,7 +60,8 @@ def open_log(log_file: str | None) -> int:
     try:
         handle = _winapi.CreateFile(log_file, _APPEND, _SHARE_ALL, 0, _OPEN_ALWAYS, 0, 0)
     except OSError as error:
-        raise StartError(f"the log file {log_file} cannot be opened: {error.strerror}") from None
+        reason = f"the log file {log_file} cannot be opened: {error.strerror}; name another with --log-file"
+        raise StartError(reason) from None
     return msvcrt.open_osfhandle(handle, os.O_APPEND)
 
 

@@ -75,7 +75,7 @@ def asked(tree: Tree) -> list[str]:
 def test_random_changes_are_all_seen(tree: Tree, way: str, cache: str) -> None:
     tree.git("config", "core.untrackedCache", cache)
     enable(tree, f"--{way}", "--workers", "2")
-    for _ in range(12):
+    for _ in range(8):
         for _ in range(4):
             tree.step()
         tree.compare()

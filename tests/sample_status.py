@@ -25,6 +25,9 @@ STATUS: dict[str, Any] = {
     "workers_wanted": 2,
     "queue": {"depth": 512, "oldest_seconds": 3.5, "accepting": False},
     "idle": 17,
+    "stalled": 1234,
+    "suspended": 3,
+    "buffered_bytes": 123 << 20,
     "totals": {
         "connections": 9_999_999, "requests": 123_456_789, "ok": 123_000_000, "handler_errors": 12345,
         "timeouts": 12345, "too_large": 12345, "malformed": 12345, "denied": 12345, "cancelled": 12345,

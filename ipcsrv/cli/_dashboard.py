@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from . import _text
-from .status import WORKER_HEADS, handler_text, last_error, queue_text, worker_row, workers_text
+from .status import WORKER_HEADS, clients_text, handler_text, last_error, queue_text, worker_row, workers_text
 
 HISTORY = 600  # samples: 10 minutes at one per second, more than a terminal has columns
 KEYS = "r reload   + - scale   s stacks to the log   q quit"
@@ -77,7 +77,7 @@ def _summary(facts: dict[str, Any]) -> Iterator[Line]:
     yield Line(_row("handler", handler_text(facts)))
     yield Line(_row("workers", workers_text(facts)), "warning" if short else "plain")
     yield Line(_row("queue", queue_text(facts["queue"])), "plain" if facts["queue"]["accepting"] else "warning")
-    yield Line(_row("idle", _text.connections(facts["idle"])))
+    yield Line(_row("clients", clients_text(facts)))
     totals = facts["totals"]
     failed, restarts = totals["requests"] - totals["ok"], _text.plural(totals["worker_restarts"], "worker restart")
     yield Line(_row("total", f"{_text.count(totals['requests'])} requests, {_text.count(failed)} failed, {restarts}"))

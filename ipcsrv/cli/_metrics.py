@@ -47,6 +47,8 @@ def _gauges(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, Iterable[Sam
         ("queue_oldest_seconds", "Time that the first of them has waited.", queue["oldest_seconds"], {}),
         ("queue_accepting", "1 while new connections are accepted.", int(queue["accepting"]), {}),
         ("idle_connections", "Connections between two requests.", facts["idle"], {}),
+        ("stalled_connections", "Connections in the middle of a message.", facts["stalled"], {}),
+        ("buffered_bytes", "Bytes that are kept for stalled connections.", facts["buffered_bytes"], {}),
         ("requests_per_second", "Requests a second in the last minute.", minute["requests_per_second"], {}),
     ):
         yield name, "gauge", help, [(labels, value)]

@@ -38,6 +38,7 @@ _OTHER_OPTIONS = {
     **dict.fromkeys(("--port", "--host", "-p"), f"ipcsrv serves this machine only: {_ADDRESS}"),
     **dict.fromkeys(("--daemon", "--daemonize", "--background", "--detach", "-d"), "use `ipcsrv start`"),
     **dict.fromkeys(("--handler", "--app"), "the second operand, MODULE:HANDLER, is the handler"),
+    **dict.fromkeys(("--reload", "--watch"), "`ipcsrv run --reload` watches files, `ipcsrv reload PATH` reloads once"),
     **dict.fromkeys(("--debug",), "use `-v`"),
     **dict.fromkeys(("--log", "--logfile"), "use `--log-file FILE`"),
     **dict.fromkeys(("--force", "-f", "-9"), "`ipcsrv stop --now` does not wait"),
@@ -54,7 +55,10 @@ class Parser(argparse.ArgumentParser):
             raise self._unknown(message.removeprefix(_UNRECOGNIZED).split()[0])
         if message.startswith(_REQUIRED):
             missing = message.removeprefix(_REQUIRED).replace(", ", " and ")
-            raise UsageError(f"{missing} {'are' if ' and ' in missing else 'is'} missing", f"usage: {self._usage()}")
+            advice = f"usage: {self._usage()}"
+            if missing.startswith("PATH"):
+                advice += "; `ipcsrv list` shows your servers"
+            raise UsageError(f"{missing} {'are' if ' and ' in missing else 'is'} missing", advice)
         raise UsageError(message.replace("argument ", "", 1), f"see `{self.prog} --help`")
 
     def _unknown(self, word: str) -> UsageError:
@@ -158,6 +162,8 @@ def _named(name: str) -> Command:
         return command
     import difflib
 
+    if os.path.basename(name) != name or ":" in name or name.endswith(".sock"):
+        raise UsageError(f"unknown command {name}", "a command comes first: `ipcsrv run PATH MODULE:HANDLER`")
     matches = [_OTHER_COMMANDS[name]] if name in _OTHER_COMMANDS else difflib.get_close_matches(name, commands(), 1)
     what = "option" if name.startswith("-") else "command"
     raise UsageError(f"unknown {what} {name}", f"did you mean `{matches[0]}`?" if matches else "see `ipcsrv --help`")

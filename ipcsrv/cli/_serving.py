@@ -77,8 +77,11 @@ def operands(program: Program, command: str) -> tuple[str, str]:
             raise UsageError("PATH comes before MODULE:HANDLER", f"try `ipcsrv {command} {target} {path}`")
         return path, target
     if path and _TARGET.fullmatch(path):
-        socket = f"./{path.partition(':')[0].removesuffix('.py').rpartition('.')[2]}.sock"
-        raise UsageError("PATH is missing", f"try `ipcsrv {command} {socket} {path}`")
+        from ..config.suggestions import well_formed
+
+        target = well_formed(path) or path
+        socket = f"./{target.partition(':')[0].rpartition('.')[2]}.sock"
+        raise UsageError("PATH is missing", f"try `ipcsrv {command} {socket} {target}`")
     if program.file is not None:
         key = "handler" if path else "path" if target else "path and handler"
         raise UsageError(f"{program.file}: no {key}", f"add it, or use `ipcsrv {command} PATH MODULE:HANDLER`")

@@ -40,10 +40,6 @@ def run(arguments: Arguments | argparse.Namespace) -> int:
 
         complain(f"{arguments.path}: only the master answered, the server is older than this command; restart it")
     if arguments.verbose:
-        print(f"{arguments.path}: answer from {_answerer(answer)} in {milliseconds:.2f} ms")
+        source = "a worker" if "worker" in answer else "the master"
+        print(f"{arguments.path}: answer from {source} in {milliseconds:.2f} ms")
     return 0
-
-
-def _answerer(answer: dict[str, Any]) -> str:
-    worker = answer.get("worker")
-    return "the master" if worker is None else f"worker {worker}" if isinstance(worker, int) else "a worker"

@@ -21,8 +21,8 @@ _STAGES = (("queue wait", "queue_wait"), ("handler", "handler"), ("whole", "whol
 _QUANTILES = ("p50", "p90", "p99", "p999")
 _RESULTS = ("ok", "handler_errors", "timeouts", "too_large", "malformed", "denied", "cancelled", "lost")
 _HEAD = 10  # columns before the facts
-_COLUMNS = "{:>8} {:>4}  {:<13} {:>9} {:>7} {:>8} {:>5} {:>8} {:>7}"
-WORKER_HEADS = _COLUMNS.format("PID", "GEN", "STATE", "REQUESTS", "ERRORS", "MEMORY", "HELD", "RESTARTS", "UP")
+_COLUMNS = "{:>8} {:>4}  {:<13} {:>9} {:>7} {:>8} {:>7} {:>8} {:>7}"
+WORKER_HEADS = _COLUMNS.format("PID", "GEN", "STATE", "REQUESTS", "ERRORS", "MEMORY", "STREAMS", "RESTARTS", "UP")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def _summary(facts: dict[str, Any], width: int) -> Lines:
     if executor := facts.get("executor"):
         yield _row("executor", f"{executor['name']}: {executor['state']}"), ""
     yield _row("queue", queue_text(facts["queue"])), "" if facts["queue"]["accepting"] else "warning"
-    yield _row("idle", _text.connections(facts["idle"])), ""
+    yield _row("clients", clients_text(facts)), ""
     if facts["last_error"]:
         yield _row("error", _text.cut(last_error(facts["last_error"]), width - _HEAD)), "warning"
     yield _row("log", facts["log_file"] or "standard error"), ""
@@ -117,6 +117,14 @@ def queue_text(queue: dict[str, Any]) -> str:
     if queue["depth"]:
         text += f", the oldest for {_text.duration(queue['oldest_seconds'])}"
     return text if queue["accepting"] else f"{text}; not accepting, new clients wait"
+
+
+def clients_text(facts: dict[str, Any]) -> str:
+    """Return how many connections are idle, stalled or suspended; in `top` too."""
+    text = f"{_text.count(facts['idle'])} idle"
+    if facts["stalled"]:
+        text += f", {_text.count(facts['stalled'])} stalled ({_text.size(facts['buffered_bytes'])} buffered)"
+    return text + (f", {_text.count(facts['suspended'])} suspended" if facts["suspended"] else "")
 
 
 def last_error(error: dict[str, Any]) -> str:
@@ -146,10 +154,9 @@ def worker_row(worker: dict[str, Any]) -> str:
 
 
 def worker_state(worker: dict[str, Any]) -> str:
-    """Return the state of a worker, for a busy one with the time."""
-    if worker["state"] == "busy":
-        return f"busy {_text.duration(worker['busy_seconds'])}"
-    return str(worker["state"])
+    """Return the state of a worker, for a busy or leaving one with the time."""
+    seconds = worker.get(f"{worker['state']}_seconds")
+    return f"{worker['state']} {_text.duration(seconds)}" if seconds is not None else str(worker["state"])
 
 
 def _totals(facts: dict[str, Any], width: int) -> Lines:

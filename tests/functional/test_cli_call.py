@@ -133,6 +133,16 @@ def test_handler_that_raises_exits_1(module_server: support.RunningServer) -> No
     assert done.stderr.count(b"\n") == 1
 
 
+def test_crashed_handler_exits_1(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:crash", "--workers", "1")
+    for request, how in (("SEGV", b"SIGSEGV"), ("7", b"status 7")):
+        done = support.run_command("call", running.path, request)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"the handler's process died: " in done.stderr
+        assert how in done.stderr
+        assert done.stderr.endswith(b"; the request may have been executed\n")
+
+
 def test_broken_response_is_printed_and_exits_1(module_server: support.RunningServer) -> None:
     done = support.run_command("call", module_server.path, "stream_then_raise oops")
     assert (done.returncode, done.stdout) == (1, b"begun\n")

@@ -128,16 +128,21 @@ def test_scale_changes_the_number_of_workers(daemon: str) -> None:
     assert facts["workers_wanted"] == 3
 
 
-def test_ping_is_answered_by_the_master_alone(server: ServerFactory, tmp_path: Path) -> None:
+def test_ping_of_a_worker_needs_an_idle_one(server: ServerFactory, tmp_path: Path) -> None:
     running = server("handlers_for_tests:hold", "-w1")
     held = tmp_path / "held"
     command = [sys.executable, "-m", "ipcsrv", "call", running.path, str(held)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=support.environment()) as call:
         support.wait_until(held.exists, "the worker is busy")
         done = support.run_command("ping", running.path)
+        late = support.run_command("ping", running.path, "--worker", "-t", "0.2")
         held.unlink()
         call.communicate()
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (late.returncode, late.stdout) == (4, b"")
+    done = support.run_command("ping", running.path, "--worker", "-v")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"answer from a worker in " in done.stdout
 
 
 # -- unusual paths -----------------------------------------------------------------------------------------------------

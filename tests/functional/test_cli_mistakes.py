@@ -14,7 +14,7 @@ from shared_server import shared
 
 # The command line ({s} is a server's socket), the exit code, and what the line says: the reason and the next step.
 MISTAKES = [
-    ("run words.py:count", 2, ["PATH is missing; try `ipcsrv run ./words.sock words.py:count`"]),
+    ("run words.py:count", 2, ["PATH is missing; try `ipcsrv run ./words.sock words:count`"]),
     ("run ./a.sock words.py:count", 2, ["no module 'words.py'", "did you mean `words:count`?"]),
     ("run ./a.sock words", 2, ["words: it is not MODULE:NAME, such as zlib:compress"]),
     ("run ./a.sock words:cuont", 2, ["module words has no 'cuont'; did you mean `words:count`?"]),
@@ -25,6 +25,8 @@ MISTAKES = [
     ("run words:count ./a.sock", 2, ["PATH comes before MODULE:HANDLER; try `ipcsrv run ./a.sock words:count`"]),
     ("start ./a.sock", 2, ["MODULE:HANDLER is missing; try `ipcsrv start ./a.sock "]),
     ("start", 2, ["there is no ipcsrv.toml here; try `ipcsrv start "]),
+    ("./a.sock words:count", 2, ["unknown command ./a.sock; a command comes first: `ipcsrv run PATH MODULE:HANDLER`"]),
+    ("start ./a.sock words:count --reload", 2, ["`ipcsrv run --reload` watches files"]),
     ("serve ./a.sock words:count", 2, ["unknown command serve; did you mean `run`?"]),
     ("run ./a.sock words:count --threads 4", 2, ["ipcsrv uses processes: `--workers N`"]),
     ("run ./a.sock words:count --worker 4", 2, ["unknown option --worker; did you mean `--workers`?"]),
@@ -53,7 +55,7 @@ MISTAKES = [
     ("run '' words:count", 7, ["it is a folder; name a file in it"]),
     ("top {s}", 2, ["top needs a terminal; use `ipcsrv status"]),
     ("logs {s}", 1, ["logs to standard error, not to a file; see its terminal or journal"]),
-    ("is-active", 2, ["PATH is missing; usage: ipcsrv is-active PATH"]),
+    ("status", 2, ["PATH is missing; usage: ipcsrv status PATH [OPTIONS]; `ipcsrv list` shows your servers"]),
 ]
 
 MODULES = {

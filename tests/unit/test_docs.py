@@ -148,3 +148,13 @@ def test_examples_of_bytes_are_right() -> None:
     assert "65,516 bytes" in page and "65,524 bytes" in page and "65,529 bytes" in page
     (reply,) = re.findall(r"^([0-9a-f]{4})(ERR .*?)  +and then", page, re.MULTILINE)
     assert int(reply[0], 16) == 4 + len(reply[1])
+
+
+def test_figure_has_every_state_of_a_connection() -> None:
+    from ipcsrv.supervision.dispatch import ConnectionState
+
+    figure = (DOCS / "figures" / "states.svg").read_text("utf-8")
+    table = (DOCS / "architecture.md").read_text("utf-8")
+    for state in ConnectionState:
+        assert f">{state.name}<" in figure
+        assert f"\n| {state.name} |" in table

@@ -47,9 +47,9 @@ def test_screen_fits_the_terminal(width: int, height: int, workers: int) -> None
 
 def test_screen_of_80_by_24_shows_every_figure() -> None:
     text = "\n".join(line.text for line in screen(STATUS, history(0, 100, 300), "", 80, 24))
-    for said in ("running", "pid 4242", "4243", "busy 12.3 s", "1.23M", "123 MiB", "req/s", "200", "p99", "▅█", "SIGSEGV",
-                 "17 idle, 1,234 stalled (123 MiB buffered), 3 suspended", "2 workers, 1 busy, target 2", "q quit",
-                 "512 waiting, the oldest for 3.50 s; not accepting"):  # fmt: skip
+    for said in ("running", "pid 4242", "4243", "busy 12.3 s", "1.23M", "123 MiB", "req/s", "200", "p99", "▅█",
+                 "17 idle, 1,234 stalled (123 MiB buffered), 3 suspended", "2 workers, 1 busy, target 2", "SIGSEGV",
+                 "512 waiting, the oldest for 3.50 s; not accepting", "q quit"):  # fmt: skip
         assert said in text, said
     assert "..." not in text.replace("x...", "")  # only the long error is cut
 

@@ -1,4 +1,4 @@
-"""`ipcsrv doctor` on Windows: what it says of a path, as a user runs it."""
+"""`ipcsrv doctor` on Windows, as a user runs it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def examined(path: str, status: int = 0) -> str:
     return " ".join(done.stdout.decode().split())
 
 
-def test_of_a_path_where_nobody_is_all_is_well(sock_path: str) -> None:
+def test_free_path_has_no_problems(sock_path: str) -> None:
     report = examined(sock_path)
-    for said in ("as a pipe; a pipe's name holds 256", "listens nobody", "lock free", "nothing is wrong"):
+    for said in ("as a pipe; the limit is 256", "listens no server", "lock free", "no problems found"):
         assert said in report
 
 
-def test_a_server_is_named_with_what_it_serves(server: Any, sock_path: str) -> None:
+def test_running_server_is_described(server: Any, sock_path: str) -> None:
     running = server("handlers_for_tests:echo", "--workers", "1")
     report = examined(sock_path)
     user = inspection.user_of(win32.own_sid())
@@ -44,13 +44,13 @@ def test_a_server_is_named_with_what_it_serves(server: Any, sock_path: str) -> N
     ("file", "a file or folder is at"),
     ("long" * 80, "-> choose another path"),
 ])  # fmt: skip
-def test_a_path_that_cannot_be_served_is_a_failure_that_says_what_to_do(tmp_path: Path, place: str, said: str) -> None:
+def test_impossible_path_is_a_failure_with_advice(tmp_path: Path, place: str, said: str) -> None:
     (tmp_path / "file").touch()
     report = examined(os.path.join(tmp_path, place), status=1)
     assert said in report and "1 failure" in report
 
 
-def test_system_and_others_are_known_by_name_or_sid() -> None:
+def test_users_have_a_name_or_a_sid() -> None:
     assert inspection.user_of(win32.SYSTEM_SID) == "SYSTEM"
     assert inspection.user_of("S-1-5-32-544") == "S-1-5-32-544"
     assert inspection.descriptor_limits() is None and inspection.command_of(os.getpid()) is None

@@ -21,12 +21,12 @@ from . import lifecycle, rendezvous
 from .client import ADDRESS_LIMIT
 from .rendezvous import CONTROL_SUFFIX, GIT_LOCK_SUFFIX, LOCK_SUFFIX, folder_fault, kind_of, read_record
 
-# File systems on which sockets, locks or modes do not do what is asked of them, and why.  Git's simple-ipc and its
-# fsmonitor refuse the network ones too.
-_NO_SOCKETS = "it has no sockets"
-_ONE_MACHINE = "a socket on it joins processes of one machine only, and its locks may fail or hang"
-_NO_OWNERS = "it keeps neither owners nor modes, so nothing there is safe from other users"
-_PASSED_THROUGH = "it passes another system's files through; sockets and locks on it may fail"
+# File systems on which sockets, locks or modes do not work as needed, and why.  Git's simple-ipc and its fsmonitor
+# refuse the network ones too.
+_NO_SOCKETS = "it does not support sockets"
+_ONE_MACHINE = "a socket on it works within one machine only, and its locks may fail or hang"
+_NO_OWNERS = "it stores neither owners nor modes, so it does not protect from other users"
+_PASSED_THROUGH = "it shares the files of another system; sockets and locks on it may fail"
 _NETWORKED = ("nfs", "nfs4", "afs", "ceph", "glusterfs", "lustre", "gpfs", "ocfs2", "gfs2", "afpfs", "webdav",
               "fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone")  # fmt: skip
 _GUESTS = ("9p", "virtiofs", "vboxsf", "drvfs", "prl_fs", "fakeowner", "fuse.vmhgfs-fuse", "fuse.grpcfuse")
@@ -38,7 +38,7 @@ _DOUBTFUL = {
     **dict.fromkeys(_FOREIGN, (failure, f"{_NO_SOCKETS}; {_NO_OWNERS}")),
     **dict.fromkeys(("squashfs", "iso9660", "erofs", "cramfs", "udf"), (failure, "it cannot be written")),
 }
-_ELSEWHERE = "put the socket elsewhere: ipcsrv.default_path() names a good place, and IPCSRV_RUNTIME_DIR moves it"
+_ELSEWHERE = "choose another folder, such as that of ipcsrv.default_path(), which IPCSRV_RUNTIME_DIR sets"
 
 
 class Mount(NamedTuple):
@@ -73,7 +73,7 @@ def place(path: str) -> Iterator[Finding]:
 
 def _length(path: str) -> Finding:
     length = len(os.fsencode(path))
-    text = f"{length} bytes; a socket's address holds {ADDRESS_LIMIT} here"
+    text = f"{length} bytes; the limit of a socket's address is {ADDRESS_LIMIT} here"
     if length <= ADDRESS_LIMIT:
         return ok("path length", text)
     name = len(os.fsencode(os.path.basename(path)))
@@ -91,7 +91,7 @@ _LONGEST_NAME = ADDRESS_LIMIT - len("/proc/self/fd/1234/") - len(CONTROL_SUFFIX)
 def _file_system(folder: str) -> Finding:
     mount = mount_of(folder)
     if mount is None:
-        return ok("file system", "of a kind that this system does not tell")
+        return ok("file system", "unknown: this system does not tell")
     text = f"{mount.kind}, mounted at {mount.point}"
     if mount.kind in _DOUBTFUL:
         found, why = _DOUBTFUL[mount.kind]
@@ -99,7 +99,7 @@ def _file_system(folder: str) -> Finding:
     if mount.read_only:
         return failure("file system", f"{text}, read-only", _ELSEWHERE)
     if mount.kind.startswith("fuse"):
-        return warning("file system", f"{text}: whether sockets work there is up to the program behind it", _ELSEWHERE)
+        return warning("file system", f"{text}: whether sockets work depends on the program behind it", _ELSEWHERE)
     return ok("file system", text)
 
 
@@ -150,13 +150,13 @@ def _folder(folder: str, info: os.stat_result) -> Finding:
     if fault is not None:
         return failure("folder", f"{text}: it {fault}, so others could replace the socket", _FOLDER_ADVICE)
     if not os.access(folder, os.W_OK | os.X_OK):
-        return warning("folder", f"{text}: not writable by you", "you cannot start a server there, only ask one")
+        return warning("folder", f"{text}: not writable by you", "you cannot start a server there, only call one")
     if info.st_mode & 0o002:
-        return warning("folder", f"{text}: others may take the name", "prefer a private one: ipcsrv.default_path()")
+        return warning("folder", f"{text}: other users may use it too", "prefer a private one: ipcsrv.default_path()")
     return ok("folder", text)
 
 
-_FOLDER_ADVICE = "choose a folder of yours with mode 0755 or less, or allow it with --insecure-dir"
+_FOLDER_ADVICE = "choose a folder of your own with mode 0755 or less, or use --insecure-dir"
 
 
 def _ways_in(folder: str) -> Iterator[Finding]:
@@ -167,7 +167,7 @@ def _ways_in(folder: str) -> Iterator[Finding]:
         fault = folder_fault(os.stat(above))
         if fault is not None:
             yield warning("folder above", f"{above} {fault}, so others could replace what is in it",
-                          "clients still send nothing to another user's server; mend the folder's mode or owner")
+                          "clients still send nothing to another user's server; correct the folder's mode or owner")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -181,24 +181,24 @@ def _files(path: str) -> Iterator[Finding]:
     control = _status(path + CONTROL_SUFFIX)
     if control is not None and not stat.S_ISSOCK(control.st_mode):
         what = f"{path}{CONTROL_SUFFIX} is {kind_of(control.st_mode)}"
-        yield warning("control", f"{what}: a server here has no control socket", "remove it")
+        yield warning("control", f"{what}, so a server here has no control socket", "remove it")
     if _status(git_lock) is not None:
-        what = f"{git_lock} is there: a server is starting, or a Git server died while it did"
+        what = f"{git_lock} exists: a server is starting, or a Git server died while it started"
         yield warning("Git's lock", what, "remove it if no server is starting")
 
 
 def _socket(path: str) -> Finding:
     info = _status(path)
     if info is None:
-        return ok("socket", "nothing is there yet")
+        return ok("socket", "does not exist yet")
     text = f"of {user_of(info.st_uid)}, mode {stat.S_IMODE(info.st_mode):04o}"
     if not stat.S_ISSOCK(info.st_mode):
-        text = f"{kind_of(info.st_mode)} is in its place, {text}"
+        text = f"{kind_of(info.st_mode)} instead, {text}"
         return failure("socket", text, "remove it, or choose another path")
     if info.st_uid not in (os.geteuid(), 0):
-        return failure("socket", f"{text}: another user's", "ask nothing of it; choose a path in a folder of your own")
+        return failure("socket", f"{text}: another user's", "do not call it; choose a path in a folder of your own")
     if info.st_mode & 0o066:
-        return ok("socket", f"{text}; who may ask is checked for each client")
+        return ok("socket", f"{text}; the server checks the user of each client")
     return ok("socket", text)
 
 
@@ -206,7 +206,7 @@ def _lock_file(lock: str) -> Finding:
     info = os.lstat(lock)
     text = f"{lock} is {kind_of(info.st_mode)} of {user_of(info.st_uid)}"
     if not stat.S_ISREG(info.st_mode) or info.st_uid not in (os.geteuid(), 0) or info.st_nlink > 1:
-        return failure("lock file", f"{text}, not a plain file of yours: no server can start", "remove it")
+        return failure("lock file", f"{text}, not a regular file of your own: no server can start", "remove it")
     return ok("lock file", lock)
 
 

@@ -31,9 +31,9 @@ def place(path: str) -> Iterator[Finding]:
     except InvalidPath as error:
         yield failure("path", str(error), "choose another path")
         return
-    yield ok("path length", f"{len(name)} characters as a pipe; a pipe's name holds {LONGEST_NAME}")
+    yield ok("path length", f"{len(name)} characters as a pipe; the limit is {LONGEST_NAME}")
     if os.path.isdir(folder):
-        yield ok("folder", f"{folder}; who may connect is the pipe's to say, not the folder's")
+        yield ok("folder", f"{folder}; the access list of the pipe says who may connect")
     else:
         yield failure("folder", f"{folder} does not exist, and the lock file belongs there", "make it")
     if os.path.exists(path):

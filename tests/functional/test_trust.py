@@ -940,6 +940,42 @@ def test_python_m_puts_the_current_folder_last(
     assert json.loads(running.call())["path"] == sock_dir
 
 
+# -- configuration files ----------------------------------------------------------------------------------------------
+
+PLANTED_FILE = """
+path = "{path}"
+handler = "zlib:compress"
+allow = "uid:{intruder}"
+on_worker_start = "planted_hook:run"
+"""
+
+
+@needs_other_users
+@pytest.mark.parametrize("command", ["run", "start"])
+def test_configuration_file_of_another_user_is_refused(command: str, shared_dir: str, sock_path: str) -> None:
+    file, marker = Path(shared_dir, "ipcsrv.toml"), Path(shared_dir, "executed")
+    file.write_text(PLANTED_FILE.format(path=sock_path, intruder=NOBODY))
+    Path(shared_dir, "planted_hook.py").write_text(f"def run(): open({str(marker)!r}, 'w').close()\n")
+    os.chown(file, NOBODY, NOBODY)
+    done = run_in(shared_dir, "-c", COMMAND, command)
+    assert done.returncode == 2
+    assert f"ipcsrv.toml: is not trusted: it belongs to user {NOBODY}" in done.stderr.decode()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["ipcsrv.toml", "pyproject.toml"])
+def test_configuration_file_nobody_asked_for_is_not_read(name: str, sock_dir: str, sock_path: str) -> None:
+    head = "[tool.ipcsrv]\n" if name == "pyproject.toml" else ""
+    Path(sock_dir, name).write_text(head + "workers = 7\n")
+    log = os.path.join(sock_dir, "log")
+    done = run_in(sock_dir, "-c", COMMAND, "start", sock_path, "zlib:compress", "--log-file", log)
+    assert done.returncode == 0, done.stderr
+    try:
+        assert len(ipcsrv.status(sock_path)["workers"]) != 7  # that a machine has as many processors is unlikely
+    finally:
+        support.run_command("stop", sock_path)
+
+
 # -- a folder that is gone ---------------------------------------------------------------------------------------------
 
 

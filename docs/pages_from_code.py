@@ -63,7 +63,7 @@ def default_text(setting: Setting) -> str:
     """The default, and for None what it means."""
     if setting.default is None:
         return f"none ({setting.nothing})"
-    return f"`{setting.show(setting.default)}`" if setting.default != () else "nobody else"
+    return f"`{setting.show(setting.default)}`" if setting.default != () else "no other user"
 
 
 def accepted_text(setting: Setting) -> str:

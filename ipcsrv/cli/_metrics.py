@@ -49,7 +49,7 @@ def _gauges(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, Iterable[Sam
         ("idle_connections", "Connections between two requests.", facts["idle"], {}),
         ("stalled_connections", "Connections in the middle of a message.", facts["stalled"], {}),
         ("buffered_bytes", "Bytes that are kept for stalled connections.", facts["buffered_bytes"], {}),
-        ("requests_per_second", "Requests a second in the last minute.", minute["requests_per_second"], {}),
+        ("requests_per_second", "Requests per second in the last minute.", minute["requests_per_second"], {}),
     ):
         yield name, "gauge", help, [(labels, value)]
 

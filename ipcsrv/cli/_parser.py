@@ -24,7 +24,7 @@ _DEFAULT_WIDTH = 80
 SHORT = {"workers": "-w"}  # by setting
 _VERSION = ("-V", "--version", "version")
 
-# What people type who come from other tools, and what to use here.
+# Commands and options of other tools, and what to use here.
 _OTHER_COMMANDS = {
     "serve": "run", "server": "run", "up": "start", "daemon": "start", "down": "stop", "kill": "stop", "quit": "stop",
     "log": "logs", "tail": "logs", "ls": "list", "ps": "list", "send": "call", "request": "call", "client": "call",
@@ -262,5 +262,5 @@ def _help(setting: Setting) -> str:
     if setting.default is None:
         default = f"default: {setting.nothing}"
     else:
-        default = f"default: {setting.show(setting.default) or 'nobody else'}"
+        default = f"default: {setting.show(setting.default) or 'no other user'}"
     return f"{setting.help} ({default})"

@@ -110,7 +110,7 @@ def check(program: Program, command: str) -> str:
 def settings_table(program: Program) -> str:
     """Return each setting with its value and its source, one line each."""
     chosen, sources = program.settings, program.sources
-    rows = [(s.name, s.show(getattr(chosen, s.name)) or "nobody", str(sources[s.name])) for s in settings.TABLE]
+    rows = [(s.name, s.show(getattr(chosen, s.name)) or "none", str(sources[s.name])) for s in settings.TABLE]
     names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
     return "".join(f"{name:{names}}  {value:{values}}  {source}\n" for name, value, source in rows)
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a line for each server."""
+    """Print one line per server."""
     from ..server import registry
 
     rows = with_status(registry.entries())

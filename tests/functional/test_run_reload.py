@@ -23,7 +23,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("watchfiles", [False, True])
-def test_a_saved_file_is_served_and_a_broken_one_breaks_nothing(
+def test_saved_file_is_served_unless_it_is_broken(
     project: Path, sock_path: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
     watchfiles: bool
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_saved_file_is_served_and_a_broken_one_breaks_nothing(
         running.clean_up()
 
 
-def test_the_watching_process_goes_with_a_server_that_is_killed(project: Path, sock_path: str) -> None:
+def test_watching_process_ends_with_a_killed_server(project: Path, sock_path: str) -> None:
     running = support.RunningServer(sock_path, "shop:handle", "--workers", "1", "--reload")
     try:
         running.wait_until_listening()
@@ -66,7 +66,7 @@ def test_the_watching_process_goes_with_a_server_that_is_killed(project: Path, s
         running.clean_up()
 
 
-def test_what_it_cannot_be_together_with_is_said(sock_path: str) -> None:
+def test_impossible_combination_is_refused(sock_path: str) -> None:
     for option, word in (("--no-control", b"control socket"), ("--workers=0", b"workers")):
         done = support.run_command("run", sock_path, "zlib:compress", "--reload", option)
         assert (done.returncode, done.stdout) == (2, b"")
@@ -74,7 +74,7 @@ def test_what_it_cannot_be_together_with_is_said(sock_path: str) -> None:
         assert done.stderr.count(b"\n") == 1
 
 
-def test_a_handler_in_the_current_folder_has_all_of_it_watched_and_an_installed_one_its_package(project: Path) -> None:
+def test_folder_or_package_of_the_handler_is_watched(project: Path) -> None:
     assert reloading.places("shop:handle") == [os.getcwd()]
     (package,) = reloading.places("_pytest.config:main")
     assert os.path.samefile(package, os.path.dirname(sys.modules["_pytest"].__file__ or ""))
@@ -83,7 +83,7 @@ def test_a_handler_in_the_current_folder_has_all_of_it_watched_and_an_installed_
     assert reloading.places("no_such_module:handle") == [os.getcwd()]
 
 
-def test_changes_are_found_by_looking_and_installed_packages_are_passed_over(
+def test_changes_are_found_without_watchfiles(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reloading, "INTERVAL", 0.001)

@@ -39,7 +39,7 @@ def modules(request):
 
 
 @pytest.mark.skipif(default_start_method() != "fork", reason="elsewhere nothing is forked")
-def test_a_start_imports_nothing_heavy_in_the_command_or_in_the_server(sock_path: str, tmp_path: Path) -> None:
+def test_start_imports_nothing_heavy(sock_path: str, tmp_path: Path) -> None:
     (tmp_path / "tells.py").write_text(HANDLER)
     order = (SITE, str(tmp_path), "start", sock_path, "tells:modules", "--workers", "1")
     said = support.run_python(SOURCE, *order, "--log-file", str(tmp_path / "log"), options=("-S", "-E"))

@@ -43,11 +43,11 @@ def complexity_of(body: str) -> int:
         ("async def g():\n        async for x in a: pass", 1),
     ],
 )
-def test_complexity_is_one_and_one_for_each_parting_of_the_flow(body: str, expected: int) -> None:
+def test_complexity_is_one_and_one_for_each_branch(body: str, expected: int) -> None:
     assert complexity_of(body) == expected
 
 
-def test_each_function_is_listed_where_it_begins_with_its_own_complexity() -> None:
+def test_functions_are_listed_in_order_of_appearance() -> None:
     source = (
         "class A:\n    def m(self):\n        if self:\n            def inner():\n                while 1: pass\n"
         "\n\ndef f(): pass\n"
@@ -63,19 +63,19 @@ def test_branches_outside_functions_belong_to_none() -> None:
     assert report("if 1:\n    x = 1 and 2\n")["functions"] == []
 
 
-def test_branches_of_a_class_in_a_function_belong_to_the_function() -> None:
+def test_branches_of_an_inner_class_count_for_the_function() -> None:
     assert complexity_of("class A:\n        x = 1 if a else 2") == 2
 
 
-def test_the_longest_function_is_named() -> None:
+def test_longest_function_is_named() -> None:
     assert report("def short(): pass\ndef long():\n    1\n    2\n")["longest"]["name"] == "long"
 
 
-def test_a_file_without_functions_has_no_longest_one() -> None:
+def test_file_without_functions_has_no_longest_one() -> None:
     assert report("x = 1\n") == {"functions": [], "longest": None, "undocumented": [], "lines": 1}
 
 
-def test_undocumented_are_the_public_names_that_an_importer_sees() -> None:
+def test_undocumented_names_are_public_ones() -> None:
     source = (
         "def bare():\n    def nested(): pass\n"
         "def told():\n    'Told.'\n"
@@ -100,27 +100,27 @@ def test_undocumented_are_the_public_names_that_an_importer_sees() -> None:
     ],
     ids=["syntax", "null", "not-utf-8", "codec", "python-2", "parentheses", "depth"],
 )
-def test_a_file_that_does_not_parse_is_reported_not_raised(source: bytes) -> None:
+def test_file_that_does_not_parse_is_reported(source: bytes) -> None:
     assert set(report(source)) == {"error", "lines"}
 
 
-def test_a_deep_file_that_parses_is_measured() -> None:
+def test_deep_file_is_measured() -> None:
     source = "def f(a):\n    return " + "a and (" * 80 + "a" + ")" * 80
     assert report(source)["functions"][0]["complexity"] == 81
 
 
-def test_warnings_about_the_source_stay_with_the_source() -> None:
+def test_warnings_about_the_source_are_ignored() -> None:
     assert "error" not in report(r"x = '\d'" + "\n")
 
 
-def test_any_buffer_of_bytes_is_a_request() -> None:
+def test_any_buffer_is_a_request() -> None:
     class Request(bytes):
         """What a server hands over."""
 
     assert report(Request(b"def f(): pass"))["functions"][0]["name"] == "f"
 
 
-def test_this_interpreter_s_own_files_are_reported() -> None:
+def test_files_of_this_interpreter_are_reported() -> None:
     found = report(Path(sysconfig.get_path("stdlib"), "json", "__init__.py").read_bytes())
     names = {function["name"] for function in found["functions"]}
     assert names == {"dump", "dumps", "load", "loads", "detect_encoding"}

@@ -64,14 +64,14 @@ def name_of(value):
 
 
 @pytest.mark.parametrize(("error", "attributes", "exit_code"), CASES, ids=name_of)
-def test_each_error_has_its_attributes_and_exit_code(error, attributes, exit_code):
+def test_error_has_its_attributes_and_exit_code(error, attributes, exit_code):
     assert {name: getattr(error, name) for name in attributes} == attributes
     assert error.exit_code == exit_code
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("error", [case[0] for case in CASES], ids=name_of)
-def test_each_error_survives_pickle_with_everything(error, protocol):
+def test_error_survives_pickle(error, protocol):
     error.add_note("seen in the server")
     again = pickle.loads(pickle.dumps(error, protocol))
     assert type(again) is type(error)
@@ -82,13 +82,13 @@ def test_each_error_survives_pickle_with_everything(error, protocol):
 
 
 @pytest.mark.parametrize("error", [case[0] for case in CASES], ids=name_of)
-def test_each_text_is_one_line_and_names_the_path(error):
+def test_text_is_one_line_and_names_the_path(error):
     assert str(error).isprintable()
     assert str(error)
     assert error.path is None or error.path in str(error)
 
 
-def test_every_error_of_the_module_is_in_the_cases_and_in_the_printed_tree():
+def test_every_error_is_in_the_cases_and_the_printed_tree():
     defined = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.IpcError)}
     assert {type(case[0]) for case in CASES} == defined
     for cls in defined:
@@ -109,7 +109,7 @@ def test_every_error_of_the_module_is_in_the_cases_and_in_the_printed_tree():
         (errors.LocalProtocolError, errors.ProtocolError),
     ],
 )
-def test_an_error_is_also_what_callers_already_catch(error, base):
+def test_error_has_a_base_that_callers_catch(error, base):
     assert issubclass(error, base)
 
 
@@ -131,14 +131,14 @@ def test_an_error_is_also_what_callers_already_catch(error, base):
         lambda: errors.SettingsError("must be positive", name="workers", source="IPCSRV_WORKERS"),
     ],
 )
-def test_an_error_of_which_little_is_known_still_says_something(make):
+def test_error_without_details_has_a_text(make):
     error = make()
     assert len(str(error)) > 5
     assert "None" not in str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_what_a_path_or_a_server_says_cannot_break_the_line_or_the_terminal():
+def test_foreign_text_cannot_break_the_line():
     error = errors.from_reply("handler", "ValueError: a\nb\x1b[31m \udcff é", "/tmp/\tx")
     assert str(error).isprintable()
     assert "a b" in str(error)
@@ -147,7 +147,7 @@ def test_what_a_path_or_a_server_says_cannot_break_the_line_or_the_terminal():
 
 
 @pytest.mark.parametrize("progress", [Progress.NOTHING_SENT, Progress.REQUEST_SENT, Progress.RESPONSE_BEGUN])
-def test_progress_is_one_object_a_value(progress):
+def test_progress_has_one_object_per_value(progress):
     assert Progress(str(progress)) is progress
     assert pickle.loads(pickle.dumps(progress)) is progress
     assert copy.deepcopy(progress) is progress
@@ -174,13 +174,13 @@ def test_progress_has_no_other_values():
         ("", errors.ServerError),
     ],
 )
-def test_a_failure_reply_becomes_the_error_of_its_code(code, cls):
+def test_failure_reply_becomes_its_error(code, cls):
     error = errors.from_reply(code, "text", PATH)
     assert type(error) is cls
     assert (error.code, error.message, error.path) == (code, "text", PATH)
 
 
-def test_what_the_client_needs_imports_nothing_beyond_itself():
+def test_client_modules_import_nothing_else():
     script = (
         "import sys, time; before = set(sys.modules)\n"
         "import ipcsrv.errors, ipcsrv.deadline, ipcsrv.peer, ipcsrv.protocol.pktline, ipcsrv.protocol.exchange\n"
@@ -188,3 +188,40 @@ def test_what_the_client_needs_imports_nothing_beyond_itself():
     )
     result = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "['__future__']"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (errors.NotListening(PATH), "no server at {}: nothing listens on the socket; start one with `ipcsrv start`"),
+        (errors.PathNotFound(PATH), "no server at {}: the socket does not exist; start one with `ipcsrv start`"),
+        (errors.ConnectionLost(PATH, Progress.REQUEST_SENT),
+         "{}: connection closed before a response; the request may have been executed"),
+        (errors.HandlerError("ValueError: x", PATH),
+         "{}: handler raised ValueError: x; the traceback is in the server's log (`ipcsrv logs`)"),
+        (errors.HandlerCrashed("killed by SIGSEGV", PATH),
+         "{}: the handler's process died: killed by SIGSEGV; the request may have been executed"),
+        (errors.ServerError("control", "the server is stopping", PATH), "{}: the server is stopping"),
+        (errors.InvalidPath(PATH, "it is a folder; name a file in it"), "{}: it is a folder; name a file in it"),
+        (errors.InvalidPath(PATH, "it is not a socket"), "{}: it is not a socket; choose another path"),
+    ],
+)  # fmt: skip
+def test_text_says_what_failed_why_and_what_to_do(error, text):
+    assert str(error) == text.format(PATH)
+
+
+def test_import_error_names_the_last_frames():
+    traceback_text = """Traceback (most recent call last):
+  File "<frozen importlib._bootstrap>", line 1, in load
+  File "/app/words.py", line 3, in <module>
+    import lib
+  File "/app/lib.py", line 7, in <module>
+    undefined
+NameError: name 'undefined' is not defined
+"""
+    error = errors.HandlerImportError("words:count", traceback_text)
+    assert str(error) == ("cannot load handler words:count: NameError: name 'undefined' is not defined; "
+                          "see /app/lib.py:7 and /app/words.py:3")  # fmt: skip
+    assert error.__notes__ == [traceback_text.rstrip()]
+    again = errors.HandlerImportError("other:name", traceback_text, str(error))  # as another process reported it
+    assert str(again) == str(error)

@@ -115,9 +115,10 @@ def settings_table(program: Program) -> str:
     return "".join(f"{name:{names}}  {value:{values}}  {source}\n" for name, value, source in rows)
 
 
-def started_line(path: str, server: dict[str, Any]) -> str:
-    """Return what `start` and `restart` say of the server that listens now."""
-    return f"{path}: listening, pid {server['pid']}, log {server.get('log_file') or 'nowhere'}"
+def started_line(path: str, server: dict[str, Any], file: str | None = None) -> str:
+    """Return what `start` and `restart` say of the server that listens now, with the configuration file."""
+    config = f", settings of {file}" if file else ""
+    return f"{path}: listening, pid {server['pid']}, log {server.get('log_file') or 'nowhere'}{config}"
 
 
 def _check_folder(chosen: settings.Settings, sources: dict[str, settings.Source]) -> None:

@@ -26,5 +26,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     timeout = program.settings.startup_timeout + 5.0 if arguments.timeout is None else arguments.timeout
     record = server.start_daemon(path, target, program.settings, timeout=timeout, may_fork=True)
-    print(started_line(path, record))
+    print(started_line(path, record, program.file))
     return OK

@@ -355,7 +355,8 @@ class Master:
         if self.settings.idle_exit is not None:
             self.set_timer("idle", now + self.settings.idle_exit)
         size, target = self.processes.supervisor.size, self.source.target
-        log.info("listening on %s: %d workers, handler %s", self.rendezvous.path, size, target)
+        workers = f"{size} worker{'' if size == 1 else 's'}"
+        log.info("listening on %s: %s, handler %s", self.rendezvous.path, workers, target)
         self._notifier.ready(self._state_line())
         self._report_life(now)
         if self._on_listening is not None:

@@ -192,6 +192,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sock_path: str) -> 
 def test_start_without_operands_serves_the_project(project: Path, daemon_path: str) -> None:
     done = support.run_command("start")
     assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b", settings of ipcsrv.toml\n")
     assert support.run_command("call", daemon_path, "a b c").stdout == b"3"
     assert len(status(daemon_path)["workers"]) == 1  # type: ignore[arg-type]
 

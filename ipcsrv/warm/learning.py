@@ -1,4 +1,4 @@
-"""A cold run that shows what the program imports, for the template of the server that is started after it."""
+"""Learn what a program imports late, for the template: from a first cold run, and from each warm run after it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ assert sys.platform != "win32"
 import atexit
 import os
 import signal
+from collections.abc import Container
 from typing import Any
 
 from .program import read_lines
 from .run import Run, forget_packages
-from .template import Recorder, is_foreign, note_variables, write_lines
+from .template import LEARN_NOTHING, Recorder, is_foreign, note_variables, write_lines
 
 
 def run_and_learn(spec: dict[str, Any], arguments: list[str]) -> int:
@@ -42,9 +43,17 @@ def _die(number: int) -> None:
 def _write(spec: dict[str, Any], recorder: Recorder, present: set[str], folders: list[str], pid: int) -> None:
     if os.getpid() != pid:
         return
-    names = [name for name in list(sys.modules) if name not in present and _importable(name, folders)]
     note_variables(spec["variables"], read_lines(spec["variables"]), recorder.variables)
-    write_lines(spec["learned"], map(os.fsencode, names))
+    note_modules(spec["learned"], present, folders)
+
+
+def note_modules(path: str, present: Container[str], folders: list[str]) -> None:
+    """Add the modules that are imported, and are not `present`, to the file of learned ones."""
+    known = read_lines(path)
+    new = [name for name in list(sys.modules) if name not in present and _importable(name, folders)]
+    wanted = dict.fromkeys([*known, *map(os.fsencode, new)])
+    if LEARN_NOTHING not in wanted and (len(wanted) > len(known) or not os.path.exists(path)):
+        write_lines(path, wanted)
 
 
 def _importable(name: str, folders: list[str]) -> bool:

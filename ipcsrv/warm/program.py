@@ -139,6 +139,7 @@ class Place:
         self.folder = folder
         self.base = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
         self.learned, self.preload, self.variables = (f"{self.base}.{name}" for name in ("learned", "preload", "env"))
+        self.lock = f"{self.base}.starting"
         for name in read_lines(self.variables):
             value = environ.get(name)
             key += name + (b"\0" if value is None else b"=" + value + b"\0")

@@ -22,12 +22,13 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
 from typing import Any
 
 from . import title
+from .template import ImportEffects
 from .wire import RunRequest
 
 OUR_PACKAGES = ("ipcsrv", "filelock")
@@ -44,11 +45,7 @@ def forget_server(keep: Iterable[int], *, foreign: bool) -> None:
     foreign: our own packages are not installed for this interpreter, and are to be gone too.
     """
     os.setpgid(0, 0)
-    kept = {0, 1, 2, *keep}
-    for number in [int(name) for name in os.listdir("/dev/fd") if name.isdigit()]:
-        if number not in kept:
-            with contextlib.suppress(OSError):
-                os.close(number)
+    close_all_but({0, 1, 2, *keep})
     signal.set_wakeup_fd(-1)
     faulthandler.cancel_dump_traceback_later()
     for number in _CATCHABLE:
@@ -62,6 +59,14 @@ def forget_server(keep: Iterable[int], *, foreign: bool) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _forget_modules(foreign=foreign)
     gc.enable()
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Close every other descriptor."""
+    for number in [int(name) for name in os.listdir("/dev/fd") if name.isdigit()]:
+        if number not in kept:
+            with contextlib.suppress(OSError):
+                os.close(number)
 
 
 def _forget_modules(*, foreign: bool) -> None:
@@ -92,8 +97,8 @@ def _become_main_process() -> None:
     module._process_counter, module._children = itertools.count(1), set()
 
 
-def take_surroundings(request: RunRequest) -> None:
-    """Take the client's folder, umask, ignored signals and environment.
+def take_surroundings(request: RunRequest, effects: ImportEffects) -> None:
+    """Take the client's folder, umask, ignored signals and environment, and what the import has changed in them.
 
     Raises:
         OSError: the folder cannot be entered.
@@ -104,7 +109,15 @@ def take_surroundings(request: RunRequest) -> None:
         if request.ignored >> number & 1:
             signal.signal(number, signal.SIG_IGN)
     zone = os.environb.get(b"TZ")
-    _set_environment(dict(entry.partition(b"=")[::2] for entry in request.environment))
+    for number, handler in effects.signals.items():
+        signal.signal(number, handler)
+    environment = dict(entry.partition(b"=")[::2] for entry in request.environment)
+    for name, value in effects.environment.items():
+        environment.pop(name, None)
+        if value is not None:
+            environment[name] = value
+    _set_environment(environment)
+    sys.path[:] = effects.path
     if os.environb.get(b"TZ") != zone:
         time.tzset()
 
@@ -226,11 +239,16 @@ def _show_failed_hook(failure: BaseException, error: BaseException, tail: Traceb
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def finish(status: int) -> None:
-    """End this process as the interpreter does, but for freeing the memory of every module, which the kernel does."""
+def finish(status: int, note: Callable[[], None]) -> None:
+    """End this process as the interpreter does, but for freeing the memory of every module, which the kernel does.
+
+    note: called when the program has ended, before its modules go.
+    """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     flushed = _flush_standard_streams()
+    with contextlib.suppress(OSError):
+        note()
     main = sys.modules.pop("__main__", None)
     if main is not None:
         main.__dict__.clear()  # what has a finalizer runs it

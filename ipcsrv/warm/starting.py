@@ -19,6 +19,7 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,7 +71,7 @@ def spec_of(program: Program, place: Place) -> dict[str, Any]:
         "path": program.path, "argv0": program.argv0, "is_module": program.is_module, "source": program.source,
         "interpreter": program.interpreter, "flags": program.flags, "comm": program.path.rpartition("/")[2],
         "key": place.key.hex(), "stamps": place.stamps, "learned": place.learned, "preload": place.preload,
-        "variables": place.variables, "folders": _own_folders(),
+        "variables": place.variables, "socket": place.socket, "lock": place.lock, "folders": _own_folders(),
     }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def _fork_starter(program: Program, place: Place, options: dict[str, str], wait_
             null = os.open(os.devnull, os.O_RDWR)
             for standard in (0, 1, 2):
                 os.dup2(null, standard)
-            with _lock(place) as locked:
+            with lock(place.lock) as locked:
                 if locked:
                     if wait_for is not None:
                         _wait_for_end(wait_for)
@@ -111,9 +112,9 @@ def _fork_starter(program: Program, place: Place, options: dict[str, str], wait_
 
 
 @contextlib.contextmanager
-def _lock(place: Place) -> Any:
+def lock(path: str) -> Iterator[bool]:
     """Hold the lock of starters; gives False where another has it."""
-    descriptor = os.open(f"{place.base}.starting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield True

@@ -9,6 +9,7 @@ assert sys.platform != "win32"
 import importlib
 import os
 import secrets
+import signal
 import sysconfig
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from . import stamps
 from .program import read_lines
 
 VARIABLE = "IPCSRV_WARM_SPEC"
+LEARN_NOTHING = b"-"  # in the file of learned modules
 
 
 class Recorder:
@@ -69,6 +71,32 @@ def is_foreign(search_path: list[str]) -> bool:
     return PathFinder.find_spec("ipcsrv", search_path) is None
 
 
+class ImportEffects:
+    """What the import of a program has changed in the process, beside its modules; a run begins with the same."""
+
+    def __init__(self) -> None:
+        self.environment: dict[bytes, bytes | None] = {}
+        self.signals: dict[int, Any] = {}
+        self.path: list[str] = []
+        self.descriptors: frozenset[int] = frozenset()
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Note the changes of the block."""
+        environment, handlers, descriptors = os.environb.copy(), _handlers(), _open_descriptors()
+        yield
+        for name in {*environment, *os.environb}:
+            if os.environb.get(name) != environment.get(name):
+                self.environment[name] = os.environb.get(name)
+        self.signals = {number: now for number, now in _handlers().items() if now is not handlers[number]}
+        self.path = list(sys.path)
+        self.descriptors = frozenset(_open_descriptors() - descriptors)
+
+
+def _handlers() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in range(1, 32)}
+
+
 class Template:
     """What every run of this generation has in common."""
 
@@ -77,7 +105,9 @@ class Template:
         self.token = secrets.token_hex(8)
         self.foreign = is_foreign(spec["search_path"])
         self.code: Any = None  # of a script
-        self.descriptors: frozenset[int] = frozenset()  # that the program's modules opened
+        self.effects = ImportEffects()
+        self.modules: frozenset[str] = frozenset()  # names of all that are imported
+        self.learned = stamps.ABSENT  # of the file, when it was read
 
     def load(self) -> None:
         """Import everything and write the stamps.
@@ -86,14 +116,16 @@ class Template:
             HandlerImportError: the program cannot be run from a template.
         """
         sys.path[:] = self.spec["search_path"]
-        recorder, before = Recorder(), _open_descriptors()
+        recorder = Recorder()
+        self.learned = stamps.stamp_of(self.spec["learned"])
         script = None if self.spec["is_module"] else stamps.stamp_of(self.spec["path"])
-        with recorder.installed():
+        with self.effects.observed(), recorder.installed():
             if script is not None:
                 self.code = _compile(self.spec["path"])
             import_all(self._wanted())
-        self.descriptors = frozenset(_open_descriptors() - before)
+        self.modules = frozenset(sys.modules)
         if threading.active_count() > 1:
+            write_lines(self.spec["learned"], [LEARN_NOTHING])  # the next time without late imports
             raise HandlerImportError(self.spec["path"], reason="starts threads when it is imported")
         found = self._stamps(recorder.files)
         if script is not None:
@@ -105,7 +137,7 @@ class Template:
         """Return the modules to import: the program's own, those named by the user, and those that a run has shown."""
         names = _imported_by(self.code) if self.code is not None else [self.spec["path"].partition(":")[0]]
         for path in (self.spec["preload"], self.spec["learned"]):
-            names += [os.fsdecode(name) for name in read_lines(path)]
+            names += [os.fsdecode(name) for name in read_lines(path) if name != LEARN_NOTHING]
         return list(dict.fromkeys(names))
 
     def _stamps(self, read: dict[str, stamps.Stamp]) -> dict[str, stamps.Stamp]:

@@ -22,7 +22,8 @@ import socket
 import struct
 from typing import Any, NoReturn
 
-from . import run, title, wire
+from ..client import control as control_socket
+from . import learning, run, stamps, starting, title, wire
 from .template import VARIABLE, Template
 
 _SIZE = struct.Struct("=I")
@@ -74,6 +75,8 @@ def handle(request: Any) -> bytes:
             spare.discard()
             return b"refused"
         status = _wait(spare.pid, control)
+    if _template is not None and stamps.stamp_of(_template.spec["learned"]) != _template.learned:
+        _reload()
     return b"signal %d" % -status if status < 0 else b"exit %d" % status
 
 
@@ -157,6 +160,26 @@ def _relay(pid: int, control: socket.socket) -> bool:
     return True
 
 
+def _reload() -> None:
+    """Have the master make a new template, by a process of its own: the run has shown more modules to import."""
+    assert _template is not None
+    _template.learned = stamps.stamp_of(_template.spec["learned"])
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        if os.fork() == 0:
+            run.close_all_but({0, 1, 2})
+            with starting.lock(_template.spec["lock"]) as locked:
+                if locked:
+                    control_socket.request(_template.spec["socket"], "reload", timeout=starting.START_TIMEOUT)
+    except BaseException as error:  # the server serves as before
+        run.show(error)
+    finally:
+        os._exit(0)
+
+
 # -- in the child -----------------------------------------------------------------------------------------------------
 
 
@@ -166,16 +189,21 @@ def _become_program(channel: socket.socket, parent: int) -> NoReturn:
     try:
         assert _template is not None
         title.end_with_parent(signal.SIGKILL)
-        run.forget_server({channel.fileno(), *_template.descriptors}, foreign=_template.foreign)
-        sys.path[:] = _template.spec["search_path"]
+        run.forget_server({channel.fileno(), *_template.effects.descriptors}, foreign=_template.foreign)
         if os.getppid() == parent:
             arguments = _receive(channel)
             status = run.Run(_template.spec, _template.code).execute(arguments)
-            run.finish(status)
+            run.finish(status, _note_modules)
     except BaseException as error:
         run.show(error)
     finally:
         os._exit(status & 0xFF)
+
+
+def _note_modules() -> None:
+    """Have the next template import what this run has imported late."""
+    assert _template is not None
+    learning.note_modules(_template.spec["learned"], _template.modules, _template.spec["search_path"])
 
 
 def _receive(channel: socket.socket) -> list[str]:
@@ -196,7 +224,7 @@ def _receive(channel: socket.socket) -> list[str]:
             request = wire.decode(bytes(data))
             if request.token != _template.token:
                 raise ValueError("another generation")
-            run.take_surroundings(request)
+            run.take_surroundings(request, _template.effects)
         except (OSError, ValueError):
             control.send(wire.REFUSED)
             os._exit(0)

@@ -47,7 +47,6 @@ def forget_server(keep: Iterable[int], *, foreign: bool) -> None:
     os.setpgid(0, 0)
     close_all_but({0, 1, 2, *keep})
     signal.set_wakeup_fd(-1)
-    faulthandler.cancel_dump_traceback_later()
     for number in _CATCHABLE:
         with contextlib.suppress(RuntimeError):  # the signals of faulthandler.enable()
             faulthandler.unregister(number)

@@ -13,6 +13,7 @@ assert sys.platform != "win32"
 
 import contextlib
 import errno
+import faulthandler
 import gc
 import json
 import os
@@ -27,6 +28,7 @@ from . import learning, run, stamps, starting, title, wire
 from .template import VARIABLE, Template
 
 _SIZE = struct.Struct("=I")
+BEGIN_TIMEOUT = 10.0  # seconds for a client to answer READY, before the spare is given up
 _RUNNING = b"r"  # from the child: the client has said GO
 
 _template: Template | None = None
@@ -50,6 +52,8 @@ def prepare() -> None:
     for descriptor in _ended:
         os.set_blocking(descriptor, False)
     signal.signal(signal.SIGCHLD, _on_child)
+    # The limit on an import has done its work. Its thread does not survive a fork, where cancelling it never returns.
+    faulthandler.cancel_dump_traceback_later()
     gc.collect()
     gc.freeze()
     _spare = Spare()
@@ -94,6 +98,7 @@ class Spare:
     def start(self, request: bytes, control: socket.socket) -> bool:
         """Hand the request over; True if the program runs."""
         try:
+            self._channel.settimeout(BEGIN_TIMEOUT)
             socket.send_fds(self._channel, [_SIZE.pack(len(request))], [control.fileno()])
             self._channel.sendall(request)
             return self._channel.recv(1) == _RUNNING

@@ -233,7 +233,11 @@ def test_disable_restores_the_configuration(tree: Tree, capsys: pytest.CaptureFi
     enable(tree, "--hook")
     assert main(["status", str(tree.root)]) == 0
     shown = capsys.readouterr().out
-    assert "by hook" in shown and "runs, " in shown
+    assert "by hook" in shown and "runs, " in shown and "problem" not in shown
+    tree.root.rename(tree.root.with_name("moved"))
+    assert main(["status", str(tree.root.with_name("moved"))]) == 0
+    assert "problem" in capsys.readouterr().out
+    tree.root.with_name("moved").rename(tree.root)
     assert main(["disable", str(tree.root)]) == 0
     assert (tree.root / ".git" / "config").read_text() == before
     assert set(os.listdir(tree.root / ".git")) == files

@@ -199,6 +199,6 @@ def describe(repository: Repository) -> list[str]:
         lines.append("monitor    another one answers, such as Git's own; run `enable` to replace it")
     else:
         lines.append("monitor    does not run" + ("; the next Git command starts it" if way == "hook" else ""))
-    if way == "hook" and not os.access(repository.hook, os.X_OK):
-        lines.append(f"problem    {repository.hook} is missing; run `enable` again")
+    if way == "hook" and (configured != shlex.quote(repository.hook) or not os.access(repository.hook, os.X_OK)):
+        lines.append(f"problem    Git cannot run {repository.hook}; run `enable` again")
     return lines

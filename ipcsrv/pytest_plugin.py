@@ -151,15 +151,15 @@ class TestServer:
 
     def status(self) -> dict[str, Any]:
         """Return what the server says of itself (docs/control.md)."""
-        from .client import control
+        import ipcsrv
 
-        return control.request(self.path, "status", timeout=TIMEOUT)
+        return ipcsrv.status(self.path, timeout=TIMEOUT)
 
     def reload(self) -> None:
         """Replace the workers by new ones with freshly imported code; not for an inline server."""
-        from .client import control
+        import ipcsrv
 
-        control.request(self.path, "reload", timeout=TIMEOUT)
+        ipcsrv.reload(self.path, timeout=TIMEOUT)
 
     @property
     def log(self) -> str:
@@ -177,11 +177,11 @@ class TestServer:
         if self._stopped:
             return
         self._stopped = True
-        from .errors import IpcError
+        import ipcsrv
 
         try:
             self._failed = self.status()["totals"]["handler_errors"]
-        except (IpcError, KeyError):
+        except (ipcsrv.IpcError, KeyError):
             pass  # the log tells as well
         if not self.inline:
             self._server.stop(TIMEOUT)
@@ -190,8 +190,8 @@ class TestServer:
         from .client import control
 
         try:
-            control.request(self.path, "stop", timeout=TIMEOUT)
-        except IpcError:
+            control.request(self.path, "stop", timeout=TIMEOUT)  # ipcsrv.stop waits for the end of the process
+        except ipcsrv.IpcError:
             pass  # it has stopped by itself
         self._thread.join(TIMEOUT)
         if self._thread.is_alive():

@@ -42,7 +42,8 @@ def runtime(ipcsrv_path: str) -> Iterator[str]:
     os.mkdir(folder, 0o700)
     yield folder
     path = ipcsrv.default_path("formatter-example", runtime_dir=folder)
-    subprocess.run([sys.executable, "-m", "ipcsrv", "stop", path], check=False, capture_output=True)
+    if ipcsrv.active_state(path) is ipcsrv.State.LISTENING:
+        ipcsrv.stop(path)
 
 
 def fmt(runtime: str, *arguments: str | Path) -> tuple[int, str]:

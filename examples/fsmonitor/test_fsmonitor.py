@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def test_reload_and_crash_cost_one_full_answer(tree: Tree) -> None:
     (tree.root / "first").write_text("changed\n")
     assert ask(token)[1] == [b"first"]
     assert ask(ask(token)[0])[1] == []
-    subprocess.run([sys.executable, "-m", "ipcsrv", "reload", socket], check=True)
+    ipcsrv.reload(socket)
     assert ask(token)[1] == [b"/"]
     assert ask(ask(token)[0])[1] == paths
     assert ask(ask(b"flush")[0])[1] == paths
@@ -213,13 +214,8 @@ def test_submodule_and_its_parent_are_both_right(tree: Tree, folder: Path) -> No
 def test_monitor_ends_when_the_work_tree_is_deleted(tree: Tree) -> None:
     enable(tree, "--hook")
     socket = tree.root / ".git" / repository.SOCKET_NAME
-    status = subprocess.run([sys.executable, "-m", "ipcsrv", "status", "--json", str(socket)],
-                            check=True, capture_output=True, text=True)  # fmt: skip
-    pid = int(status.stdout.split('"pid":')[1].split(",")[0])
-    descriptor = os.pidfd_open(pid)
+    descriptor = os.pidfd_open(ipcsrv.status(socket)["pid"])
     shutil.rmtree(tree.root)
-    import select
-
     assert select.select([descriptor], [], [], 20)[0]
     os.close(descriptor)
 

@@ -84,5 +84,4 @@ def test_command_prints_what_it_finds(ipcsrv_path: str, source: Path) -> None:
         assert done.stdout.splitlines() == [f"{source}:{line}: {text}" for line, text in PROBLEMS]
         assert (done.returncode, done.stderr) == (1, "")
     finally:
-        path = ipcsrv.default_path("linter-example", runtime_dir=folder)
-        subprocess.run([sys.executable, "-m", "ipcsrv", "stop", path], check=True, capture_output=True)
+        ipcsrv.stop(ipcsrv.default_path("linter-example", runtime_dir=folder))

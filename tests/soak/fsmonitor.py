@@ -24,7 +24,6 @@ from fsmonitor import repository  # noqa: E402
 from random_changes import Difference, Tree  # noqa: E402
 
 import ipcsrv  # noqa: E402
-from ipcsrv.client import control  # noqa: E402
 
 ROUNDS_OF_A_TREE = 50
 
@@ -40,12 +39,12 @@ def disturb(socket: str, chance: random.Random, way: str) -> str:
     what = chance.choice(("kill", "reload", "stop") if way == "hook" else ("kill", "reload"))
     try:
         if what == "kill":
-            workers = control.request(socket, "status")["workers"]
+            workers = ipcsrv.status(socket)["workers"]
             os.kill(chance.choice(workers)["pid"], signal.SIGKILL)
         elif what == "reload":
-            control.request(socket, "reload")
+            ipcsrv.reload(socket)
         else:
-            subprocess.run([sys.executable, "-m", "ipcsrv", "stop", socket], capture_output=True)
+            ipcsrv.stop(socket)
     except ipcsrv.IpcError as error:
         return f"{what}: {error}"
     return what

@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,6 @@ from .repository import OLDEST_GIT, SOCKET_NAME, Repository, RepositoryError, gi
 IDLE_EXIT = 3600.0  # seconds without a question, for a monitor that a hook can start again
 STARTUP_TIMEOUT = 600.0  # seconds for the watches of a large tree on a cold disk
 ANSWER_TIMEOUT = 10  # seconds that a hook waits; then Git looks at every file
-NO_SERVER = 3  # exit status of ipcsrv
 SECTION = "fsmonitor"
 KEYS = ("core.fsmonitor", "core.fsmonitorHookVersion", "core.untrackedCache")
 
@@ -74,10 +72,8 @@ def details(path: str) -> dict[str, object] | None:
 def stop(path: str) -> None:
     """Stop the monitor at `path`, ours or Git's, if there is one; return when it is gone."""
     if details(path) is not None:
-        command = [sys.executable, "-P", "-m", "ipcsrv", "stop", path]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode not in (0, NO_SERVER):  # it may have ended by itself
-            raise RepositoryError(done.stderr.strip())
+        with contextlib.suppress(ipcsrv.NotListening, ipcsrv.PathNotFound):  # it may have ended by itself
+            ipcsrv.stop(path)
         return
     if ask(path, b"quit") is None:
         return

@@ -55,7 +55,7 @@ class Factory:
         try:
             signature.bind(**chosen)
         except TypeError as error:
-            reason = f"is a factory that asks for more than {' and '.join(FACTORY_PARAMETERS)} ({error})"
+            reason = f"it is a factory that asks for more than {' and '.join(FACTORY_PARAMETERS)} ({error})"
             raise HandlerImportError(self.target, reason=reason) from None
         return chosen
 
@@ -89,7 +89,7 @@ def source_of(handler: str | Handler, *, inherit: bool = False) -> HandlerSource
         check_target(handler)
         return HandlerSource(handler)
     if not callable(handler):
-        raise HandlerImportError(repr(handler), reason="is neither callable nor the text MODULE:NAME")
+        raise HandlerImportError(repr(handler), reason="it is neither callable nor the text MODULE:NAME")
     name = f"{getattr(handler, '__module__', '?')}:{getattr(handler, '__qualname__', type(handler).__qualname__)}"
     if inherit:
         return HandlerSource(name, callable=handler)
@@ -167,7 +167,8 @@ def cannot_be_called(function: Callable[..., object], *arguments: object) -> str
         signature.bind(*arguments)
     except TypeError as error:
         number = {0: "without arguments", 1: "with one argument, the request"}.get(len(arguments))
-        return f"is called {number or f'with {len(arguments)} arguments'}, but its signature is {signature} ({error})"
+        how = number or f"with {len(arguments)} arguments"
+        return f"it cannot be called {how}: {error}; its signature is {signature}"
     return None
 
 

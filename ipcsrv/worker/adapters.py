@@ -126,7 +126,7 @@ def check_signature(target: str, handler: Any) -> None:
         handler.check()
         return
     if not callable(handler):
-        raise HandlerImportError(target, reason=f"is a {type(handler).__name__}, which cannot be called")
+        raise HandlerImportError(target, reason=f"it is of type {type(handler).__name__}, which cannot be called")
     if (reason := cannot_be_called(handler, b"")) is not None:
         raise HandlerImportError(target, reason=reason)
 

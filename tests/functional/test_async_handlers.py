@@ -115,7 +115,7 @@ def test_factory_may_ask_for_nothing(sock_path: str) -> None:
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("make_number()", "is a int, which cannot be called"),
+        ("make_number()", "it is of type int, which cannot be called"),
         ("make_with_host()", "asks for more than path and settings"),
         ("two_arguments", "called with one argument, the request"),
         ("no_arguments", "called with one argument, the request"),

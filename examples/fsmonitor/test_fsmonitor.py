@@ -255,6 +255,15 @@ def test_enable_refuses_what_cannot_work(
     assert capsys.readouterr().err.count("fsmonitor: ") == 4
 
 
+def test_stop_and_start_keep_what_is_configured(tree: Tree) -> None:
+    enable(tree, "--hook")
+    socket = tree.root / ".git" / repository.SOCKET_NAME
+    assert main(["stop", str(tree.root)]) == 0
+    assert not socket.exists()
+    assert main(["start", str(tree.root)]) == 0
+    assert ipcsrv.status(socket)["settings"]["idle_exit"] == commands.IDLE_EXIT
+
+
 def test_code_of_the_work_tree_is_never_imported(tree: Tree) -> None:
     for name in ("json", "ipcsrv", "fsmonitor", "selectors"):
         (tree.root / f"{name}.py").write_text("open('imported', 'w'); raise SystemExit\n")

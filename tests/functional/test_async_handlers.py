@@ -15,6 +15,7 @@ from git_peer import Client, packets
 from shared_server import shared
 
 import ipcsrv
+from ipcsrv.pytest_plugin import ServerFactory as PluginFactory
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
 
@@ -68,9 +69,8 @@ def test_async_handler_can_use_signals_in_each_request(async_server: support.Run
     assert [async_server.call(b"wakeup") for _ in range(2)] == [b"came", b"came"]
 
 
-def test_decorated_async_handler_is_awaited(sock_path: str) -> None:
-    with ipcsrv.Server(sock_path, "handlers_async:decorated", workers=1):
-        assert ipcsrv.call(sock_path, b"x") == b"decorated x"
+def test_decorated_async_handler_is_awaited(ipcsrv_server: PluginFactory) -> None:
+    assert ipcsrv_server("handlers_async:decorated", workers=1).call(b"x") == b"decorated x"
 
 
 def test_async_handler_is_cancelled_at_its_deadline(server: ServerFactory, tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_factory_is_called_once_per_worker(server: ServerFactory, options: list[
     assert (first, second) == ([running.path, "1", pid, "1"], [running.path, "1", pid, "2"])
 
 
-def test_factory_may_ask_for_nothing(sock_path: str) -> None:
-    with ipcsrv.Server(sock_path, "handlers_async:make_closure()", workers=1) as running:
-        assert ipcsrv.call(sock_path, b"") == b"%d" % running.status()["workers"][0]["pid"]
+def test_factory_may_ask_for_nothing(ipcsrv_server: PluginFactory) -> None:
+    running = ipcsrv_server("handlers_async:make_closure()", workers=1)
+    assert running.call() == b"%d" % running.status()["workers"][0]["pid"]
 
 
 @pytest.mark.parametrize(

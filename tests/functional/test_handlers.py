@@ -18,6 +18,7 @@ from git_peer import Client, packets
 from shared_server import shared
 
 import ipcsrv
+from ipcsrv.pytest_plugin import ServerFactory as PluginFactory
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
 
@@ -62,16 +63,14 @@ def test_the_traceback_is_in_the_log_and_begins_with_the_handler(server: ServerF
 
 
 @pytest.mark.parametrize("target", ["Namespace.echo", "an_object"])
-def test_a_handler_may_be_any_callable_that_a_name_leads_to(sock_path: str, target: str) -> None:
-    with ipcsrv.Server(sock_path, f"handlers_for_tests:{target}", workers=1):
-        assert ipcsrv.call(sock_path, b"x").endswith(b"x")
+def test_a_handler_may_be_any_callable_that_a_name_leads_to(ipcsrv_server: PluginFactory, target: str) -> None:
+    assert ipcsrv_server(f"handlers_for_tests:{target}", workers=1).call(b"x").endswith(b"x")
 
 
-def test_a_function_of_the_standard_library_is_a_handler(sock_path: str) -> None:
+def test_a_function_of_the_standard_library_is_a_handler(ipcsrv_server: PluginFactory) -> None:
     import zlib
 
-    with ipcsrv.Server(sock_path, "zlib:compress", workers=1):
-        assert zlib.decompress(ipcsrv.call(sock_path, b"x" * 100_000)) == b"x" * 100_000
+    assert zlib.decompress(ipcsrv_server("zlib:compress", workers=1).call(b"x" * 100_000)) == b"x" * 100_000
 
 
 # -- what a request tells ---------------------------------------------------------------------------------------------
@@ -163,9 +162,8 @@ def test_what_a_handler_prints_and_logs_goes_where_the_server_s_output_goes(serv
     saying.output.wait_for("hello from within")
 
 
-def test_a_handler_s_subprocess_holds_nothing_of_the_server_s(sock_path: str) -> None:
-    with ipcsrv.Server(sock_path, "handlers_of_subprocess:open_files_of_child", workers=1):
-        found = json.loads(ipcsrv.call(sock_path, b""))
+def test_a_handler_s_subprocess_holds_nothing_of_the_server_s(ipcsrv_server: PluginFactory) -> None:
+    found = json.loads(ipcsrv_server("handlers_of_subprocess:open_files_of_child", workers=1).call())
     assert set(found) <= {"0", "1", "2"}, found
 
 

@@ -54,12 +54,14 @@ def _run(asked: argparse.Namespace) -> int:
         return 0
     repository = Repository.find(asked.repo)
     if asked.command == "start":
-        commands.start(repository.git_dir, idle_exit=asked.idle_exit, workers=asked.workers)
+        by_hook = repository.get(f"{commands.SECTION}.way") == "hook"
+        idle_exit = commands.IDLE_EXIT if by_hook and asked.idle_exit is None else asked.idle_exit
+        commands.start(repository.git_dir, idle_exit=idle_exit, workers=asked.workers)
     elif asked.command == "stop":
         commands.stop(repository.socket)
     elif asked.command == "enable":
         way = commands.enable(repository, way=asked.way, idle_exit=asked.idle_exit, workers=asked.workers,
-                           untracked_cache=asked.untracked_cache)
+                              untracked_cache=asked.untracked_cache)
         print(f"enabled by {way}: {repository.worktree}")
     elif asked.command == "disable":
         print("disabled" if commands.disable(repository) else "it was not enabled")

@@ -63,6 +63,15 @@ def do_surroundings() -> None:
     print(sorted(int(n) for n in os.listdir("/dev/fd"))[:4], sys.gettrace(), [type(finder) for finder in sys.meta_path])
 
 
+def do_logging() -> None:
+    import logging
+
+    logging.getLogger("program").info("not printed")
+    logging.getLogger("program").warning("printed to standard error")
+    root, ours = logging.getLogger(), logging.getLogger("ipcsrv")
+    print(root.level, root.handlers, ours.level, ours.handlers, ours.propagate, logging.lastResort)
+
+
 def do_echo() -> None:
     sys.stdout.write(sys.stdin.read())
 

@@ -306,6 +306,7 @@ class Bridge(logging.Handler):
 
 
 _target: Target = ToProgram()
+_LAST_RESORT = logging.lastResort
 
 
 # -- setting up -------------------------------------------------------------------------------------------------------
@@ -330,11 +331,24 @@ def configure(settings: Settings) -> None:
 
 def unconfigure() -> None:
     """Undo `configure`, when a server that ran in its caller's process has ended."""
+    if isinstance(_target, ToOutput):
+        _tell_pending(all_of_them=True)
+        _target.output.close()
+        _release()
+
+
+def forget() -> None:
+    """Leave `logging` as a fresh interpreter has it, in a worker's child that becomes another program.
+
+    The output stays open: the descriptors are the caller's to close.
+    """
+    _release()
+    logging.lastResort = _LAST_RESORT
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+def _release() -> None:
     global _target
-    if not isinstance(_target, ToOutput):
-        return
-    _tell_pending(all_of_them=True)
-    _target.output.close()
     _target = ToProgram()
     logger = logging.getLogger("ipcsrv")
     for handler in [handler for handler in logger.handlers if isinstance(handler, Bridge)]:

@@ -27,6 +27,7 @@ from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
 from typing import Any
 
+from ..platform import logs
 from . import title
 from .template import ImportEffects
 from .wire import RunRequest
@@ -71,10 +72,7 @@ def close_all_but(kept: set[int]) -> None:
 def _forget_modules(*, foreign: bool) -> None:
     """Undo what the server's processes leave behind in modules of the standard library."""
     _become_main_process()
-    logger = sys.modules["logging"].getLogger("ipcsrv") if "logging" in sys.modules else None
-    if logger is not None:
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
+    logs.forget()
     forget_packages(foreign=foreign)
 
 

@@ -6,7 +6,6 @@ While it waits it sees to what the engine does not know: the deadline, a client 
 from __future__ import annotations
 
 import concurrent.futures
-import logging
 import threading
 import time
 from concurrent.futures import Future
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from ...config.handlers import HandlerSource, check_target
 from ...errors import HandlerImportError
+from ...platform import logs
 from ...platform.job import Job
 from ...request import Request
 from ...supervision import scoreboard as board
@@ -21,7 +21,7 @@ from ...supervision.messages import VERDICTS
 from ..failures import Failure
 from . import Call, Executor, Lost, Result, State, Unavailable, Work, engine_of
 
-log = logging.getLogger("ipcsrv.worker")
+log = logs.get("ipcsrv.worker")
 
 LOOK_INTERVAL: Final = 0.05  # seconds between two checks whether the client of a waiting request has left
 _COUNTERS: Final = {"too-large": board.TOO_LARGE, "timeout": board.TIMEOUTS}

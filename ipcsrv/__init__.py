@@ -41,12 +41,15 @@ if TYPE_CHECKING:
         SettingsError,
         SocketStolen,
         StartError,
+        StartTimeout,
         TooLarge,
         Untrusted,
     )
     from .peer import Peer
     from .request import QUIT, Request
-    from .server.server import Server, ensure_running, reload, restart, serve, status, stop
+    from .server.ensure import ensure_running
+    from .server.server import Server, serve
+    from .server.steering import reload, restart, scale, status, stop
     from .state import State
 
 _HOMES = {
@@ -77,13 +80,16 @@ _HOMES = {
         "SettingsError",
         "SocketStolen",
         "StartError",
+        "StartTimeout",
         "TooLarge",
         "Untrusted",
     ),
     "client.paths": ("default_path",),
     "peer": ("Peer",),
     "request": ("QUIT", "Request"),
-    "server.server": ("Server", "ensure_running", "reload", "restart", "serve", "status", "stop"),
+    "server.ensure": ("ensure_running",),
+    "server.server": ("Server", "serve"),
+    "server.steering": ("reload", "restart", "scale", "status", "stop"),
     "state": ("State",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -118,6 +124,7 @@ __all__ = [
     "SettingsError",
     "SocketStolen",
     "StartError",
+    "StartTimeout",
     "State",
     "TooLarge",
     "Untrusted",
@@ -132,6 +139,7 @@ __all__ = [
     "json_handler",
     "reload",
     "restart",
+    "scale",
     "serve",
     "status",
     "stop",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Unpack
 
-    from .config.keywords import SettingsDict
+    from .config.keywords import OnMismatch, SettingsDict
 
 __all__ = ["Connection", "Pool", "active_state", "call", "connect", "ensure_running", "wait_until_listening"]
 
@@ -29,7 +29,8 @@ async def ensure_running(
     path: str | os.PathLike[str],
     handler: str | Callable[..., Any],
     *,
-    timeout: float | None = 30.0,
+    timeout: float | None = None,
+    on_mismatch: OnMismatch = "reload",
     **settings: Unpack[SettingsDict],
 ) -> bool:
     """Start a server at `path` in the background unless one runs there; as `ipcsrv.ensure_running`, in a thread.
@@ -40,6 +41,7 @@ async def ensure_running(
         path: Where the server listens.
         handler: A callable, or `MODULE:NAME`.
         timeout: Seconds for all of it; None for as long as a start may take.
+        on_mismatch: What to do where the running server does not serve the current code.
         **settings: See docs/settings.md.
 
     Returns:
@@ -48,7 +50,7 @@ async def ensure_running(
     Raises:
         IpcError: What `ipcsrv.ensure_running` raises.
     """
-    from .server.server import ensure_running as ensure
+    from .server.ensure import ensure_running as ensure
 
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[bool] = loop.create_future()
@@ -63,7 +65,7 @@ async def ensure_running(
     def run() -> None:
         started, failure = False, None
         try:
-            started = ensure(path, handler, timeout=timeout, **settings)
+            started = ensure(path, handler, timeout=timeout, on_mismatch=on_mismatch, **settings)
         except BaseException as error:
             failure = error
         if not loop.is_closed():

@@ -17,6 +17,7 @@ errors of a background server are raised again in the process that started it.
      +- SettingsError             reason, name, source, line, suggestion         2   (also a ValueError)
      +- HandlerImportError        target, traceback_text, reason, suggestion     2
      +- StartError                reason, log_path, traceback_text               1
+     |   +- StartTimeout          timeout                                        4   (also a TimeoutError)
      +- SocketStolen              path                                           8
      +- ServerError               code, message      the server answered `ERR code message`   1
          +- HandlerError          "handler"                                      1
@@ -305,6 +306,21 @@ class StartError(IpcError):
         self.traceback_text = traceback_text
 
 
+class StartTimeout(StartError, TimeoutError):
+    """The server did not listen in time; `timeout` is in seconds.
+
+    Where only the caller's own time is over, the start goes on (the text says so), for at most `startup_timeout`.
+    """
+
+    exit_code = 4
+
+    def __init__(self, timeout: float | None = None, log_path: str | None = None, *, goes_on: bool = False) -> None:
+        within = "in time" if timeout is None else f"within {timeout:g} s"
+        reason = f"it did not listen {within}" + (", and is still starting" if goes_on else "")
+        super().__init__(reason, log_path)
+        self.timeout = timeout
+
+
 class SocketStolen(IpcError):
     """The socket of the running server was removed or replaced, so no new client could reach it."""
 
@@ -413,6 +429,21 @@ def from_reply(code: str, message: str, path: str | None = None) -> ServerError:
     """Return the error for a failure reply; for an unknown code (of a newer server) a plain `ServerError`."""
     known = _BY_CODE.get(code)
     return known(message, path) if known else ServerError(code, message, path)
+
+
+def to_fields(error: IpcError) -> dict[str, Any]:
+    """Return an error as plain values, for JSON; `from_fields` makes it again in another process."""
+    return {"kind": type(error).__name__, "args": list(error.args), "attributes": dict(error.__dict__)}
+
+
+def from_fields(fields: dict[str, Any]) -> IpcError:
+    """Return the error that `to_fields` took apart; a `StartError` where it is not one of this version."""
+    kind = globals().get(str(fields.get("kind")))
+    arguments, attributes = fields.get("args"), fields.get("attributes")
+    known = isinstance(kind, type) and issubclass(kind, IpcError)
+    if known and isinstance(arguments, list) and isinstance(attributes, dict):
+        return _restored(kind, tuple(arguments), attributes)  # type: ignore[arg-type]
+    return StartError(str(arguments))
 
 
 def _last_line(text: str | None) -> str | None:

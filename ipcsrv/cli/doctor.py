@@ -18,7 +18,7 @@ from ..client import control
 from ..errors import Denied, InvalidPath, IpcError, NotListening, PathNotFound
 from ..peer import Peer
 from ..platform import client as platform
-from ..platform import inspection
+from ..platform import inspection, lifecycle
 from ..platform.findings import Finding, Level, LockHolder, failure, ok, warning
 from ..worker.fastpath import compiled_path
 from . import _style, _text
@@ -83,7 +83,7 @@ def examine(path: str) -> Iterator[Finding]:
         return
     holder = inspection.lock_holder(path)
     listener = _listener(path)
-    yield _listening(listener, holder)
+    yield _listening(path, listener, holder)
     yield _lock(holder)
     trusted = isinstance(listener, Peer) and platform.trusted(listener, ())
     server = _asked(path) if trusted else None
@@ -110,14 +110,15 @@ def _listener(path: str) -> Peer | Exception:
         stream.close()
 
 
-def _listening(listener: Peer | Exception, holder: LockHolder | None) -> Finding:
+def _listening(path: str, listener: Peer | Exception, holder: LockHolder | None) -> Finding:
     if isinstance(listener, Peer):
         return _named_listener(listener)
     if isinstance(listener, BlockingIOError):
         return warning("listens", "a server whose queue is full", "`ipcsrv status` shows whether it is busy or hangs")
     if isinstance(listener, NotListening) and holder is None and not isinstance(listener, PathNotFound):
+        left = ", ".join(map(os.path.basename, lifecycle.remains(path) or [path]))
         advice = "`ipcsrv stop` removes them, the next start replaces them"
-        return warning("listens", "no server; a killed one left its files", advice)
+        return warning("listens", f"no server; a killed one left its files ({left})", advice)
     if isinstance(listener, NotListening) and holder is None:
         return ok("listens", "no server; `ipcsrv start` starts one")
     if isinstance(listener, NotListening):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from ..errors import CallTimeout, NotListening
-from ..platform import lifecycle
+from ..errors import CallTimeout
 from ._parser import add_path, add_timeout
 from .messages import OK, complain
 
@@ -22,28 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Stop the server; returns after all its processes have exited."""
-    try:
-        return _stop(arguments)
-    except NotListening as error:
-        removed = _remove_remains(arguments.path)
-        if not removed:
-            raise
-        reason = f"it was killed, and its files were removed ({', '.join(removed)})"
-        raise NotListening(error.path, reason) from None
-
-
-def _remove_remains(path: str) -> list[str]:
-    """Remove what a killed server left at `path`; returns the names of the files."""
-    folder, name = os.path.split(os.path.abspath(path))
-    try:
-        before = [file for file in os.listdir(folder) if file.startswith(name)]
-        lifecycle.clean_up(path)
-        return sorted({*before} - {*os.listdir(folder)})
-    except OSError:  # there is no such folder
-        return []
-
-
-def _stop(arguments: argparse.Namespace) -> int:
     from ..server import server
 
     path, timeout = arguments.path, arguments.timeout

@@ -35,9 +35,10 @@ def moment() -> int:
         Nanoseconds since 1970.  On Linux by the coarse clock that file times are taken from, so that a file saved
         afterwards is never older; elsewhere by the system's.
     """
-    if hasattr(os, "pidfd_open"):  # Linux
-        return time.clock_gettime_ns(_COARSE_CLOCK)
-    return time.time_ns()
+    clock = getattr(time, "clock_gettime_ns", None)
+    if clock is None or not hasattr(os, "pidfd_open"):  # not Linux
+        return time.time_ns()
+    return int(clock(_COARSE_CLOCK))
 
 
 def fingerprint_of_modules(modules: Iterable[ModuleType], since: int) -> Files:

@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import importlib.machinery
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -170,27 +169,6 @@ def cannot_be_called(function: Callable[..., object], *arguments: object) -> str
         how = number or f"with {len(arguments)} arguments"
         return f"it cannot be called {how}: {error}; its signature is {signature}"
     return None
-
-
-def fingerprint(target: str) -> str:
-    """A text that changes when the handler's module changes on disk; empty where that cannot be told.
-
-    Of the module's own file: its size and time of modification.  Nothing is imported, not even a package on the way.
-    """
-    path, spec = None, None
-    name = ""
-    for part in target.partition(":")[0].split("."):
-        name = f"{name}.{part}" if name else part
-        try:
-            spec = importlib.machinery.PathFinder.find_spec(name, path)
-        except (ImportError, ValueError):
-            return ""
-        path = spec.submodule_search_locations if spec is not None else None
-    try:
-        info = os.stat(spec.origin if spec is not None and spec.origin else "")
-    except OSError:
-        return ""
-    return f"{info.st_size:x}-{info.st_mtime_ns:x}"
 
 
 class _FolderFinder:

@@ -29,6 +29,7 @@ class SettingsDict(TypedDict, total=False):
     backlog: int
     max_request_size: _Size | None
     max_response_size: _Size | None
+    max_buffered_size: _Size | None
     read_timeout: _Seconds
     write_timeout: _Seconds
     request_timeout: _Seconds | None
@@ -49,6 +50,7 @@ class SettingsDict(TypedDict, total=False):
     on_worker_stop: _Hook
     on_request_start: _Hook
     on_request_end: _Hook
+    receive_descriptors: bool
     control: bool
     name: str | None
     chdir: str | PathLike[str] | None

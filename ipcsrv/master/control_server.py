@@ -35,15 +35,16 @@ class Refusal(Exception):
 
 
 class ControlConnection:
-    """One client's connection; reload_from, ping: what it waits for, if it does."""
+    """One client's connection; reload_from, ping: what it waits for, if it does; reload_began: by its own command."""
 
-    __slots__ = ("connection", "exchange", "key", "ping", "reload_from")
+    __slots__ = ("connection", "exchange", "key", "ping", "reload_began", "reload_from")
 
     def __init__(self, connection: AcceptedConnection) -> None:
         self.connection = connection
         self.key = connection.fileno()
         self.exchange = ServerExchange(MAX_QUESTION)
         self.reload_from: int | None = None
+        self.reload_began = False
         self.ping: int | None = None
 
     @property
@@ -92,7 +93,7 @@ class ControlServer:
         for client in [client for client in self._clients.values() if client.reload_from is not None]:
             assert client.reload_from is not None
             if supervisor.generation > client.reload_from:
-                self._answer(client, {"ok": True, "generation": supervisor.generation})
+                self._answer(client, {"ok": True, "generation": supervisor.generation, "began": client.reload_began})
             elif not supervisor.reloading:
                 self._answer(client, {"ok": False, "error": supervisor.last_error or "the server is stopping"})
             else:
@@ -221,16 +222,24 @@ class ControlServer:
 
     def _stop(self, _: ControlConnection, question: dict[str, Any]) -> dict[str, Any]:
         now = bool(question.get("now"))
+        if question.get("if_pid") not in (None, self._master.pid):
+            raise Refusal("another server runs here by now")
         log.info("told to stop%s", " now" if now else "")
         self._master.later(self._master.stop_now if now else self._master.stop)
         return {"pid": self._master.pid}
 
-    def _reload(self, client: ControlConnection, _: dict[str, Any]) -> None:
+    def _reload(self, client: ControlConnection, question: dict[str, Any]) -> dict[str, Any] | None:
+        """Reload; with `unless`, only code that has this fingerprint, and not once more during a reload."""
         if self._master.draining:
             raise Refusal("the server is stopping")
         self._refuse_without_workers()
-        client.reload_from = self._master.processes.supervisor.generation
-        self._master.reload()
+        supervisor, old = self._master.processes.supervisor, question.get("unless")
+        if old is not None and old != self._master.processes.code_facts().get("fingerprint"):
+            return {"generation": supervisor.generation, "began": False}
+        client.reload_from, client.reload_began = supervisor.generation, not supervisor.reloading
+        if old is None or not supervisor.reloading:
+            self._master.reload()
+        return None
 
     def _refuse_without_workers(self) -> None:
         if self._master.settings.workers == 0:

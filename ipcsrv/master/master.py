@@ -21,9 +21,9 @@ from typing import Any
 from .._version import __version__
 from ..config.handlers import HandlerSource
 from ..config.settings import Settings
-from ..errors import HandlerImportError, SettingsError, SocketStolen
+from ..errors import HandlerImportError, SettingsError, SocketStolen, to_fields
 from ..folders import working_folder
-from ..platform import logs
+from ..platform import lifecycle, logs
 from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import READ, Rendezvous, SignalInbox
@@ -156,6 +156,8 @@ class Master:
             "workers": self.processes.pids(),
             "own_process": self._own_process,
             "detached": self.detached,
+            **lifecycle.identity(),
+            **self.processes.code_facts(),
         }
 
     def watch_lifeline(self, key: int) -> None:
@@ -191,6 +193,7 @@ class Master:
     def _close(self) -> None:
         self._control.close()
         self.dispatcher.close()
+        self._leave_failure()
         self.rendezvous.close()
         self.processes.close()
         self._control.hang_up()
@@ -199,6 +202,12 @@ class Master:
         if self._claimed and not isinstance(self.processes.failure, HandlerImportError):  # which its starter reports
             log.info("stopped")
         logs.unconfigure()
+
+    def _leave_failure(self) -> None:
+        """Tell the processes that wait for this server to listen why it does not: they keep the lock file open."""
+        if self.processes.failure is not None and self._claimed and not self._listening:
+            with contextlib.suppress(OSError):
+                self.rendezvous.write_record({**self.record(), "failure": to_fields(self.processes.failure)})
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -345,6 +354,7 @@ class Master:
             self._begin_listening()
 
     def _begin_listening(self) -> None:
+        self.workers_changed()  # a client that can connect finds the fingerprint in the lock file
         self.rendezvous.listen()
         if self.rendezvous.control_error is not None:
             log.warning("serving without a control socket: %s", self.rendezvous.control_error)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+from ..config import fingerprint
 from ..platform import children
 from ..platform import server as serving
 from ..platform.job import Job
@@ -29,6 +30,7 @@ TEMPLATE_PATIENCE = 0.5  # seconds for a template that has nothing left to do; l
 class Facts(Protocol):
     """What is told what happens to a generation's processes: the master's `WorkerProcesses`."""
 
+    def code_loaded(self, generation: int, files: fingerprint.Files) -> None: ...
     def generation_ready(self, generation: int) -> None: ...
     def generation_failed(self, generation: int, reason: str, traceback_text: str | None) -> None: ...
     def template_gone(self, generation: int, *, expected: bool) -> None: ...
@@ -209,7 +211,9 @@ class TemplateSpawner:
 
     def _heard(self, kind: Kind, body: bytes) -> None:
         facts, generation = self._facts, self._job.generation
-        if kind is Kind.LOADED:
+        if kind is Kind.CODE:
+            facts.code_loaded(generation, parse_fields(body))
+        elif kind is Kind.LOADED:
             self._loaded = True
             facts.generation_ready(generation)
         elif kind is Kind.LOAD_FAILED:

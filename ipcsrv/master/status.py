@@ -10,6 +10,7 @@ from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..platform import lifecycle
 from ..platform.server import resident_bytes
 from ..supervision import scoreboard as board
 from ..supervision.supervisor import PoolState, WorkerPhase
@@ -28,7 +29,7 @@ _TOTALS = ("requests", "ok", "handler_errors", "timeouts", "too_large", "malform
 
 def of(master: Master) -> dict[str, Any]:
     """The status, in the shape that docs/control.md describes."""
-    now = monotonic()
+    now, record = monotonic(), master.record()
     processes, dispatch = master.processes, master.dispatcher.dispatch
     queue = master.dispatcher.facts()
     pool, totals = processes.supervisor, processes.scoreboard.totals()
@@ -44,7 +45,7 @@ def of(master: Master) -> dict[str, Any]:
         "path": master.rendezvous.path,
         "uptime_seconds": now - master.started,
         "generation": pool.generation,
-        "fingerprint": processes.fingerprint,
+        "fingerprint": record.get("fingerprint", ""),
         "workers": [_worker(master, each, now) for each in sorted(processes.workers.values(), key=lambda w: w.slot)],
         "workers_wanted": pool.size,
         "executor": _executor(master),
@@ -63,7 +64,8 @@ def of(master: Master) -> dict[str, Any]:
             "last_minute": {**_latency(window.totals), "requests_per_second": window.rate("requests")},
         },
         "last_error": master.last_error,
-        "log_file": master.record()["log_file"],
+        **{name: record[name] for name in ("log_file", "cwd", "own_process", "detached", "command")},
+        **lifecycle.identity(),
         "lock_file": master.rendezvous.lock_path,
         "settings": master.settings.to_dict(),
     }

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
-from ..config.handlers import HandlerSource, fingerprint
+from .._version import __version__
+from ..config import fingerprint
+from ..config.handlers import HandlerSource
 from ..config.settings import Settings
 from ..errors import HandlerImportError, IpcError, StartError
 from ..platform import logs
@@ -112,7 +114,8 @@ class WorkerProcesses:
         self._serving = 0
         self._past: list[GenerationProcesses] = []  # over; their templates may still be ending
         self.slot_restarts: dict[int, int] = {}
-        self.fingerprint = ""
+        self._code: dict[int, fingerprint.Files] = {}  # by generation
+        self._digest: tuple[int, str] = (0, "")  # of the code that serves, with its generation
         self.failure: IpcError | None = None
         self._import_error: HandlerImportError | None = None
         dispatcher.attach(self.scoreboard, self.serving_slots)
@@ -134,6 +137,7 @@ class WorkerProcesses:
             Kind.ENDED: lambda _, body, __: self._dispatcher.ended(parse_number(body)),
             Kind.HELD: lambda worker, body, _: self._dispatcher.dispatch.held(parse_number(body), worker.number),
             Kind.BUSY: lambda _, __, ___: self._host.expect_overdue(),
+            Kind.CODE: lambda worker, body, _: self.code_loaded(worker.generation, parse_fields(body)),
             Kind.READY: self._ready,
             Kind.LEAVING: self._leaving,
             Kind.QUIT: lambda _, __, ___: self._host.quit_asked(),
@@ -181,7 +185,6 @@ class WorkerProcesses:
         job = Job(command.generation, self._settings, self._source, reader, self._memory, self._slots, self._inherited,
                   self._path, stacks)
         spawner = self._make_spawner(job, self)
-        self.fingerprint = fingerprint(self._source.target)
         self._generations[command.generation] = GenerationProcesses(command.generation, writer, reader, spawner, stacks)
         spawner.begin()
 
@@ -226,7 +229,9 @@ class WorkerProcesses:
 
     def _switch_to(self, command: commands.SwitchTo) -> None:
         self._serving = command.generation
+        self._code = {number: files for number, files in self._code.items() if number >= command.generation}
         self._host.serving_changed(self._generations[command.generation])
+        self._host.workers_changed()  # the lock file names the code that serves, before a reload is reported as done
 
     def _dump_stacks(self, command: commands.DumpStacks) -> None:
         self.dump_stacks(command.worker)
@@ -309,6 +314,19 @@ class WorkerProcesses:
     def unwatch(self, key: int) -> None:
         """Stop that."""
         self._host.unwatch(key)
+
+    def code_loaded(self, generation: int, files: fingerprint.Files) -> None:
+        """A part of the files that a generation has imported."""
+        self._code.setdefault(generation, {}).update(files)
+
+    def code_facts(self) -> dict[str, Any]:
+        """Return the fingerprint of the code that serves, and its files; nothing before there is any."""
+        if not self._serving:
+            return {}
+        files = self._code.get(self._serving, {})
+        if self._digest[0] != self._serving:
+            self._digest = self._serving, fingerprint.digest(files, self._settings.to_dict(), __version__)
+        return {"fingerprint": self._digest[1], "files": files}
 
     def generation_ready(self, generation: int) -> None:
         """Workers can be spawned."""

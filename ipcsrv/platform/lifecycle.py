@@ -5,6 +5,7 @@ Runs in the process of whoever starts or stops a server.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,15 +13,25 @@ fork_detached: Callable[[Callable[[int], int], str | None], tuple[int, int]] | N
 
 if sys.platform == "win32":
     from .windows.lifecycle import (
+        LockWatch,
         ask_to_stop,
         clean_up,
         detached,
+        end_start,
+        held_interrupts,
+        identity,
+        is_elsewhere,
         is_locked,
         kill,
         kill_all,
+        leave_alone,
         log_folder,
         open_log,
+        reap_left_alone,
         record,
+        remains,
+        unblocked_signals,
+        use_known_state,
         wait_gone,
     )
 
@@ -28,21 +39,62 @@ if sys.platform == "win32":
 else:
     from .unix import lifecycle as posix_lifecycle
     from .unix.lifecycle import (
+        LockWatch,
         ask_to_stop,
         clean_up,
         detached,
+        end_start,
+        held_interrupts,
+        identity,
+        is_elsewhere,
         is_locked,
         kill,
         kill_all,
+        leave_alone,
         log_folder,
         open_log,
+        reap_left_alone,
         record,
+        remains,
+        unblocked_signals,
+        use_known_state,
         wait_gone,
     )
 
     fork_detached = posix_lifecycle.fork_detached
 
 __all__ = [
-    "ask_to_stop", "clean_up", "detached", "fork_detached", "is_locked", "kill", "kill_all", "log_folder", "open_log",
-    "record", "wait_gone",
-]  # fmt: skip
+    "LockWatch",
+    "ask_to_stop",
+    "clean_up",
+    "detached",
+    "end_start",
+    "fork_detached",
+    "held_interrupts",
+    "identity",
+    "is_elsewhere",
+    "is_locked",
+    "kill",
+    "kill_all",
+    "leave_alone",
+    "log_folder",
+    "open_log",
+    "open_standard_streams",
+    "reap_left_alone",
+    "record",
+    "remains",
+    "unblocked_signals",
+    "use_known_state",
+    "wait_gone",
+]
+
+
+def open_standard_streams() -> None:
+    """Open descriptors 0 to 2 on the null device where they are closed.
+
+    Or else a socket, a log or the scoreboard's memory would get such a number, and what a handler prints, or Python's
+    last message, would go there.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)

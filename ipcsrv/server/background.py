@@ -1,12 +1,12 @@
 """A server in a process of its own: what the new process runs, and the order that it is given.
 
-Whoever starts it (`server`) writes one pickled `Order` to its standard input and reads its reports from its standard
-output, both private pipes: first that it listens (a line of JSON) or why it does not, last how it ended (both pickles).
-What handlers print goes to standard error.  Unless it is detached, the server stops when its standard input ends, so it
-does not outlive a starter that was killed.
+The starter (`starting`) writes one pickled `Order` to its standard input and reads its reports, lines of JSON, from
+its standard output, both private pipes: first that it listens or why it does not, last how it ended.  What handlers
+print goes to standard error.  Unless it is detached, the server stops when its standard input ends, so it does not
+outlive a starter that was killed.
 
-The process is a fresh interpreter, for its starter may have threads; or, where the starter is a short-lived command of
-our own, a fork of it (`serve_forked`), which has nothing to read and little left to import.
+The process is a fresh interpreter, because its starter may have threads; or, where the starter is a short-lived command
+of ipcsrv, a fork of it (`serve_forked`), which has nothing to read and little left to import.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import IO, Any
 
 from ..config.handlers import HandlerSource
 from ..config.settings import Settings
-from ..errors import IpcError, StartError
+from ..errors import IpcError, StartError, to_fields
 from ..master.master import Master
+from ..platform import lifecycle
 from ..platform import server as serving
 from . import inline, registry
 
@@ -42,9 +43,14 @@ def main() -> None:
     """Serve as ordered on standard input."""
     import pickle
 
+    lifecycle.use_known_state()
+    lifecycle.open_standard_streams()
     order_stream, reports = _private_pipes()
     with order_stream, reports:
-        order = pickle.load(order_stream)
+        try:
+            order = pickle.load(order_stream)
+        except EOFError:  # the starter was interrupted
+            raise SystemExit(1) from None
         raise SystemExit(_carry_out(order, None if order.detached else order_stream, reports))
 
 
@@ -60,14 +66,14 @@ def _carry_out(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> 
         _prepare(order.preparation)
         _serve(order, lifeline, reports)
     except IpcError as error:
-        _report(reports, error)
+        _send(reports, {"error": to_fields(error)})
         return error.exit_code
-    except Exception as error:  # a fault of ours: its starter, or the log, must have it
+    except Exception as error:  # a fault of ipcsrv: its starter, or the log, must have it
         text = traceback.format_exc()
-        _report(reports, StartError(f"{type(error).__name__}: {error}", traceback_text=text))
+        _send(reports, {"error": to_fields(StartError(f"{type(error).__name__}: {error}", traceback_text=text))})
         sys.stderr.write(text)
         return 1
-    _report(reports, None)
+    _send(reports, {})
     return 0
 
 
@@ -83,16 +89,23 @@ def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _prepare(preparation: dict[str, Any] | None) -> None:
-    if preparation is not None:
-        from multiprocessing import spawn
+    """Take over the starter's `sys.path`, folder and, if the handler is in it, main module."""
+    if preparation is None:
+        return
+    from multiprocessing import process, spawn
 
+    current: Any = process.current_process()
+    current._inheriting = True  # as multiprocessing itself does it; `starting.check_program` looks for it
+    try:
         spawn.prepare(preparation)
+    finally:
+        del current._inheriting
 
 
 def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None:
     def listening(master: Master) -> None:
         register(master.record())
-        _send(reports, json.dumps(master.record()).encode() + b"\n")
+        _send(reports, {"listening": master.record()})
 
     def make(settings: Settings, **more: Any) -> Master:
         master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}), on_listening=listening,
@@ -106,12 +119,7 @@ def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None
         inline.run(order.settings, make)
 
 
-def _report(reports: IO[bytes], ending: IpcError | None) -> None:
-    import pickle
-
-    _send(reports, pickle.dumps(ending))
-
-
-def _send(reports: IO[bytes], report: bytes) -> None:
-    with contextlib.suppress(OSError):  # a starter that has gone need not know
-        reports.write(report)
+def _send(reports: IO[bytes], report: dict[str, Any]) -> None:
+    """Report to the starter; one that has gone need not know."""
+    with contextlib.suppress(OSError):
+        reports.write(json.dumps(report, default=str).encode() + b"\n")

@@ -48,8 +48,10 @@ class Kind(IntEnum):
     ENDED = 9  # number
     HELD = 10  # number: its stream is suspended and stays in the worker
     PONG = 11  # number: of the ping that was taken from the queue
+    # template -> master, and worker -> master where there is no template
+    CODE = 19  # fields: a part of the imported files, each with its stamp (config.fingerprint)
     # template -> master
-    LOADED = 20  # fields: fingerprint facts
+    LOADED = 20  # fields: none
     LOAD_FAILED = 21  # fields: reason, traceback
     BORN = 22  # worker, pid
     DIED = 23  # worker, status

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
+from ..config import fingerprint
 from ..config.handlers import Handler
 from ..config.values import show_hook
 from ..errors import HandlerImportError, IpcError
@@ -21,7 +22,7 @@ from ..platform.job import Job
 from ..platform.server import Channel
 from ..platform.titles import set_title
 from ..supervision import scoreboard as board
-from ..supervision.messages import START_FAILED, Kind, pack_fields
+from ..supervision.messages import MAX_BODY, START_FAILED, Kind, pack_fields
 from .access_log import observe
 from .adapters import adapt, check_signature, not_here, on_executor, start_failures
 from .hooks import Hook, between_hooks, worker_hooks
@@ -84,7 +85,11 @@ def prepare(job: Job, slot: int, channel: Channel, handler: Handler | None,
     words[board.STARTED_NS] = time.monotonic_ns()
     words[board.START_TICKS] = serving.start_ticks(os.getpid())
     settings = job.settings
-    loaded = handler or load_handler(job)
+    loaded = handler
+    if loaded is None:
+        since = fingerprint.moment()
+        loaded = load_handler(job)
+        tell_code(channel, since)
     start, stop = worker_hooks(settings)
     if start is not None:
         with start_failures(f"on_worker_start {show_hook(settings.on_worker_start)}"):
@@ -120,6 +125,14 @@ def load_handler(job: Job) -> Handler:
     worker_hooks(job.settings)  # a bad hook is reported here, once, and not by every worker
     between_hooks(loaded, job.settings)
     return loaded
+
+
+def tell_code(channel: Channel, since: int) -> None:
+    """Tell the master which files were imported; since: when that began, by `fingerprint.moment`."""
+    files = fingerprint.fingerprint_of_modules(list(sys.modules.values()), since)
+    with contextlib.suppress(OSError):  # a dead master is noticed by reading
+        for part in fingerprint.pieces(files, MAX_BODY):
+            channel.tell(Kind.CODE, pack_fields(**part))
 
 
 def tell_failure(channel: Channel, error: BaseException) -> None:

@@ -14,6 +14,7 @@ import random
 import threading
 import time
 
+from ..config import fingerprint
 from ..config.handlers import Handler
 from ..errors import IpcError
 from ..platform import logs
@@ -60,7 +61,9 @@ def _load(job: Job, channel: Channel) -> Handler:
         serving.dump_stacks_on_request(job.stacks.fileno())
     try:
         with main.importing(job, channel):
+            since = fingerprint.moment()
             handler = main.load_handler(job)
+            main.tell_code(channel, since)
     except IpcError as error:
         fields = pack_fields(reason=str(error), traceback=getattr(error, "traceback_text", None))
         with contextlib.suppress(OSError):

@@ -727,7 +727,7 @@ def test_pickles_are_read_from_private_pipes_alone() -> None:
                 readers.add(str(path.relative_to(PACKAGE)))
     # The starter's order and the server's reports, both through pipes made for them; the handler in that order; and on
     # the engine of a cluster what a worker sends there, by the engine's own connections.
-    private = {"server/server.py", "server/background.py", "config/handlers.py"}
+    private = {"server/starting.py", "server/background.py", "config/handlers.py"}
     assert readers <= private | {"worker/executors/__init__.py", "worker/executors/remote.py"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -46,6 +47,7 @@ CASES = [
         {"reason": "workers die", "log_path": "/tmp/log", "traceback_text": "ValueError: x"},
         1,
     ),
+    (errors.StartTimeout(3.0, "/tmp/log", goes_on=True), {"timeout": 3.0, "log_path": "/tmp/log"}, 4),
     (errors.SocketStolen(PATH), {"path": PATH}, 8),
     (errors.ServerError("odd", "text", PATH), {"code": "odd", "message": "text", "path": PATH}, 1),
     (errors.HandlerError("ValueError: x", PATH), {"code": "handler", "message": "ValueError: x", "path": PATH}, 1),
@@ -79,6 +81,17 @@ def test_error_survives_pickle(error, protocol):
     assert str(again) == str(error)
     assert again.args == error.args
     del error.__notes__
+
+
+@pytest.mark.parametrize("error", [case[0] for case in CASES], ids=name_of)
+def test_error_survives_json_with_its_text(error):
+    again = errors.from_fields(json.loads(json.dumps(errors.to_fields(error), default=str)))
+    assert (type(again), str(again)) == (type(error), str(error))
+
+
+@pytest.mark.parametrize("fields", [{}, {"kind": "os", "args": ["x"]}, {"kind": "IpcError", "args": 5}])
+def test_fields_of_another_version_are_a_start_error(fields):
+    assert type(errors.from_fields(fields)) is errors.StartError
 
 
 @pytest.mark.parametrize("error", [case[0] for case in CASES], ids=name_of)

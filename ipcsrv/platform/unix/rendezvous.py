@@ -34,6 +34,7 @@ from .sockets import Listener
 LOCK_SUFFIX = ".ipcsrv.lock"
 CONTROL_SUFFIX = ".control"
 GIT_LOCK_SUFFIX = ".lock"
+LARGEST_RECORD = 16 << 20  # bytes; it names every file of the handler's code
 GIT_LOCK_PATIENCE = 1.0  # seconds; a Git server holds its lock file for as long as one probe and one bind take
 LOOKER_PATIENCE = 0.05  # seconds; a look at a lock takes microseconds
 PROBE_TIMEOUT = 1.0  # seconds for a connect to whoever may listen at the path
@@ -407,12 +408,18 @@ def read_record(lock_path: str) -> dict[str, Any]:
         descriptor = os.open(lock_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return {}
+    return record_in(descriptor)
+
+
+def record_in(descriptor: int) -> dict[str, Any]:
+    """Return the record in an open lock file (`read_record`), and close it."""
     with open(descriptor, "rb") as file:
         if os.fstat(descriptor).st_uid not in (os.geteuid(), 0):
             return {}  # what another user claims is no fact
         try:
-            record = json.loads(file.read(65536))
-        except ValueError:
+            file.seek(0)
+            record = json.loads(file.read(LARGEST_RECORD))
+        except (OSError, ValueError):
             return {}
     return record if isinstance(record, dict) else {}
 

@@ -108,6 +108,54 @@ def kill(pid: int) -> None:
     process.close()
 
 
+def identity() -> dict[str, int]:
+    """Nothing: a process is opened by its pid at once, and pids have no namespaces here."""
+    return {}
+
+
+def is_elsewhere(record: dict[str, Any]) -> bool:
+    """Whether a server's pids are of another namespace; there are none here."""
+    return False
+
+
+def end_start(pid: int, patience: float) -> None:
+    """End a server that is still starting; its children end with it, when their channels do."""
+    kill(pid)
+
+
+def leave_alone(pid: int) -> None:
+    """Nothing has to be reaped here."""
+
+
+def reap_left_alone() -> None:
+    """Nothing has to be reaped here."""
+
+
+def use_known_state(*, umask: bool = True) -> None:
+    """Nothing of the kind is inherited."""
+
+
+held_interrupts = unblocked_signals = contextlib.nullcontext
+
+
+class LockWatch:
+    """The lock of a server that is starting."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def is_locked(self) -> bool:
+        """Whether the server still holds it."""
+        return is_locked(self._path)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the server wrote about itself at last, if the file is still there."""
+        return read_record(self._path + LOCK_SUFFIX)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def wait_gone(path: str, record: dict[str, Any], deadline: Deadline, report: Callable[[], None] | None) -> bool:
     """Wait until the server that `record` describes has ended and left nothing locked; False at the deadline.
 
@@ -149,7 +197,14 @@ def _wait(process: int | None, seconds: float | None) -> None:
         time.sleep(0 if seconds is None else min(POLL, seconds) / 10)  # it has ended, and its files are being closed
 
 
-def clean_up(path: str) -> None:
+def remains(path: str) -> list[str]:
+    """Return the files that a killed server has left at `path`."""
+    return [] if is_locked(path) or not os.path.lexists(path + LOCK_SUFFIX) else [path + LOCK_SUFFIX]
+
+
+def clean_up(path: str) -> list[str]:
     """Remove what a killed server left at `path`; Windows refuses where a new one has it open."""
     with contextlib.suppress(OSError):
         os.unlink(path + LOCK_SUFFIX)
+        return [path + LOCK_SUFFIX]
+    return []

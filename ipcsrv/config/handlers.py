@@ -125,7 +125,7 @@ def load(target: str) -> Handler:
         except AttributeError:
             from .suggestions import existing_name
 
-            raise HandlerImportError(target, reason=f"module {module_name} has no {name!r}",
+            raise HandlerImportError(target, reason=f"module {module_name} has no {name!r}{_hint(module_name)}",
                                      suggestion=existing_name(found, part, target)) from None  # fmt: skip
     if not callable(found):
         raise HandlerImportError(target, reason=f"it is of type {type(found).__name__}, which cannot be called")
@@ -222,6 +222,14 @@ def _import(target: str, module_name: str) -> Any:
         raise HandlerImportError(target, _own_frames()) from None
     except (Exception, SystemExit):
         raise HandlerImportError(target, _own_frames()) from None
+
+
+def _hint(module_name: str) -> str:
+    """What to say where a file of the current folder has the name of a standard module, which is imported instead."""
+    file = os.path.join(working_folder() or os.sep, f"{module_name}.py")
+    if module_name not in sys.stdlib_module_names or not os.path.exists(file):
+        return ""
+    return f": {module_name} is a module of the standard library; rename {module_name}.py in the current folder"
 
 
 def _own_frames() -> str:

@@ -932,6 +932,13 @@ def test_handlers_module_is_found_in_the_current_folder_first(
     assert running.call() == os.path.basename(sock_dir).encode()
 
 
+def test_handlers_module_with_a_standard_name_is_one_clear_error(sock_dir: str, sock_path: str) -> None:
+    Path(sock_dir, "queue.py").write_text("def handle(request): return request\n")
+    done = run_in(sock_dir, "-c", COMMAND, "start", sock_path, "queue:handle")
+    assert done.returncode == 2
+    assert b"queue is a module of the standard library; rename queue.py in the current folder" in done.stderr
+
+
 def test_python_m_puts_the_current_folder_last(
     server: ServerFactory, sock_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

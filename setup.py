@@ -8,14 +8,17 @@ import sys
 from setuptools import Command, Extension, setup
 
 # The Limited API of Python 3.11: one build serves every later version.
-_FASTPATH = Extension(
-    "ipcsrv.worker._fastpath",
-    ["ipcsrv/worker/_fastpath.c"],
-    define_macros=[("Py_LIMITED_API", "0x030B0000")],
-    extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
-    py_limited_api=True,
-    optional=True,  # without a compiler the path is Python's (ipcsrv/worker/fastpath.py)
-)
+_COMPILED = [
+    Extension(
+        f"ipcsrv.{name}",
+        [f"ipcsrv/{name.replace('.', '/')}.c"],
+        define_macros=[("Py_LIMITED_API", "0x030B0000")],
+        extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
+        py_limited_api=True,
+        optional=True,  # without a compiler the Python code does the same (worker/fastpath.py, master/dispatcher.py)
+    )
+    for name in ("worker._fastpath", "master._passing")
+]
 _WANTED = os.name == "posix" and not os.environ.get("IPCSRV_PURE_PYTHON")
 
 
@@ -43,7 +46,7 @@ class BuildClient(Command):
 
 
 setup(
-    ext_modules=[_FASTPATH] if _WANTED else [],
+    ext_modules=_COMPILED if _WANTED else [],
     cmdclass={"build_scripts": BuildClient},
     scripts=["ipcsrv/native/main.c"] if _WANTED else [],  # what BuildClient compiles is installed as a script
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if _WANTED else {},

@@ -39,17 +39,17 @@ class Contestant:
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
-def ipcsrv(handler: str = "pong", workers: int = 2, name: str = "ipcsrv") -> Contestant:
-    """Our own server, as a user starts it, with everything on."""
+def ipcsrv(handler: str = "pong", workers: int = 2, name: str = "ipcsrv", *options: str) -> Contestant:
+    """This project's server, as a user starts it, with everything on."""
     target = f"benchmarks.handlers:{handler}"
     command = (sys.executable, "-m", "ipcsrv", "run", "PATH", target, "--workers", str(workers),
-               "--log-level", "warning")
+               "--log-level", "warning", *options)
     return Contestant(name, command)
 
 
-def bare_c(program: Path, mode: str, *numbers: int, processes: int = 2) -> Contestant:
-    """One of the bare loops of `c/server.c`."""
-    return Contestant("bare C", (str(program), "PATH", str(processes), mode, *map(str, numbers)))
+def bare_c(program: Path, mode: str, *numbers: int, processes: int = 2, name: str = "bare C") -> Contestant:
+    """One of the loops of `c/server.c`."""
+    return Contestant(name, (str(program), "PATH", str(processes), mode, *map(str, numbers)))
 
 
 def _module(name: str, module: str, protocol: str = "ipc", needs: str | None = None, **more: bool) -> Contestant:

@@ -28,14 +28,18 @@ class Target:
 
 LEAST, MOST = Kind.AT_LEAST, Kind.AT_MOST
 TABLE = (
-    Target("connecting, against the bare C loop", "connect per request, geometric mean", "bare C", LEAST, 0.70),
+    Target("connecting, against C of the same shape", "connect per request, geometric mean", "C of the same shape",
+           LEAST, 0.75),
+    Target("connecting, against the bare C loop", "connect per request, geometric mean", "bare C", LEAST, 0.48),
+    Target("connecting, spawn against fork", "connect per request, by start method", "fork", LEAST, 0.95),
     Target("connecting, against the best Python peer", "connecting, all counts, against the best peer of each",
-           "best peer", LEAST, 1.5),
-    Target("keep-alive, against the bare C loop", "keep-alive, 2 clients", "bare C", LEAST, 0.75),
+           "best peer", LEAST, 1.8),
+    Target("keep-alive, 1 client, against the bare C loop", "keep-alive, 1 client", "bare C", LEAST, 0.85),
+    Target("keep-alive, 2 clients, against the bare C loop", "keep-alive, 2 clients", "bare C", LEAST, 0.85),
     Target("keep-alive, against the best Python peer", "keep-alive beside the peers, 2 clients",
            "best peer", LEAST, 2.5),
     Target("CPU-bound handler, 2 workers against 1", "5 ms of pure Python a request", "1 worker", LEAST, 1.9),
-    Target("10 MB requests, against bare C", "10 MB requests", "bare C", LEAST, 0.7),
+    Target("10 MB requests, against bare C", "10 MB requests", "bare C", LEAST, 0.6),
     Target("10 MB responses, against bare C", "10 MB responses", "bare C", LEAST, 0.7),
     Target("10,000 small chunks, against one send a chunk in C", "10,000 chunks of 80 bytes", "bare C", LEAST, 2.0),
     Target("no chunk later than", "how late a chunk comes", "chunk lateness", MOST, 5.0, "ms"),

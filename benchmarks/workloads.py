@@ -78,46 +78,62 @@ def drive_in_python(plan: Plan, contestant: Contestant, path: str, mode: str, co
     return rate(json.loads(output))
 
 
-def beside_c(plan: Plan, ours: Contestant, bare: Contestant | None, work: Drive) -> Figures:
-    """Both in interleaved rounds; ours alone if there is no compiler."""
-    both = [ours] if bare is None else [bare, ours]
+SAME_SHAPE = "C of the same shape"
+
+
+def beside_c(plan: Plan, ours: Contestant, bare: Contestant | None, work: Drive, *more: Contestant | None) -> Figures:
+    """All in interleaved rounds; ours alone if there is no compiler."""
+    both = [each for each in (bare, *more, ours) if each is not None]
     with running(both) as paths:
         return rounds(plan.rounds, {each.name: lambda each=each: work(paths[each.name], each) for each in both})
 
 
-def bare(plan: Plan, mode: str, *numbers: int, processes: int = 2) -> Contestant | None:
+def bare(plan: Plan, mode: str, *numbers: int, processes: int = 2, name: str = "bare C") -> Contestant | None:
     program = plan.programs.get("server")
-    return None if program is None else bare_c(program, mode, *numbers, processes=processes)
+    return None if program is None else bare_c(program, mode, *numbers, processes=processes, name=name)
 
 
 def ratio_to_c(figures: Figures) -> dict[str, Ratio]:
-    return {"bare C": ratio(figures["ipcsrv"], figures["bare C"])} if "bare C" in figures else {}
+    return {name: ratio(figures["ipcsrv"], figures[name]) for name in ("bare C", SAME_SHAPE) if name in figures}
 
 
 # -- rates ------------------------------------------------------------------------------------------------------------
 
 
 def connecting(plan: Plan) -> list[Result]:
-    """A connection a request, 1 to 8 clients, beside the bare accept loop."""
+    """One connection per request, 1 to 8 clients, beside the bare accept loop and beside C of the same shape."""
     results = []
     for count in CLIENT_COUNTS:
         work: Drive = lambda path, _, count=count: rate(c_load(plan, path, "connect", count))  # noqa: E731
-        figures = beside_c(plan, ipcsrv(), bare(plan, "once"), work)
+        figures = beside_c(plan, ipcsrv(), bare(plan, "once"), work, bare(plan, "pass", name=SAME_SHAPE))
         results.append(Result(f"connect per request, {count} clients", "requests/s", figures, ratio_to_c(figures)))
-    if all("bare C" in result.ratios for result in results):
-        mean = geometric_mean([result.ratios["bare C"] for result in results])
-        results.append(Result("connect per request, geometric mean", "", ratios={"bare C": mean}))
+    names = [name for name in ("bare C", SAME_SHAPE) if all(name in result.ratios for result in results)]
+    means = {name: geometric_mean([result.ratios[name] for result in results]) for name in names}
+    if means:
+        results.append(Result("connect per request, geometric mean", "", ratios=means))
     return results
+
+
+def start_methods(plan: Plan) -> list[Result]:
+    """One connection per request, 2 clients: `spawn` beside `fork`."""
+    work: Drive = lambda path, _: rate(c_load(plan, path, "connect", 2))  # noqa: E731
+    methods = {name: ipcsrv("pong", 2, name, "--start-method", name) for name in ("fork", "spawn")}
+    with running(list(methods.values())) as paths:
+        figures = rounds(plan.rounds, {name: lambda name=name: work(paths[name], methods[name]) for name in methods})
+    return [Result("connect per request, by start method", "requests/s", figures,
+                   {"fork": ratio(figures["spawn"], figures["fork"])})]
 
 
 def kept(plan: Plan) -> list[Result]:
     """One connection a client: one request at a time, and 16 in flight."""
     results = []
-    cases = (("keep-alive, 2 clients", "keep", ()), ("pipelined 16 deep, 2 clients", "pipeline", (0, 16)))
-    for title, mode, more in cases:
+    cases = (("keep-alive, 1 client", "keep", 1, ()), ("keep-alive, 2 clients", "keep", 2, ()),
+             ("pipelined 16 deep, 2 clients", "pipeline", 2, (0, 16)))
+    for title, mode, count, more in cases:
         if mode == "pipeline" and "load" not in plan.programs:
             continue
-        work: Drive = lambda path, _, mode=mode, more=more: rate(c_load(plan, path, mode, 2, *more))  # noqa: E731
+        work: Drive = lambda path, _, mode=mode, count=count, more=more: (  # noqa: E731
+            rate(c_load(plan, path, mode, count, *more)))
         figures = beside_c(plan, ipcsrv(), bare(plan, "keep"), work)
         results.append(Result(title, "requests/s", figures, ratio_to_c(figures)))
     return results
@@ -283,6 +299,7 @@ def pss(pid: int) -> float:
 
 ALL: dict[str, Callable[[Plan], list[Result]]] = {
     "connecting": connecting,
+    "methods": start_methods,
     "kept": kept,
     "peers": beside_peers,
     "bulk": bulk,

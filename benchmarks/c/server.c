@@ -7,9 +7,11 @@
  *      keep     accept, answer every 12 bytes read, which is a `ping`, with a `pong` until the client closes
  *      bulk     read a request up to its flush, answer with SIZE bytes in maximal packets (0: `pong`)
  *      chunks   answer each read with CHUNKS packets of SIZE bytes, one send each, and a flush
+ *      pass     the shape of ipcsrv: one more process accepts, and passes each connection by SCM_RIGHTS through a
+ *               SOCK_SEQPACKET pair to the PROCESSES, which answer like `keep` until the client closes
  *
- * Every process blocks in accept on the same listening socket; each connection is served to its end by the
- * process that accepted it. Runs until it is killed; the caller removes the socket.
+ * But for `pass`, every process blocks in accept on the same listening socket; each connection is served to its end by
+ * the process that accepted it. Runs until it is killed; the caller removes the socket.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -128,12 +130,61 @@ static void serve_chunks(int fd)
     }
 }
 
+static void pass_connection(int queue, int fd)
+{
+    char byte = 0, control[CMSG_SPACE(sizeof fd)] = {0};
+    struct iovec vector = {&byte, 1};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET, header->cmsg_type = SCM_RIGHTS, header->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    sendmsg(queue, &message, MSG_NOSIGNAL);
+}
+
+static int take_connection(int queue)
+{
+    int fd = -1;
+    char byte, control[CMSG_SPACE(sizeof fd)];
+    struct iovec vector = {&byte, 1};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    if (recvmsg(queue, &message, MSG_CMSG_CLOEXEC) <= 0)
+        exit(0);
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (header != NULL)
+        memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    return fd;
+}
+
+/* One process accepts and passes, the others serve. */
+static void accept_and_pass(int listener, int processes)
+{
+    int queue[2];
+    socketpair(AF_UNIX, SOCK_SEQPACKET, 0, queue);
+    for (int i = 0; i < processes; i++)
+        if (fork() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            close(listener), close(queue[0]);
+            for (;;) {
+                int fd = take_connection(queue[1]);
+                serve_keep(fd);
+                close(fd);
+            }
+        }
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        if (fd < 0)
+            continue;
+        pass_connection(queue[0], fd);
+        close(fd);
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     void (*serve)(int) = serve_once;
     if (argc < 4) {
-        fprintf(stderr, "usage: server PATH PROCESSES once|keep|bulk|chunks [SIZE] [CHUNKS]\n");
+        fprintf(stderr, "usage: server PATH PROCESSES once|keep|bulk|chunks|pass [SIZE] [CHUNKS]\n");
         return 2;
     }
     if (!strcmp(argv[3], "keep"))
@@ -151,6 +202,8 @@ int main(int argc, char **argv)
         perror(argv[1]);
         return 1;
     }
+    if (!strcmp(argv[3], "pass"))
+        accept_and_pass(listener, atoi(argv[2]));
     for (int i = 1; i < atoi(argv[2]); i++)
         if (fork() == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -33,6 +33,9 @@ from ..supervision.scoreboard import Phase, Scoreboard
 log = logs.get("ipcsrv.master")
 
 ACCEPTS_A_TURN = 64  # connections accepted before other events have their turn
+FIRST_REQUEST_PATIENCE = 30_000  # ns to wait for the request of a client that has just connected
+IMPATIENT_TURNS = 32  # turns without that, after one in which it was in vain
+QUIET = object()  # returned by a callback after which nothing but what it did has changed
 QUEUE_SPARE = 8  # connections in the queue beyond two for each worker
 BACK_OFF = (0.1, 2.0)  # seconds, first and longest, without accepting when descriptors or memory ran out
 CALM = 2.0  # seconds without want after which it is over
@@ -44,6 +47,27 @@ FIXED_DESCRIPTORS = 24  # of the master: streams, lock, listeners, signals, cont
 WORKER_DESCRIPTORS = 2  # channel, pidfd
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "ETOOMANYREFS", -1)}
 _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own end, before it was accepted
+
+
+# Outcomes of `_passing.c`.
+_PASSED, _SILENT, _READY, _STRANGER = range(4)
+
+
+def compiled_passing() -> Any:
+    """Return the module of `_passing.c`, or None where it is not compiled or not wanted."""
+    if os.environ.get("IPCSRV_PURE_PYTHON"):
+        return None
+    try:
+        from . import _passing
+    except ImportError:
+        return None
+    return _passing
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close raw connections."""
+    for raw in descriptors:
+        serving.close_raw(raw)
 
 
 class Target(Protocol):
@@ -79,6 +103,9 @@ class Dispatcher:
         timeouts = Timeouts(settings.read_timeout, settings.write_timeout, settings.max_buffered_size)
         self.dispatch = Dispatch(timeouts)
         self._connections: dict[int, AcceptedConnection] = {}  # by number
+        self._raw: dict[int, int] = {}  # descriptors of those that were passed at once, by number
+        self._compiled = compiled_passing() if serving.PASSES_CREDENTIALS else None
+        self._impatient = 0  # turns in which no new client is waited for
         self._files: dict[int, int] = {}  # of stalled exchanges, by the connection's number
         self._sent: dict[int, int] = {}  # bytes of a stalled response, by number
         self.watched: dict[int, int] = {}  # the number of each watched connection, by descriptor
@@ -92,7 +119,6 @@ class Dispatcher:
         self._exhausted_for = 0.0  # seconds of the present back-off, 0 if there is none
         self._suspects: set[int] = set()
         self._access_log: AccessLog | None = None
-        self.accepted = 0
         self.last_client = monotonic()
 
     def attach(self, scoreboard: Scoreboard, workers: Callable[[], list[memoryview[int]]]) -> None:
@@ -113,9 +139,73 @@ class Dispatcher:
         self._access_log = access_log(self._settings)
         self._watch_listener(self._may_accept())
 
-    def _accept(self) -> None:
+    def _connection(self, number: int) -> AcceptedConnection:
+        """Return the connection of this number."""
+        raw = self._raw.pop(number, None)
+        if raw is not None:
+            self._connections[number] = adopt(raw)
+        return self._connections[number]
+
+    def _accept(self) -> object:
         """Accept what waits in the backlog, for one turn, and pass what has something to read."""
         self.reap()
+        target = self._target
+        if self._compiled is None or target is None or target.writer is None or self.dispatch.ready:
+            self._accept_plainly()
+            return None
+        most = min(ACCEPTS_A_TURN, self._free_descriptors(), self._queue_limit() - self._in_queue(target))
+        if most <= 0:
+            self._accept_plainly()
+            return None
+        return self._accept_compiled(target, most)
+
+    def _accept_compiled(self, target: Target, most: int) -> object:
+        """Do what `_accept_plainly` does, without the interpreter for connections that have input."""
+        dispatch, listener = self.dispatch, self._rendezvous.listener
+        assert self._compiled is not None and listener is not None
+        patience = 0 if self._impatient else FIRST_REQUEST_PATIENCE
+        connections, probes, error = self._compiled.accept_and_pass(
+            listener, target.writer, dispatch.next_number, most, self._admission.known_users, patience)
+        now = monotonic()
+        self.last_client = now
+        self._count(board.CONNECTIONS, len(connections) + probes)
+        quiet: object = QUIET
+        passed = 0
+        for outcome, raw in connections:
+            if outcome == _PASSED:
+                self._raw[dispatch.accept_passed(now)] = raw
+                passed += 1
+            else:
+                quiet = None
+                self._admit_rest(outcome, adopt(raw), now)
+        target.passed += passed
+        if patience and passed < len(connections):
+            self._impatient = IMPATIENT_TURNS
+        elif self._impatient:
+            self._impatient -= 1
+        if passed:
+            self._host.expect_overdue()
+        if probes:
+            self._count(board.PROBES, probes)
+        if error:
+            self._accept_failed(OSError(error, os.strerror(error)))
+            quiet = None
+        if quiet is None:
+            self.pump()
+        return quiet
+
+    def _admit_rest(self, outcome: int, connection: AcceptedConnection, now: float) -> None:
+        """Take a connection that was accepted and not passed."""
+        if outcome == _STRANGER and not self._admission.admits(connection):
+            self._deny(connection, now)
+            return
+        readable = outcome == _READY or (outcome == _STRANGER and bool(connection.has_input()))
+        number, commands = self.dispatch.accept(now, readable=readable)
+        self._connections[number] = connection
+        self._do(commands)
+
+    def _accept_plainly(self) -> None:
+        """Accept, check the peer, peek, and pass or watch: the specification of the compiled code."""
         raws = self._accept_batch()
         now = monotonic()
         for raw in raws:
@@ -150,7 +240,6 @@ class Dispatcher:
 
     def _admit(self, connection: AcceptedConnection, now: float) -> None:
         """Check the peer and look whether it has sent something."""
-        self.accepted += 1
         self._count(board.CONNECTIONS)
         if not self._admission.admits(connection):
             self._deny(connection, now)
@@ -205,7 +294,7 @@ class Dispatcher:
     def _pass(self, target: Target, record: Record, now: float) -> bool:
         assert target.writer is not None
         try:
-            raw = self._connections[record.number].fileno()
+            raw = self._connection(record.number).fileno()
             target.writer.put(raw, pack_passed(self.dispatch.passed(record)), self._files.get(record.number))
         except OSError as error:
             self.dispatch.not_queued(record)
@@ -262,7 +351,7 @@ class Dispatcher:
             self._requeue(parse_passed(message).number)
 
     def _requeue(self, number: int) -> None:
-        record = self.dispatch.records.get(number)
+        record = self.dispatch.find(number)
         if record is not None and record.status is ConnectionState.QUEUED:
             self._do(self.dispatch.requeue(record, monotonic()))
 
@@ -270,11 +359,11 @@ class Dispatcher:
 
     def returned(self, returned: Returned, file: int | None) -> None:
         """A worker gives a connection back; the file is this process's to close."""
-        known = self._connections.get(returned.number)
-        if known is None or (file is None) != (returned.state is None or not returned.state.in_file):
+        known = returned.number in self._connections or returned.number in self._raw
+        if not known or (file is None) != (returned.state is None or not returned.state.in_file):
             if file is not None:
                 os.close(file)
-            if known is None:
+            if not known:
                 return
         self._forget_file(returned.number)
         if file is not None:
@@ -292,9 +381,17 @@ class Dispatcher:
 
     def reap(self) -> None:
         """Close the copies of connections that workers have ended, as their rings say."""
+        closing: list[int] = []
         for words in self._workers():
+            if words[board.RING_HEAD] == words[board.RING_TAIL]:
+                continue
             for number in board.take_ended(words):
-                self._do(self.dispatch.ended(number))
+                if self.dispatch.forget_passed(number):
+                    closing.append(self._raw.pop(number))
+                else:
+                    self._do(self.dispatch.ended(number))
+        if closing:
+            (close_all if self._compiled is None else self._compiled.close_all)(closing)
 
     def worker_died(self, worker: int, words: memoryview[int], code: str, text: str, *, clean: bool) -> None:
         """A worker is gone: act for it on the connections that it had. Its slot says what it was doing."""
@@ -303,10 +400,10 @@ class Dispatcher:
         number, phase = board.parse_lent(words[board.LENT])
         if words[board.SINCE_NS] or phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING):
             self._count_lost(words, code)
-        if number and number in self._connections:
+        if number and (number in self._connections or number in self._raw):
             untouched = phase in (Phase.TAKEN, Phase.BETWEEN)
             if not untouched:
-                self._log_line(self._connections[number].peer(), code)
+                self._log_line(self._connection(number).peer(), code)
             self._do(self.dispatch.worker_died(
                 number, untouched=untouched, may_reply=phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING),
                 code=code, text=text, now=monotonic()))
@@ -353,11 +450,10 @@ class Dispatcher:
         self.pump()
 
     def _put_again(self, target: Target, number: int, message: bytes) -> None:
-        connection = self._connections.get(number)
-        if connection is None or target.writer is None:
+        if (number not in self._connections and number not in self._raw) or target.writer is None:
             return
         try:
-            target.writer.put(connection.fileno(), message, self._files.get(number))
+            target.writer.put(self._connection(number).fileno(), message, self._files.get(number))
             target.passed += 1
         except OSError:
             self._requeue(number)
@@ -375,7 +471,7 @@ class Dispatcher:
         self._register(command.number, WRITE)
 
     def _register(self, number: int, mask: int) -> None:
-        key = self._connections[number].fileno()
+        key = self._connection(number).fileno()
         if key not in self._masks:
             self._poller.register(key, mask)
         elif self._masks[key] != mask:
@@ -384,28 +480,29 @@ class Dispatcher:
         self.watched[key] = number
 
     def _unwatch(self, command: Command) -> None:
-        key = self._connections[command.number].fileno()
+        key = self._connection(command.number).fileno()
         if self._masks.pop(key, None) is not None:
             self._poller.unregister(key)
             del self.watched[key]
 
     def _check(self, command: Command) -> None:
         number = command.number
-        self._do(self.dispatch.checked(number, self._connections[number].has_input(), monotonic()))
+        self._do(self.dispatch.checked(number, self._connection(number).has_input(), monotonic()))
 
     def _hear_out(self, command: Command) -> None:
         number = command.number
-        self._do(self.dispatch.heard_out(number, self._connections[number].end_input(), monotonic()))
+        self._do(self.dispatch.heard_out(number, self._connection(number).end_input(), monotonic()))
 
     def _refuse(self, command: Command) -> None:
         """Send the failure reply; what does not go out at once is lost, since its client does not read."""
-        connection = self._connections[command.number]
+        connection = self._connection(command.number)
         with contextlib.suppress(OSError):
             connection.send(failure_packet(command.code, command.text), DONTWAIT)
         connection.end_output()
         self._forget_file(command.number)
 
     def _close(self, command: Command) -> None:
+        self._connection(command.number)
         self._unwatch(command)
         self._forget_file(command.number)
         connection = self._connections.pop(command.number)
@@ -445,7 +542,7 @@ class Dispatcher:
         self._do(self.dispatch.ended(record.number))
 
     def _discard(self, number: int) -> None:
-        connection = self._connections[number]
+        connection = self._connection(number)
         try:
             size = len(connection.recv(DISCARD_SIZE, DONTWAIT))
         except BlockingIOError:
@@ -466,7 +563,7 @@ class Dispatcher:
         end = min(size, at + OUTPUT_SIZE)
         data = os.pread(self._files[number], end - at, at) if state.in_file else state.body[at:end]
         try:
-            at += self._connections[number].send(data, DONTWAIT)
+            at += self._connection(number).send(data, DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
@@ -501,15 +598,15 @@ class Dispatcher:
             if record.stage is Stage.WRITING:
                 self._count(board.LOST)
                 log.warning("closed the connection of pid %s: it did not read its response for %g s",
-                            self._connections[record.number].peer().pid, self._settings.write_timeout)
+                            self._connection(record.number).peer().pid, self._settings.write_timeout)
             elif now >= record.began_ns / 1e9 + self._settings.read_timeout:
                 self._count(board.TIMEOUTS)
                 log.warning("refused a request from pid %s: it was not complete within read_timeout",
-                            self._connections[record.number].peer().pid)
+                            self._connection(record.number).peer().pid)
 
-    def _count(self, counter: int) -> None:
+    def _count(self, counter: int, number: int = 1) -> None:
         if self.scoreboard is not None:
-            self.scoreboard.count(counter)
+            self.scoreboard.count(counter, number)
 
     def _log_line(self, peer: Peer, outcome: str) -> None:
         if self._access_log is not None:
@@ -534,7 +631,7 @@ class Dispatcher:
                 return self._limit - serving.SPARE_DESCRIPTORS - len(serving.open_descriptors())
             except OSError:  # there is none left to look with
                 return 0
-        return self._limit - reserved - len(self._connections) - len(self._files)
+        return self._limit - reserved - len(self._connections) - len(self._raw) - len(self._files)
 
     def _exhausted(self, reason: str) -> None:
         """Out of descriptors or memory is a state: report it once, pause, try again."""
@@ -632,11 +729,11 @@ class Dispatcher:
     @property
     def lingering(self) -> bool:
         """Whether refused clients are still reading the reason."""
-        return bool(self.dispatch.records)
+        return self.dispatch.open
 
     def close(self) -> None:
         """Close every connection that is left."""
-        for number in list(self._connections):
+        for number in [*self._connections, *self._raw]:
             self._close(Command(Act.CLOSE, number))
 
     # -- facts --------------------------------------------------------------------------------------------------------
@@ -652,7 +749,7 @@ class Dispatcher:
         now = monotonic()
         for words in self._workers():
             self.dispatch.taken(board.parse_lent(words[board.LENT])[0], now)
-        waiting = [record.since for record in self.dispatch.records.values()
+        waiting = [record.since for record in self.dispatch.all()
                    if record.status in (ConnectionState.READY, ConnectionState.QUEUED)]
         listener = self._rendezvous.listener
         backlog = 0 if listener is None else serving.backlog_depth(listener) or 0

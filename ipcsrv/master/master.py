@@ -31,7 +31,7 @@ from ..platform.titles import set_title
 from ..supervision import scoreboard as board
 from ..supervision.supervisor import PoolState
 from .control_server import ControlServer
-from .dispatcher import Dispatcher
+from .dispatcher import QUIET, Dispatcher
 from .spawner import Facts, Spawner, spawner_for
 from .systemd import Notifier
 from .watchdog import StackRound, Watchdog
@@ -178,12 +178,15 @@ class Master:
         poll, callbacks, watched, on_event = (self._poller.poll, self._callbacks, self.dispatcher.watched,
                                               self.dispatcher.on_event)  # fmt: skip
         while not self._finished:
+            quiet = True
             for key, mask in poll(self._patience()):
                 if (callback := callbacks.get(key)) is not None:
-                    callback()
+                    quiet = callback() is QUIET and quiet
                 elif key in watched:
                     on_event(key, mask)
-            self._tick()
+                    quiet = False
+            if not quiet or monotonic() >= self._wake_at:
+                self._tick()
 
     def later(self, action: Callable[[], None]) -> None:
         """Do this after the events at hand, so that the answer to the command that asked for it goes out first."""

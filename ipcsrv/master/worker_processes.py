@@ -110,6 +110,7 @@ class WorkerProcesses:
         self.supervisor = Supervisor(settings.workers or 1, startup_timeout=settings.startup_timeout,
                                      drain_timeout=settings.drain_timeout, max_slots=self._slots, rng=random.Random())
         self.workers: dict[int, WorkerProcess] = {}
+        self._slots_known: list[memoryview[int]] | None = None  # until a worker comes or goes
         self._generations: dict[int, GenerationProcesses] = {}
         self._serving = 0
         self._past: list[GenerationProcesses] = []  # over; their templates may still be ending
@@ -166,6 +167,7 @@ class WorkerProcesses:
         for generation in [*self._generations.values(), *self._past]:
             generation.spawner.close()  # which may forget the generation
             generation.slots.clear()
+            self._slots_known = None
         for generation in [*self._generations.values(), *self._past]:
             generation.stacks.close()
         self._generations.clear()
@@ -199,6 +201,7 @@ class WorkerProcesses:
         self.workers[command.worker] = worker
         self.scoreboard.clear(command.slot)
         generation.slots[command.worker] = self.scoreboard.words(command.slot)
+        self._slots_known = None
         self._host.watch(ours.fileno(), lambda: self._hear_some(worker))
         generation.spawner.spawn(command.worker, command.slot, theirs)
 
@@ -285,7 +288,10 @@ class WorkerProcesses:
 
     def serving_slots(self) -> list[memoryview[int]]:
         """Return the slots of all workers."""
-        return [words for generation in self._generations.values() for words in generation.slots.values()]
+        if self._slots_known is None:
+            self._slots_known = [words for generation in self._generations.values()
+                                 for words in generation.slots.values()]
+        return self._slots_known
 
     def anyone_busy(self) -> bool:
         """Whether a worker has a request."""
@@ -380,6 +386,7 @@ class WorkerProcesses:
         if worker is not None:
             self._close_channel(worker)
             self._generations[worker.generation].slots.pop(number, None)
+            self._slots_known = None
         self.obey(self.supervisor.spawn_failed(number, reason, monotonic()))
 
     def dead(self, number: int, status: int | None) -> None:
@@ -397,6 +404,7 @@ class WorkerProcesses:
         generation = self._generations[worker.generation]
         generation.taken_by_departed += words[board.TAKEN]
         generation.slots.pop(number, None)
+        self._slots_known = None
         self.scoreboard.fold(worker.slot)
         if worker.process is not None:
             self._host.unwatch(worker.process.fileno())

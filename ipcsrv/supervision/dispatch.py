@@ -152,6 +152,7 @@ class Dispatch:
         self.draining = False
         self._timeouts = timeouts
         self._last = 0
+        self._plain: dict[int, float] = {}  # passed at once when they were accepted, and when; they have no record yet
         self._idle: dict[int, Record] = {}  # NEW and IDLE, the longest silent first
         self._lingering: dict[int, Record] = {}
         self._stalled: dict[int, Record] = {}
@@ -162,7 +163,7 @@ class Dispatch:
 
     def count(self, *states: ConnectionState) -> int:
         """Return how many connections are in one of these states."""
-        return sum(record.status in states for record in self.records.values())
+        return sum(record.status in states for record in self.all())
 
     @property
     def buffered(self) -> int:
@@ -202,6 +203,35 @@ class Dispatch:
         self._idle[number] = record
         return number, [Command(Act.WATCH, number)]
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next connection."""
+        return self._last + 1
+
+    def accept_passed(self, now: float) -> int:
+        """Return the number of a new connection that has been passed already: nearly every one is of this kind."""
+        self._last = number = self._last + 1
+        self._plain[number] = now
+        return number
+
+    def forget_passed(self, number: int) -> bool:
+        """A worker has ended a connection; False if more is known of it, so that `ended` must be told."""
+        return self._plain.pop(number, None) is not None
+
+    def find(self, number: int) -> Record | None:
+        """Return the record of a connection, None if there is none of this number (any more)."""
+        record = self.records.get(number)
+        if record is None and (passed := self._plain.pop(number, None)) is not None:
+            record = self.records[number] = Record(number, passed)
+            record.status, record.served, record.passed = ConnectionState.QUEUED, True, passed
+        return record
+
+    def all(self) -> list[Record]:
+        """Return the records of all connections."""
+        for number in list(self._plain):
+            self.find(number)
+        return list(self.records.values())
+
     def refuse_new(self, now: float, code: str, text: str) -> tuple[int, list[Command]]:
         """Return the number of a new connection that may not use this server."""
         number, _ = self.accept(now, readable=False)
@@ -219,7 +249,7 @@ class Dispatch:
 
     def ended(self, number: int) -> list[Command]:
         """The client, or the worker, has ended it; a number that is not known any more is ignored."""
-        record = self.records.get(number)
+        record = self.find(number)
         return [] if record is None else self._close(record)
 
     def checked(self, number: int, found: bool | None, now: float) -> list[Command]:
@@ -261,20 +291,20 @@ class Dispatch:
 
     def taken(self, number: int, now: float) -> None:
         """A worker's slot names it."""
-        record = self.records.get(number)
+        record = self.find(number)
         if record is not None and record.status is ConnectionState.QUEUED:
             self._move(record, Event.TAKE, now)
 
     def held(self, number: int, worker: int) -> None:
         """A suspended stream stays in its worker."""
-        record = self.records.get(number)
+        record = self.find(number)
         if record is not None:
             self.taken(number, record.since)
             record.holder = worker
 
     def returned(self, returned: Returned, now: float) -> list[Command]:
         """A worker gives a connection back. One that the master has ended meanwhile is ignored."""
-        record = self.records.get(returned.number)
+        record = self.find(returned.number)
         if record is None or record.status not in (ConnectionState.QUEUED, ConnectionState.LENT):
             return []
         self._forget_state(record)
@@ -301,7 +331,7 @@ class Dispatch:
 
         untouched: nothing of a request was read; may_reply: a failure reply would not fall into a packet.
         """
-        record = self.records.get(number)
+        record = self.find(number)
         if record is None or record.status not in (ConnectionState.QUEUED, ConnectionState.LENT):
             return []
         if untouched:
@@ -480,7 +510,7 @@ class Dispatch:
         """drain_timeout is over: refuse all that no worker has."""
         with_worker = (ConnectionState.QUEUED, ConnectionState.LENT, ConnectionState.LINGERING)
         commands: list[Command] = []
-        for record in list(self.records.values()):
+        for record in self.all():
             if record.status in with_worker:
                 continue
             partial = record.status is ConnectionState.STALLED and record.stage is Stage.WRITING
@@ -490,19 +520,24 @@ class Dispatch:
     def refuse_all(self, now: float) -> list[Command]:
         """No worker is left: refuse every connection that is not refused already."""
         commands: list[Command] = []
-        for record in list(self.records.values()):
+        for record in self.all():
             if record.status is not ConnectionState.LINGERING:
                 commands += self._refuse(record, now, *STOPPING)
         return commands
 
     @property
+    def open(self) -> bool:
+        """Whether any connection is left."""
+        return bool(self._plain or self.records)
+
+    @property
     def occupied(self) -> bool:
         """Whether anything but refused clients is left."""
-        return len(self.records) > len(self._lingering)
+        return bool(self._plain) or len(self.records) > len(self._lingering)
 
     def in_queue(self) -> Iterator[Record]:
         """Yield the connections that are in the queue, or have been taken from it unseen."""
-        return (record for record in self.records.values() if record.status is ConnectionState.QUEUED)
+        return (record for record in self.all() if record.status is ConnectionState.QUEUED)
 
     # -- changing a state -------------------------------------------------------------------------------------------
 

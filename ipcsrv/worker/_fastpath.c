@@ -23,6 +23,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef MSG_CMSG_CLOEXEC
+#define CLOEXEC MSG_CMSG_CLOEXEC /* so that a handler's subprocess does not hold a client */
+#else
+#define CLOEXEC 0
+#endif
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0 /* macOS; Python ignores SIGPIPE */
 #endif
@@ -34,14 +39,17 @@
 #define NANOSECONDS 1000000000ULL
 
 /* Outcomes; the same numbers as in fastpath.py. */
-enum outcome { TURN_OVER, SILENT, ENDED, GONE, RAISED, PARTIAL, RESPONSE, UNSENT, LIMIT, BROKEN = -1 };
+enum outcome {
+    TURN_OVER, SILENT, ENDED, GONE, RAISED, PARTIAL, RESPONSE, UNSENT, LIMIT, EMPTY, CLOSED, OTHER, DONE, BROKEN = -1
+};
 
 /* scoreboard.Phase, in the low bits of the word LENT. */
-enum phase { READING = 2, HANDLING = 3, WRITING = 5, BETWEEN = 6 };
+enum phase { TAKEN = 1, READING = 2, HANDLING = 3, WRITING = 5, BETWEEN = 6 };
 
 /* Where the words of a worker's slot are: scoreboard.py says, when a path is made. */
 struct layout {
     int lent, since, began, last, watched, requests, ok, bytes_in, bytes_out, busy, handler, whole, cancelled, probes;
+    int taken, queue_wait, ring_head, ring_tail, ring, ring_size;
 };
 
 typedef struct {
@@ -49,7 +57,7 @@ typedef struct {
     Py_buffer view;              /* of the slot; held for as long as this object lives */
     uint64_t *words;
     struct layout at;
-    PyObject *handler, *request_type, *timeout, *tell_busy, *on_answered;
+    PyObject *handler, *request_type, *timeout, *tell_busy, *on_answered, *adopt;
     Py_ssize_t most_in, most_out;
     uint64_t long_wait_ns;       /* a client that waited so long may have given up */
     uint64_t span_ns;            /* for which a client has its turn: other connections may wait */
@@ -57,8 +65,11 @@ typedef struct {
     unsigned long long next_check;
     char hung_up;                /* the client of the outcome ENDED has closed both directions */
     PyObject *data, *response, *unsent, *error;
+    PyObject *connection;        /* the one that was taken last */
+    unsigned long long number, waited;
+    PyObject *message;           /* what was taken and is no plain connection: (message, raw, file) */
     Py_ssize_t size;
-    char in[RECEIVE_SIZE];
+    char in[RECEIVE_SIZE + 2048]; /* of a client, or one message of the queue */
     char out[MAX_PACKET + HEADER];
 } Path;
 
@@ -417,13 +428,136 @@ static PyObject *path_run(Path *self, PyObject *const *args, Py_ssize_t count)
     return outcome == BROKEN ? NULL : PyLong_FromLong(outcome);
 }
 
+/* -- the queue: what messages.parse_passed does for a connection without state, and Worker._forget after its end -------- */
+
+#define PASSED_SIZE 32 /* messages.PASSED_SIZE: number, queued_ns, accepted, stage, padding, began_ns */
+
+struct passed {
+    uint64_t number, queued_ns;
+    uint8_t accepted, stage, padding[6];
+    uint64_t began_ns;
+};
+
+/* Take one message: its size, 0 at the end of the queue, -1 for none, -2 with an exception set. */
+static ssize_t take_message(Path *self, int queue, int fds[2], int *fd_count)
+{
+    char control[CMSG_SPACE(2 * sizeof(int))];
+    struct iovec vector = {self->in, sizeof self->in};
+    struct msghdr header = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t size;
+    do
+        size = recvmsg(queue, &header, MSG_DONTWAIT | CLOEXEC);
+    while (size < 0 && errno == EINTR);
+    *fd_count = 0;
+    if (size < 0) {
+        if (errno == EAGAIN || errno == EWOULDBLOCK)
+            return -1;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -2;
+    }
+    for (struct cmsghdr *each = CMSG_FIRSTHDR(&header); each != NULL; each = CMSG_NXTHDR(&header, each))
+        if (each->cmsg_level == SOL_SOCKET && each->cmsg_type == SCM_RIGHTS) {
+            *fd_count = (int)((each->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+            memcpy(fds, CMSG_DATA(each), (size_t)*fd_count * sizeof(int));
+        }
+    return size;
+}
+
+static PyObject *number_or_none(int present, int fd)
+{
+    return present ? PyLong_FromLong(fd) : Py_NewRef(Py_None);
+}
+
+/* Leave a message that is no plain connection to the code that parses all of them. */
+static enum outcome leave_message(Path *self, ssize_t size, const int fds[2], int fd_count)
+{
+    PyObject *raw = number_or_none(fd_count > 0, fds[0]), *file = number_or_none(fd_count > 1, fds[1]);
+    keep(&self->message, raw && file ? Py_BuildValue("y#NN", self->in, (Py_ssize_t)size, raw, file) : NULL);
+    return self->message == NULL ? BROKEN : OTHER;
+}
+
+/* Write the number of an ended connection into the ring, if there is room: scoreboard.push_ended. */
+static int push_ended(Path *self, uint64_t number)
+{
+    uint64_t *words = self->words, head = words[self->at.ring_head];
+    if (head - words[self->at.ring_tail] >= (uint64_t)self->at.ring_size)
+        return 0;
+    words[self->at.ring + (int)(head % (uint64_t)self->at.ring_size)] = number;
+    words[self->at.ring_head] = head + 1;
+    return 1;
+}
+
+/* The client has ended between two requests: end this copy, and let the master know that it can close its own. */
+static enum outcome finish(Path *self, int fd)
+{
+    uint64_t *lent = &self->words[self->at.lent];
+    if (!push_ended(self, self->number))
+        return ENDED;
+    if ((*lent & 7) == TAKEN && !self->hung_up)
+        self->words[self->at.probes]++;
+    if (!self->hung_up) /* a half-closed client waits for the end; it acts on every copy */
+        shutdown(fd, SHUT_RDWR);
+    *lent = 0;
+    PyObject *closed = PyObject_CallMethod(self->connection, "close", NULL);
+    keep(&self->connection, NULL);
+    Py_XDECREF(closed);
+    return closed == NULL ? BROKEN : DONE;
+}
+
+static enum outcome take(Path *self, int queue, uint64_t patience, int ring)
+{
+    int fds[2], fd_count;
+    struct passed passed;
+    ssize_t size = take_message(self, queue, fds, &fd_count);
+    if (size == -2)
+        return BROKEN;
+    if (size <= 0)
+        return size == 0 ? CLOSED : EMPTY;
+    if (size != PASSED_SIZE || fd_count != 1)
+        return leave_message(self, size, fds, fd_count);
+    memcpy(&passed, self->in, sizeof passed);
+    if (passed.stage != 0)
+        return leave_message(self, size, fds, fd_count);
+    uint64_t *words = self->words, now = monotonic_ns(), waited = now > passed.queued_ns ? now - passed.queued_ns : 0;
+    words[self->at.lent] = passed.number << 3 | TAKEN;
+    words[self->at.taken]++;
+    if (passed.accepted)
+        words[self->at.queue_wait + bucket(waited)]++;
+    self->number = passed.number, self->waited = waited;
+    PyObject *connection = PyObject_CallFunction(self->adopt, "i", fds[0]);
+    if (connection == NULL) {
+        close(fds[0]);
+        return BROKEN;
+    }
+    keep(&self->connection, connection);
+    enum outcome outcome = serve(self, connection, fds[0], passed.number, waited, patience, 0);
+    return outcome == ENDED && ring ? finish(self, fds[0]) : outcome;
+}
+
+PyDoc_STRVAR(take_doc, "take(queue, patience, ring) -> outcome\n\nAs `fastpath.PurePath.take`.");
+
+static PyObject *path_take(Path *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "take() takes 3 arguments");
+        return NULL;
+    }
+    int queue = PyObject_AsFileDescriptor(args[0]), ring = PyObject_IsTrue(args[2]);
+    unsigned long long patience = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    enum outcome outcome = take(self, queue, patience, ring);
+    return outcome == BROKEN ? NULL : PyLong_FromLong(outcome);
+}
+
 /* -- the type ----------------------------------------------------------------------------------------------------- */
 
 static int read_layout(struct layout *at, PyObject *tuple)
 {
-    return PyArg_ParseTuple(tuple, "iiiiiiiiiiiiii", &at->lent, &at->since, &at->began, &at->last, &at->watched,
+    return PyArg_ParseTuple(tuple, "iiiiiiiiiiiiiiiiiiii", &at->lent, &at->since, &at->began, &at->last, &at->watched,
                             &at->requests, &at->ok, &at->bytes_in, &at->bytes_out, &at->busy, &at->handler, &at->whole,
-                            &at->cancelled, &at->probes)
+                            &at->cancelled, &at->probes, &at->taken, &at->queue_wait, &at->ring_head, &at->ring_tail,
+                            &at->ring, &at->ring_size)
                ? 0
                : -1;
 }
@@ -431,12 +565,12 @@ static int read_layout(struct layout *at, PyObject *tuple)
 static int path_init(Path *self, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"words", "layout", "handler", "request_type", "most_in", "most_out", "timeout",
-                            "tell_busy", "on_answered", "long_wait_ns", "turns", "span_ns", NULL};
-    PyObject *words, *layout, *handler, *request_type, *timeout, *busy, *answered;
+                            "tell_busy", "on_answered", "adopt", "long_wait_ns", "turns", "span_ns", NULL};
+    PyObject *words, *layout, *handler, *request_type, *timeout, *busy, *answered, *adopt;
     unsigned long long long_wait_ns, span_ns;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO!OOnnOOOKlK", names, &words, &PyTuple_Type, &layout, &handler,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO!OOnnOOOOKlK", names, &words, &PyTuple_Type, &layout, &handler,
                                      &request_type, &self->most_in, &self->most_out, &timeout, &busy, &answered,
-                                     &long_wait_ns, &self->turns, &span_ns))
+                                     &adopt, &long_wait_ns, &self->turns, &span_ns))
         return -1;
     if (self->words != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a path is made once");
@@ -445,7 +579,7 @@ static int path_init(Path *self, PyObject *args, PyObject *keywords)
     if (read_layout(&self->at, layout) < 0 || PyObject_GetBuffer(words, &self->view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
         return -1;
     self->words = self->view.buf;
-    if (self->view.len < (self->at.whole + 128) * (Py_ssize_t)sizeof(uint64_t)) {
+    if (self->view.len < (self->at.ring + self->at.ring_size) * (Py_ssize_t)sizeof(uint64_t)) {
         PyErr_SetString(PyExc_ValueError, "words: too short for a slot");
         return -1;
     }
@@ -456,6 +590,7 @@ static int path_init(Path *self, PyObject *args, PyObject *keywords)
     self->timeout = Py_NewRef(timeout);
     self->tell_busy = Py_NewRef(busy);
     self->on_answered = Py_NewRef(answered);
+    self->adopt = Py_NewRef(adopt);
     return 0;
 }
 
@@ -463,7 +598,8 @@ static void path_dealloc(Path *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     PyObject **places[] = {&self->handler, &self->request_type, &self->timeout, &self->tell_busy, &self->on_answered,
-                           &self->data, &self->response, &self->unsent, &self->error};
+                           &self->adopt, &self->data, &self->response, &self->unsent, &self->error, &self->connection,
+                           &self->message};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++)
         keep(places[i], NULL);
     if (self->words != NULL)
@@ -473,7 +609,7 @@ static void path_dealloc(Path *self)
 }
 
 /* Give the object away: nothing of a request stays behind here. */
-static PyObject *take(PyObject **place)
+static PyObject *release(PyObject **place)
 {
     PyObject *object = *place;
     *place = NULL;
@@ -485,11 +621,12 @@ PyDoc_STRVAR(rest_doc, "rest() -> (data, response, unsent, error)\n\n"
 
 static PyObject *path_rest(Path *self, PyObject *unused)
 {
-    return Py_BuildValue("NNNN", take(&self->data), take(&self->response), take(&self->unsent), take(&self->error));
+    return Py_BuildValue("NNNN", release(&self->data), release(&self->response), release(&self->unsent), release(&self->error));
 }
 
 static PyMethodDef path_methods[] = {
     {"run", (PyCFunction)(void (*)(void))path_run, METH_FASTCALL, run_doc},
+    {"take", (PyCFunction)(void (*)(void))path_take, METH_FASTCALL, take_doc},
     {"rest", (PyCFunction)path_rest, METH_NOARGS, rest_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -497,6 +634,10 @@ static PyMethodDef path_methods[] = {
 static PyMemberDef path_members[] = {
     {"next_check", T_ULONGLONG, offsetof(Path, next_check), 0, "requests after which `LIMIT` is said"},
     {"hung_up", T_BOOL, offsetof(Path, hung_up), READONLY, "whether the client that has ended closed both directions"},
+    {"connection", T_OBJECT, offsetof(Path, connection), 0, "the one that was taken last"},
+    {"message", T_OBJECT, offsetof(Path, message), READONLY, "what was taken and is no plain connection"},
+    {"number", T_ULONGLONG, offsetof(Path, number), READONLY, "of the connection that was taken last"},
+    {"waited", T_ULONGLONG, offsetof(Path, waited), READONLY, "ns for which that was queued"},
     {"size", T_PYSSIZET, offsetof(Path, size), READONLY, "bytes of the last request"},
     {NULL, 0, 0, 0, NULL},
 };

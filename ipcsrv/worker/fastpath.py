@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Any, Final, Protocol
 
 from ..config.handlers import Handler
-from ..platform.server import DONTWAIT, AcceptedConnection
+from ..platform.server import DONTWAIT, AcceptedConnection, QueueReader, adopt
 from ..protocol.pktline import FLUSH, MAX_DATA, decode_exact
 from ..request import Request
 from ..supervision import scoreboard as board
-from ..supervision.scoreboard import LENT, Phase
+from ..supervision.messages import Stage, parse_passed
+from ..supervision.scoreboard import LENT, Phase, push_ended
 from .stats import Stats
 
 RECEIVE_SIZE: Final = 65536  # bytes; any message that is one packet
@@ -39,10 +41,16 @@ PARTIAL: Final = 5  #: `data` was read, and is not one whole request in one pack
 RESPONSE: Final = 6  #: the handler has returned `response` to the first request in `data`: not one small packet
 UNSENT: Final = 7  #: the same, and of its packets `unsent` did not go out
 LIMIT: Final = 8  #: as TURN_OVER, and `next_check` requests are reached
+# ... and of `take` alone:
+EMPTY: Final = 9  #: there is no message in the queue now
+CLOSED: Final = 10  #: the queue has ended
+OTHER: Final = 11  #: `message` was taken, and is not a connection of which nothing was read
+DONE: Final = 12  #: a connection was taken, served and ended
 
 LAYOUT: Final = (
     board.LENT, board.SINCE_NS, board.BEGAN_NS, board.LAST_NS, board.WATCHED, board.REQUESTS, board.OK,
     board.BYTES_IN, board.BYTES_OUT, board.BUSY_NS, board.HANDLER, board.WHOLE, board.CANCELLED, board.PROBES,
+    board.TAKEN, board.QUEUE_WAIT, board.RING_HEAD, board.RING_TAIL, board.RING, board.RING_SIZE,
 )  # fmt: skip
 
 _CALLERS: Final = ("ipcsrv.worker.fastpath", "ipcsrv.worker.loop", "ipcsrv.worker.exchange")  # of handlers
@@ -55,12 +63,23 @@ class FastPath(Protocol):
     """What both are.
 
     size: bytes of the last request; next_check: requests after which `LIMIT` is the outcome; hung_up: whether the
-    client of the outcome `ENDED` has closed both directions.
+    client of the outcome `ENDED` has closed both directions. connection, number, waited: what was taken last from the
+    queue, and for how long (ns) that had waited; message: what was taken where that is no plain connection.
     """
 
     size: int
     next_check: int
     hung_up: bool
+    connection: AcceptedConnection | None
+    number: int
+    waited: int
+    message: tuple[bytes, int | None, int | None] | None
+
+    def take(self, queue: QueueReader, patience: int, ring: bool) -> int:
+        """Take the next message of the queue without waiting, and serve its connection as `run` does.
+
+        ring: whether a connection that has ended may be reported through the ring of the slot. Returns the outcome.
+        """
 
     def run(self, connection: AcceptedConnection, number: int, waited: int, patience: int, asked: bool) -> int:
         """Read and answer, for `TURNS` requests or `SPAN_NS`; returns the outcome.
@@ -90,6 +109,42 @@ class PurePath:
         self.size = 0
         self.next_check = NEVER
         self.hung_up = False
+        self.connection: AcceptedConnection | None = None
+        self.number = self.waited = 0
+        self.message: tuple[bytes, int | None, int | None] | None = None
+
+    def take(self, queue: QueueReader, patience: int, ring: bool) -> int:
+        """As `FastPath.take`."""
+        try:
+            item = queue.get(DONTWAIT)
+        except BlockingIOError:
+            return EMPTY
+        if isinstance(item, str):
+            return CLOSED
+        message, raw, file = item
+        passed = parse_passed(message)
+        if raw is None or passed.stage is not Stage.BETWEEN:
+            self.message = message, raw, file
+            return OTHER
+        self._stats.enter(passed.number, Phase.TAKEN)
+        self.number, self.waited = passed.number, max(0, monotonic_ns() - passed.queued_ns)
+        self._stats.taken(self.waited if passed.accepted else None)
+        self.connection = connection = adopt(raw)
+        outcome = self.run(connection, self.number, self.waited, patience, False)
+        return self._finish(connection) if outcome == ENDED and ring else outcome
+
+    def _finish(self, connection: AcceptedConnection) -> int:
+        """The client has ended between two requests: end this copy, and let the master know that it can too."""
+        if not push_ended(self._words, self.number):
+            return ENDED
+        if self._words[LENT] & 7 == Phase.TAKEN and not self.hung_up:
+            self._stats.count(board.PROBES)
+        if not self.hung_up:
+            connection.end()
+        self._words[LENT] = 0
+        self.connection = None
+        connection.close()
+        return DONE
 
     def run(self, connection: AcceptedConnection, number: int, waited: int, patience: int, asked: bool) -> int:
         """As `FastPath.run`."""
@@ -204,7 +259,7 @@ def fast_path(stats: Stats, handler: Handler, most_in: int, most_out: int, timeo
     if compiled is None:
         return PurePath(stats, handler, most_in, most_out, timeout, tell_busy, on_answered)
     path: FastPath = compiled(stats.words, LAYOUT, handler, Request, most_in, most_out, timeout, tell_busy, on_answered,
-                              LONG_WAIT_NS, TURNS, SPAN_NS)
+                              adopt, LONG_WAIT_NS, TURNS, SPAN_NS)
     return path
 
 

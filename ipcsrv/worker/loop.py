@@ -20,7 +20,7 @@ from ..config.handlers import Handler
 from ..config.settings import Settings
 from ..platform import logs
 from ..platform import server as serving
-from ..platform.server import DONTWAIT, END, READ, SHARED, WRITE, AcceptedConnection, Channel, QueueReader, adopt
+from ..platform.server import DONTWAIT, READ, SHARED, WRITE, AcceptedConnection, Channel, QueueReader, adopt
 from ..protocol.exchange import failure_packet
 from ..protocol.pktline import MAX_DATA
 from ..request import Request
@@ -29,7 +29,22 @@ from ..supervision.messages import PING_NUMBER, Kind, Passed, Returned, Stage, p
 from ..supervision.scoreboard import LENT, Phase, Scoreboard, push_ended
 from .exchange import Exchange
 from .failures import Reporter
-from .fastpath import ENDED, GONE, LIMIT, PARTIAL, RAISED, SILENT, TURN_OVER, UNSENT, fast_path, without_own_frames
+from .fastpath import (
+    CLOSED,
+    DONE,
+    EMPTY,
+    ENDED,
+    GONE,
+    LIMIT,
+    OTHER,
+    PARTIAL,
+    RAISED,
+    SILENT,
+    TURN_OVER,
+    UNSENT,
+    fast_path,
+    without_own_frames,
+)
 from .limits import Limits
 from .stats import Stats
 from .streaming import Flusher
@@ -71,7 +86,6 @@ class Worker:
     """
 
     observer: Observer | None = None
-    hand: AcceptedConnection | None = None  # the connection in hand
 
     def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, channel: Channel,
                  scoreboard: Scoreboard, slot: int, rng: random.Random) -> None:
@@ -101,10 +115,15 @@ class Worker:
         self._poller.register(self._channel_key, READ)
         self._poller.register(self._queue_key, READ | SHARED)
         while self._taking or self._suspended:
-            if not (self._taking and self._take(DONTWAIT)):
+            if not (self._taking and self._take()):
                 self._wait()
         if self.observer is not None:
             self.observer.close()
+
+    @property
+    def hand(self) -> AcceptedConnection | None:
+        """The connection in hand, or the last one."""
+        return self._path.connection
 
     # -- what comes next ----------------------------------------------------------------------------------------------
 
@@ -138,26 +157,34 @@ class Worker:
         elif message[0] is Kind.REOPEN_LOG:
             logs.reopen()
 
-    def _take(self, flags: int) -> bool:
+    def _take(self) -> bool:
         """Take one message of the queue and serve its connection; False if there was none."""
-        try:
-            item = self._queue.get(flags)
-        except BlockingIOError:
+        path, draining = self._path, self._header[board.DRAINING]
+        outcome = path.take(self._queue, 0 if draining else self._patience_ns, not draining)
+        if outcome == DONE:
+            self._patience_ns = MOST_PATIENCE_NS
+        elif outcome == EMPTY:
             return False
-        if isinstance(item, str):
-            assert item == END
+        elif outcome == CLOSED:
             self._stop_taking()
-            return True
-        message, raw, file = item
+        elif outcome == OTHER:
+            assert path.message is not None
+            self._take_other(*path.message)
+        else:
+            assert path.connection is not None
+            self._serve_next(path.connection, path.number, path.waited, outcome)
+        return True
+
+    def _take_other(self, message: bytes, raw: int | None, file: int | None) -> None:
+        """Serve a stalled exchange, or answer a message that brings no connection."""
         passed = parse_passed(message)
         if raw is not None:
-            self._serve(passed, adopt(raw), file)
+            self._serve_stalled(passed, adopt(raw), file)
         elif passed.number == PING_NUMBER:
             self.stats.taken(None)
             self.tell(Kind.PONG, pack_number(passed.queued_ns))
         else:
             self._no_descriptor(passed)
-        return True
 
     def _no_descriptor(self, passed: Passed) -> None:
         """The kernel could not give this process the connection; the master still has it, for another worker."""
@@ -169,41 +196,44 @@ class Worker:
 
     # -- one connection -----------------------------------------------------------------------------------------------
 
-    def _serve(self, passed: Passed, connection: AcceptedConnection, file: int | None) -> None:
-        """Serve a connection that was taken, until it is returned or ended."""
+    def _serve_stalled(self, passed: Passed, connection: AcceptedConnection, file: int | None) -> None:
+        """Go on with an exchange that has stalled before, until its connection is returned or ended."""
         number = passed.number
         self.stats.enter(number, Phase.TAKEN)
-        waited = max(0, monotonic_ns() - passed.queued_ns)
-        self.stats.taken(waited if passed.accepted else None)
-        self.hand = connection
-        if passed.stage is Stage.BETWEEN:
-            self._serve_next(connection, number, waited, asked=False)
-        elif Exchange(self, connection, number, waited).resume(passed, file):
-            self._serve_next(connection, number, 0, asked=True)
-        self.hand = None
+        self.stats.taken(None)
+        self._path.connection = connection
+        if Exchange(self, connection, number, 0).resume(passed, file):
+            self._go_on(connection, number)
 
-    def _serve_next(self, connection: AcceptedConnection, number: int, waited: int, *, asked: bool) -> None:
-        """Serve a connection of which nothing has been read, while its client goes on and nothing else waits."""
+    def _go_on(self, connection: AcceptedConnection, number: int) -> None:
+        """Serve the next requests of a connection that has just been answered."""
+        if self._taking and not self.others_wait():
+            self._serve_next(connection, number, 0, self._run_path(connection, number))
+        else:
+            self.give_back(connection, Returned(number, Stage.BETWEEN), None)
+
+    def _run_path(self, connection: AcceptedConnection, number: int) -> int:
+        patience = 0 if self._header[board.DRAINING] else self._patience_ns
+        return self._path.run(connection, number, 0, patience, True)
+
+    def _serve_next(self, connection: AcceptedConnection, number: int, waited: int, outcome: int) -> None:
+        """Go on from an outcome of the fast path, while the client asks again and nothing else waits."""
         while True:
-            patience = 0 if self._header[board.DRAINING] else self._patience_ns
-            outcome = self._path.run(connection, number, waited, patience, asked)
-            asked = asked or outcome != SILENT
-            if outcome in (TURN_OVER, LIMIT):
-                if outcome == LIMIT:
-                    self._check_limits()
-            elif outcome == SILENT:
+            if outcome == SILENT:
                 self._patience_ns = max(LEAST_PATIENCE_NS, self._patience_ns // 2)
                 break
-            elif outcome == ENDED:
-                self._patience_ns = MOST_PATIENCE_NS
+            if outcome == ENDED:
                 self._client_ended(connection, number)
                 return
-            elif not self._leave_fast_path(connection, number, outcome, waited):
+            if outcome == LIMIT:
+                self._check_limits()
+            elif outcome != TURN_OVER and not self._leave_fast_path(connection, number, outcome, waited):
                 return
             self._patience_ns = min(MOST_PATIENCE_NS, self._patience_ns * 2)
             waited = 0
             if not self._taking or self.others_wait():
                 break
+            outcome = self._run_path(connection, number)
         self.give_back(connection, Returned(number, Stage.BETWEEN), None)
 
     def _leave_fast_path(self, connection: AcceptedConnection, number: int, outcome: int, waited: int) -> bool:
@@ -359,10 +389,9 @@ class Worker:
         """A held stream's client reads again."""
         self._release(exchange)
         self.stats.enter(exchange.number, Phase.WRITING)
-        self.hand = exchange.connection
+        self._path.connection = exchange.connection
         if exchange.go_on():
-            self._serve_next(exchange.connection, exchange.number, 0, asked=True)
-        self.hand = None
+            self._go_on(exchange.connection, exchange.number)
 
     # -- the master ---------------------------------------------------------------------------------------------------
 

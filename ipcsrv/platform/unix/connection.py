@@ -36,6 +36,8 @@ _QUEUES_ATTRIBUTE: Final = 4
 _NETLINK_HEADER: Final = struct.Struct("=IHHII")
 _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")
 _HAS_XUCRED: Final = sys.platform == "darwin" or sys.platform.startswith(("freebsd", "dragonfly"))
+PASSES_CREDENTIALS: Final = sys.platform == "linux"  # SO_PEERCRED is what the compiled code knows
+MOST_KNOWN: Final = 64  # bytes of known users
 MOST_GROUPS: Final = 256  # supplementary groups of a client: what Python's getsockopt has room for
 _CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES = CREDENTIALS_SIZE
 _VARIABLE_BYTES: Final = 4 if hasattr(select, "epoll") else 0  # Linux' answer begins with the pid, others' do not
@@ -169,6 +171,7 @@ class Admission:
             kind, _, name = entry.partition(":")
             (self._groups if kind in ("gid", "group") else self._users).add(_identifier(kind, name))
         self._known: dict[bytes, bool] = {}
+        self.known_users = b""  # pairs of uid and gid that are known to be admitted, 4 bytes each
 
     def admits(self, connection: AcceptedConnection) -> bool:
         """Whether this client may ask; remembers users, so that most clients cost one system call and a look-up."""
@@ -176,17 +179,13 @@ class Admission:
         # the process differs each time, the user and group do not
         return self._known.get(raw[_VARIABLE_BYTES:]) or self._considered(connection, raw)
 
-    def user(self, connection: AcceptedConnection) -> tuple[int, int] | None:
-        """The user and group of a client that was admitted, if these alone admit it; else None."""
-        raw = connection.getsockopt(_CREDENTIALS_LEVEL, _CREDENTIALS_OPTION, _CREDENTIALS_BYTES)
-        peer = credentials_of(raw)
-        return (int(peer.uid), peer.gid or 0) if raw[_VARIABLE_BYTES:] in self._known else None
-
     def _considered(self, connection: AcceptedConnection, raw: bytes) -> bool:
         peer = credentials_of(raw)
         admitted = peer.uid in self._users or peer.gid in self._groups
         if admitted and len(self._known) < 1024:
             self._known[raw[_VARIABLE_BYTES:]] = True
+            if PASSES_CREDENTIALS and len(self.known_users) < MOST_KNOWN:
+                self.known_users += raw[_VARIABLE_BYTES : _VARIABLE_BYTES + 8]
         return admitted or (bool(self._groups) and not self._groups.isdisjoint(_supplementary_groups(connection)))
 
 

@@ -144,6 +144,7 @@ class Dispatcher:
         raw = self._raw.pop(number, None)
         if raw is not None:
             self._connections[number] = adopt(raw)
+            self.dispatch.find(number)  # from now on it has a record
         return self._connections[number]
 
     def _accept(self) -> object:
@@ -735,6 +736,7 @@ class Dispatcher:
         """Close every connection that is left."""
         for number in [*self._connections, *self._raw]:
             self._close(Command(Act.CLOSE, number))
+        self.dispatch.forget_all()
 
     # -- facts --------------------------------------------------------------------------------------------------------
 

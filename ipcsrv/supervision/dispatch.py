@@ -218,6 +218,11 @@ class Dispatch:
         """A worker has ended a connection; False if more is known of it, so that `ended` must be told."""
         return self._plain.pop(number, None) is not None
 
+    def forget_all(self) -> None:
+        """The master has closed every connection: what workers still report of one is ignored."""
+        self.records.clear()
+        self._plain.clear()
+
     def find(self, number: int) -> Record | None:
         """Return the record of a connection, None if there is none of this number (any more)."""
         record = self.records.get(number)

@@ -70,12 +70,11 @@ def test_a_master_that_is_killed_while_it_starts_leaves_nobody(server: ServerFac
     os.mkfifo(tmp_path / "slow")
     environment = {"VERSION_FILE": os.fspath(tmp_path / "slow")}
     running = server("handlers_for_faults:versioned", listening=False, env=environment)
-    with open(tmp_path / "slow", "wb") as slow:  # opens when the template has begun to import
+    with open(tmp_path / "slow", "wb", buffering=0) as slow:  # opens when the template has begun to import
         processes = running.processes()
         running.kill()
         with contextlib.suppress(BrokenPipeError):  # the importing process is gone already
             slow.write(b"late")
-            slow.flush()
     assert len(processes) >= 2
     assert support.wait_gone(processes, 1.0) == set()
     fine = server("handlers_for_faults:versioned", env={"VERSION_FILE": os.fspath(version)})

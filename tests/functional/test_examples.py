@@ -23,6 +23,7 @@ def copied(sock_dir: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     """A copy of an example, which becomes the current folder."""
     folder = Path(sock_dir, "e")
     shutil.copytree(EXAMPLES / request.param, folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    folder.chmod(0o700)  # whatever the checkout's mode: no socket is served where others may write
     monkeypatch.chdir(folder)
     return folder
 

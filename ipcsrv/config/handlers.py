@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.machinery
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator

@@ -1,5 +1,6 @@
 """ipcsrv for asyncio: clients, pools, and servers that are started on demand.  Runs in the caller's event loop.
 
+Example:
     response = await ipcsrv.aio.call(path, data)
     async with ipcsrv.aio.connect(path) as connection:
         async for piece in connection.stream(data): ...
@@ -33,9 +34,10 @@ async def ensure_running(
     on_mismatch: OnMismatch = "reload",
     **settings: Unpack[SettingsDict],
 ) -> bool:
-    """Start a server at `path` in the background unless one runs there; as `ipcsrv.ensure_running`, in a thread.
+    """Start a server at `path` in the background unless one runs there.
 
-    Where the task is cancelled, a start that has begun goes on, for at most `startup_timeout`.
+    It does what `ipcsrv.ensure_running` does, in a thread.  Where the task is cancelled, a start that has begun goes
+    on, for at most `startup_timeout`.
 
     Args:
         path: Where the server listens.

@@ -59,6 +59,7 @@ class Progress(str):
     RESPONSE_BEGUN: Progress
 
     def __new__(cls, value: str) -> Progress:
+        """Return the one object of this value."""
         return _PROGRESS[value]
 
 
@@ -120,6 +121,7 @@ class IpcError(Exception):
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Take the attributes along."""
         # The default calls the constructor with `args`: the text, which is not what the constructors take.
         return _restored, (type(self), self.args, self.__dict__)
 
@@ -315,7 +317,7 @@ class StartTimeout(StartError, TimeoutError):
     exit_code = 4
 
     def __init__(self, timeout: float | None = None, log_path: str | None = None, *, goes_on: bool = False) -> None:
-        within = "in time" if timeout is None else f"within {timeout:g} s"
+        within = "in time" if timeout is None else f"within {timeout:.3g} s"
         reason = f"it did not listen {within}" + (", and is still starting" if goes_on else "")
         super().__init__(reason, log_path)
         self.timeout = timeout

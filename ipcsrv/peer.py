@@ -17,9 +17,11 @@ class Peer(tuple["int | None", "int | str", "int | None"]):
     __slots__ = ()
 
     def __new__(cls, pid: int | None, uid: int | str, gid: int | None = None) -> Peer:
+        """Make a tuple of the three."""
         return tuple.__new__(cls, (pid, uid, gid))
 
     def __getnewargs__(self) -> tuple[int | None, int | str, int | None]:
+        """Give pickle what `__new__` takes."""
         return self.pid, self.uid, self.gid
 
     @property
@@ -38,4 +40,5 @@ class Peer(tuple["int | None", "int | str", "int | None"]):
         return self[2]
 
     def __repr__(self) -> str:
+        """Return the three by name."""
         return f"Peer(pid={self.pid!r}, uid={self.uid!r}, gid={self.gid!r})"

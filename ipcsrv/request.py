@@ -34,6 +34,7 @@ class Quit(enum.Enum):
     QUIT = "quit"
 
     def __repr__(self) -> str:
+        """Return the public name."""
         return "ipcsrv.QUIT"
 
 

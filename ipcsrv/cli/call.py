@@ -10,7 +10,7 @@ import os
 from errno import EINVAL
 
 from ..client import sync as client
-from ..errors import CallTimeout, NotListening, Progress
+from ..errors import CallTimeout, Progress
 from ..platform import client as platform
 
 TYPE_CHECKING = False
@@ -60,16 +60,12 @@ def run(arguments: Arguments | argparse.Namespace) -> int:
 
 
 def _connection(arguments: Arguments | argparse.Namespace, deadline: Deadline) -> client.Connection:
-    """Return a connection to the server, which --autostart starts first if none listens."""
-    if arguments.autostart is None:
-        return client.connect(arguments.path, deadline)
-    try:
-        return client.connect(arguments.path, deadline, wait_if_busy=False)
-    except NotListening:
-        from ..server import server
+    """Return a connection to the server; --autostart starts it if none listens, and reloads it if its code is old."""
+    if arguments.autostart is not None:
+        from ..server.ensure import ensure_running
 
-        server.ensure_running(arguments.path, arguments.autostart, timeout=deadline.remaining())
-        return client.connect(arguments.path, deadline)
+        ensure_running(arguments.path, arguments.autostart, timeout=deadline.remaining())
+    return client.connect(arguments.path, deadline)
 
 
 def _contents(name: str) -> Iterator[bytes]:

@@ -92,7 +92,9 @@ def connect(
     wait_if_not_found: bool = False,
     max_response_size: int | None = None,
 ) -> Connecting:
-    """Connect to `path`: `async with connect(path) as connection`, or `connection = await connect(path)`.
+    """Connect to the server at `path` and verify its credentials.
+
+    Either `async with connect(path) as connection`, or `connection = await connect(path)`.
 
     Args:
         path: Where the server listens.
@@ -260,7 +262,7 @@ class Connection:
             async for piece in pieces:
                 yield bytes(piece)
 
-    async def ended_within(self, seconds: float) -> bool:
+    async def _ended_within(self, seconds: float) -> bool:
         """Return whether the server closes this idle connection, or sends what was not asked for, within a time.
 
         Args:
@@ -446,7 +448,7 @@ class Pool:
         if self._kept is None:
             ended = True  # also where the look is cancelled
             try:
-                ended = await connection.ended_within(FIRST_LOOK)
+                ended = await connection._ended_within(FIRST_LOOK)
             finally:
                 if ended:
                     connection.close()

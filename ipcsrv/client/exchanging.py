@@ -48,6 +48,7 @@ class PendingExchange:
     """What an exchange has come to, from what was sent and received. No I/O."""
 
     def __init__(self, path: str, deadline: Deadline, max_response_size: int | None, *, sent: bool = False) -> None:
+        """Begin; `sent`: something of the request has left already."""
         self._path = path
         self._deadline = deadline
         self._machine = ClientExchange(max_response_size)

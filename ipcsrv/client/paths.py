@@ -21,14 +21,22 @@ OVERRIDE = "IPCSRV_RUNTIME_DIR"
 
 
 def default_path(app: str, key: str = "", *, runtime_dir: str | os.PathLike[str] | None = None) -> str:
-    """A safe, short path for the socket of `app`: `<folder>/<app>.sock`, `<app>+<key>.sock` or `<app>~<hash>.sock`.
+    """Return a safe, short path for the socket of an application, the same in every process of a user.
 
-    app: the application's name.
-    key: anything, such as the path of a project; "" where there is one server for each user.
-    runtime_dir: the folder, else that of IPCSRV_RUNTIME_DIR, else `ipcsrv` in XDG_RUNTIME_DIR, else `ipcsrv-<uid>` in
-    the temporary folder. It is made if it is missing, and checked each time: it must be the user's, with mode 0700.
+    It is `<folder>/<app>.sock`, `<app>+<key>.sock` or `<app>~<hash>.sock`.  The folder is made if it is missing, and
+    checked each time: it must be the user's, with mode 0700 (PROTOCOL.md section 5).
 
-    Raises `InvalidPath` where the folder is not safe, or `app` is empty.
+    Args:
+        app: The application's name.
+        key: Anything, such as the path of a project; "" where there is one server for each user.
+        runtime_dir: The folder, else that of IPCSRV_RUNTIME_DIR, else `ipcsrv` in XDG_RUNTIME_DIR, else
+            `ipcsrv-<uid>` in the temporary folder.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        InvalidPath: The folder is not safe, or `app` is empty.
     """
     folder = os.fspath(runtime_dir) if runtime_dir is not None else os.environ.get(OVERRIDE)
     name = _name(app, key)  # before the folder is made

@@ -183,7 +183,7 @@ class Pool:
             connection = self._idle.pop()
         except IndexError:
             return None
-        if self._kept is None and connection.ended_within(FIRST_LOOK):
+        if self._kept is None and connection._ended_within(FIRST_LOOK):
             self._kept = False
             connection.close()
             return None

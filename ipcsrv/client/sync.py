@@ -299,7 +299,7 @@ class Connection:
         buffers, parts = outgoing(data)
         return self._streamed(buffers, parts, deadline_of(timeout))
 
-    def ended_within(self, seconds: float) -> bool:
+    def _ended_within(self, seconds: float) -> bool:
         """Return whether the server closes this idle connection, or sends what was not asked for, within a time.
 
         Args:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,6 +181,34 @@ def test_autostart_starts_a_server_once(sock_path: str) -> None:
     finally:
         stopped = support.run_command("stop", sock_path, "--timeout", "10", "--now")
     assert stopped.returncode == 0
+
+
+def test_autostart_runs_the_current_code(sock_path: str, tmp_path: Path) -> None:
+    module = tmp_path / "words.py"
+    call = ("call", sock_path, "x", "--autostart", "words:say")
+    path = os.pathsep.join([str(tmp_path), support.environment()["PYTHONPATH"]])
+    try:
+        for word in ("one", "another"):
+            module.write_text(f"def say(request):\n    return b'{word}'\n")
+            done = support.run_command(*call, PYTHONPATH=path)
+            assert (done.stdout, done.stderr) == (word.encode(), b"")
+    finally:
+        support.run_command("stop", sock_path)
+
+
+def test_autostart_ends_at_the_timeout_of_the_call(sock_path: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    path = os.pathsep.join([str(tmp_path), support.environment()["PYTHONPATH"]])
+    before = time.monotonic()
+    done = support.run_command("call", sock_path, "x", "--autostart", "slow:f", "--timeout", "1.5", PYTHONPATH=path)
+    taken = time.monotonic() - before
+    try:
+        assert done.returncode == 4
+        assert b"it did not listen within" in done.stderr
+        assert b"and is still starting" in done.stderr
+        assert taken < 4
+    finally:
+        assert support.run_command("stop", sock_path, "--now").returncode == 0
 
 
 def test_autostart_of_a_bad_handler_exits_2(sock_path: str) -> None:

@@ -94,16 +94,10 @@ def operands(program: Program, command: str) -> tuple[str, str]:
 def check(program: Program, command: str) -> str:
     """Import the handler and the hooks as a worker would; returns what was checked, in one line."""
     path, target = operands(program, command)
-    chosen = program.settings
-    if chosen.chdir is not None:
-        os.chdir(chosen.chdir)
-    from ..config import handlers
-    from ..worker import adapters, hooks
+    from ..config.handlers import source_of
+    from ..worker.main import load_checked
 
-    handler = handlers.source_of(target).load()
-    adapters.check_signature(target, handler)
-    hooks.worker_hooks(chosen)
-    hooks.between_hooks(handler, chosen)
+    load_checked(source_of(target), program.settings)
     return f"{program.file or 'the configuration'} is valid: {path} serves {target}"
 
 

@@ -13,7 +13,8 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from ..config import fingerprint
-from ..config.handlers import Handler
+from ..config.handlers import Handler, HandlerSource
+from ..config.settings import Settings
 from ..config.values import show_hook
 from ..errors import HandlerImportError, IpcError
 from ..platform import logs
@@ -115,15 +116,20 @@ def serve(worker: Worker, channel: Channel, stop: Hook) -> None:
 
 def load_handler(job: Job) -> Handler:
     """Return what the handler's name leads to, imported from its folder; `adapt` makes the handler of it."""
-    if job.settings.chdir is not None:
-        os.chdir(job.settings.chdir)
-    if job.settings.executor is None:
-        loaded = job.source.load()
-        check_signature(job.source.target, loaded)
+    return load_checked(job.source, job.settings)
+
+
+def load_checked(source: HandlerSource, settings: Settings) -> Handler:
+    """Import handler and hooks from the server's folder and check them; also for `--check-config`."""
+    if settings.chdir is not None:
+        os.chdir(settings.chdir)
+    if settings.executor is None:
+        loaded = source.load()
+        check_signature(source.target, loaded)
     else:
-        loaded = not_here(job.source, job.settings.executor)
-    worker_hooks(job.settings)  # a bad hook is reported here, once, and not by every worker
-    between_hooks(loaded, job.settings)
+        loaded = not_here(source, settings.executor)
+    worker_hooks(settings)  # a bad hook is reported here, once, and not by every worker
+    between_hooks(loaded, settings)
     return loaded
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from ._parser import add_path, add_timeout
 from ._serving import started_line
-from .messages import OK, UsageError
+from .messages import OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Restart the server and print its pid and log."""
-    from ..platform import lifecycle
     from ..server import server
 
-    path = arguments.path
-    record = lifecycle.record(path)
-    if record is not None and record.get("detached") is False:  # older servers do not say
-        raise UsageError(f"{path}: the server runs in the foreground (pid {record['pid']}), where only its terminal or "
-                         "supervisor can start it again", f"use `ipcsrv reload {path}`, or stop it and run it again")
-    print(started_line(path, server.restart(path, arguments.timeout)))
+    print(started_line(arguments.path, server.restart(arguments.path, arguments.timeout)))
     return OK

@@ -49,7 +49,7 @@ MISTAKES = [
     ("call {s} fail", 1, ["handler raised ValueError: as asked; the traceback is in the server's log (`ipcsrv logs`)"]),
     ("stop ./a.sock", 3, ["no server at", "start one with `ipcsrv start`"]),
     ("reload ./a.sock", 3, ["no server at", "start one with `ipcsrv start`"]),
-    ("restart {s}", 2, ["runs in the foreground", "use `ipcsrv reload"]),
+    ("restart {s}", 2, ["runs in the foreground; stop it and run it again, or use `reload`"]),
     ("scale {s} many", 2, ["N: 'many' is not a whole number; see `ipcsrv scale --help`"]),
     ("status ./words.py", 7, ["it is not a socket; choose another path"]),
     ("start ./a.sock words:count --log-file ./no/log", 1, ["cannot be opened: No such file", "with --log-file"]),

@@ -259,7 +259,7 @@ def test_restart_of_a_foreground_server_is_refused(echo_server: support.RunningS
     done = support.run_command("restart", echo_server.path)
     assert done.returncode == 2
     assert b"runs in the foreground" in done.stderr
-    assert b"ipcsrv reload" in done.stderr
+    assert b"or use `reload`" in done.stderr
     assert echo_server.call(b"still here") == b"still here"
 
 

@@ -78,6 +78,7 @@ int exchange(int connection, const char *path, struct request request, const str
 /* program.c */
 
 struct program {
+    bool is_module;    /* MODULE:MAIN */
     char *argv0;       /* the script, as the run sees its name */
     char *path;        /* the same, absolute */
     char *interpreter; /* absolute path of the Python that its first line names */
@@ -101,6 +102,8 @@ int warm(int argc, char **argv);
 
 /* main.c */
 
+/* The folder of this executable in `path`, of PATH_MAX bytes; false where it is not known. */
+bool own_folder(char *path);
 /* Replace this process by the Python command with the same arguments. */
 int exec_python(char **argv);
 /* Say how a program is run, if IPCSRV_WARM_DEBUG=1. */

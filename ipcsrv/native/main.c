@@ -20,8 +20,7 @@ struct options {
     struct deadline deadline;
 };
 
-/* The folder of this executable in `path`; false where it is not known. */
-static bool own_folder(char path[PATH_MAX]) {
+bool own_folder(char *path) {
 #ifdef __APPLE__
     uint32_t size = PATH_MAX;
     char found[PATH_MAX];

@@ -125,10 +125,24 @@ static bool find_interpreter(char *lines[2], struct program *program) {
         return false;
     program->interpreter = words[0];
     program->flags = count == 2 ? words[1] : "";
-    return starts_with(base_name(words[0]), "python") || starts_with(base_name(words[0]), "pypy");
+    const char *base = base_name(words[0]);
+    return (starts_with(base, "python") && !starts_with(base, "python2")) || starts_with(base, "pypy");
+}
+
+/* MODULE:MAIN, which the interpreter of the Python command runs. */
+static bool find_module(const char *name, struct program *program) {
+    char *lines[2], folder[PATH_MAX];
+    if (!own_folder(folder) || !first_lines(formatted("%s/ipcsrv", folder), lines) || !find_interpreter(lines, program))
+        return false;
+    program->argv0 = program->path = duplicate(name);
+    program->flags = "-P";
+    return true;
 }
 
 bool find_program(const char *name, struct program *program) {
+    program->is_module = strchr(name, ':') != NULL && strchr(name, '/') == NULL;
+    if (program->is_module)
+        return find_module(name, program);
     char *lines[2], *path = strchr(name, '/') ? duplicate(name) : in_path(name);
     if (path == NULL || !first_lines(path, lines))
         return false;

@@ -44,10 +44,13 @@ static const char *reason_for_cold(int argc, char **argv) {
     return NULL;
 }
 
-static int run_cold(const struct program *program, const char *reason, char **argv) {
+/* Become the program. `words`: the command line; `first`: where the program's arguments begin in it. */
+static int run_cold(const struct program *program, const char *reason, char **words, int first) {
+    if (program->is_module)
+        return exec_python(words);
     debug(formatted("%s; running it cold", reason));
-    argv[0] = program->argv0;
-    execv(program->argv0, argv);
+    words[first - 1] = program->argv0;
+    execv(program->argv0, words + first - 1);
     complain("\1: cannot be run: \2", program->argv0, strerror(errno), "");
     return EXIT_USAGE;
 }
@@ -249,7 +252,7 @@ int warm(int argc, char **argv) {
     int skipped = argc > 3 && strcmp(argv[3], "--") == 0 ? 4 : 3;
     const char *reason = reason_for_cold(argc - skipped, argv + skipped), *token = NULL;
     if (reason != NULL)
-        return run_cold(&program, reason, argv + skipped - 1);
+        return run_cold(&program, reason, argv, skipped);
     if (locate_server(&program))
         token = current_token(&program);
     int connection = token == NULL ? -1 : attempt(program.socket);
@@ -258,7 +261,7 @@ int warm(int argc, char **argv) {
     struct message request = encode(token, program.argv0, argc - skipped, argv + skipped);
     int ends[2];
     if (request.data == NULL || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0)
-        return run_cold(&program, strerror(errno), argv + skipped - 1);
+        return run_cold(&program, strerror(errno), argv, skipped);
     control = ends[0];
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
@@ -270,7 +273,7 @@ int warm(int argc, char **argv) {
     if (reason != NULL) {
         close(control); /* and with it the run, if a worker takes it now */
         close(connection);
-        return run_cold(&program, reason, argv + skipped - 1);
+        return run_cold(&program, reason, argv, skipped);
     }
     begin();
     return await_end(connection);

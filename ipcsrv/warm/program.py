@@ -116,7 +116,8 @@ def _interpreter(path: str, lines: list[bytes]) -> tuple[str, list[str]]:
         words = [quoted[1:].partition('"')[0]] if quoted.startswith('"') else quoted.split(" ")[:1]
     elif len(words) == 2 and os.path.basename(words[0]) == "env":
         words = [_in_path(words[1])]
-    if not words or not os.path.basename(words[0]).startswith(("python", "pypy")) or not words[0].startswith("/"):
+    known = bool(words) and os.path.basename(words[0]).startswith(("python", "pypy")) and words[0].startswith("/")
+    if not known or os.path.basename(words[0]).startswith("python2"):
         raise NotPython(f"{path}: not a Python program", path)
     return words[0], words[1:]
 

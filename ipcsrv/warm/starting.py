@@ -71,7 +71,8 @@ def spec_of(program: Program, place: Place) -> dict[str, Any]:
         "path": program.path, "argv0": program.argv0, "is_module": program.is_module, "source": program.source,
         "interpreter": program.interpreter, "flags": program.flags, "comm": program.path.rpartition("/")[2],
         "key": place.key.hex(), "stamps": place.stamps, "learned": place.learned, "preload": place.preload,
-        "variables": place.variables, "socket": place.socket, "lock": place.lock, "folders": _own_folders(),
+        "cold": program.cold_command([]), "variables": place.variables, "socket": place.socket,
+        "lock": place.lock, "folders": _own_folders(),
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import random
 import re
 import select
 import shutil
@@ -103,8 +104,14 @@ ACTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("action", ACTIONS, ids=" ".join)
+CASES = [("native", action) for action in ACTIONS]
+CASES += [("python", action) for action in ACTIONS if action[:1] in (("raise",), ("die",), ("surroundings",), ("echo",))]
+
+
+@pytest.mark.parametrize(("client", "action"), CASES, ids=str)
 def test_a_warm_run_does_what_a_cold_one_does(place: Place, client: str, action: tuple[str, ...]) -> None:
+    if client not in place.clients:
+        pytest.skip("no C compiler")
     cold = place.run(place.program, *action, input=b"a line\nand a second\n", cwd="/usr")
     warm = place.warm(client, *action, input=b"a line\nand a second\n", cwd="/usr")
     assert comparable(warm) == comparable(cold)
@@ -329,8 +336,8 @@ def test_another_environment_has_another_server(own_place: Place) -> None:
 def test_many_clients_at_once_start_one_server(own_place: Place) -> None:
     client = own_place.clients[the_client(own_place)]
     command = [client, "warm", str(own_place.program), "exit", "7"]
-    processes = [subprocess.Popen(command, env=own_place.environment, stderr=subprocess.DEVNULL) for _ in range(20)]
-    assert [process.wait(support.TIMEOUT) for process in processes] == [7] * 20
+    processes = [subprocess.Popen(command, env=own_place.environment, stderr=subprocess.DEVNULL) for _ in range(12)]
+    assert [process.wait(support.TIMEOUT) for process in processes] == [7] * 12
     wait_until_warm(own_place, the_client(own_place))
     assert own_place.manage("--list").count(str(own_place.program)) == 1
 
@@ -407,3 +414,55 @@ def test_many_runs_leave_nothing(place: Place) -> None:
     for _ in range(50):
         assert place.run(client, "warm", place.program, "exit", "0")[0] == 0
     support.wait_until(lambda: left() == before)
+
+
+FIRST_LINES = [
+    "#!/usr/bin/env python3",
+    "#!{python} -u",
+    "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''",
+    "#!/bin/sh\n'''exec' {python} \"$0\" \"$@\"\n' '''",
+]
+
+
+@pytest.mark.parametrize("line", FIRST_LINES)
+def test_both_clients_find_the_same_server(own_place: Place, line: str) -> None:
+    """The paths of the server's files are computed in Python and in C."""
+    environment = {**own_place.environment, "PATH": f"{os.path.dirname(sys.executable)}:/usr/bin:/bin"}
+    environment["PYTHONPATH"] += ":."  # so that the server depends on the folder
+    own_place.environment = environment
+    text = own_place.program.read_text().partition("\n")[2]
+    own_place.program.write_text(f"{line.format(python=sys.executable)}\n{text}")
+    own_place.manage("--restart", own_place.program)
+    for client in own_place.clients:
+        assert own_place.warm(client, "exit", "3") == (3, b"", b"")
+
+
+def test_a_folder_that_others_may_enter_is_not_used(own_place: Place, client: str) -> None:
+    (own_place.folder / "run").mkdir(mode=0o755)
+    code, _, said = own_place.warm(client, "exit", "3")
+    assert (code, b"others may enter" in said, b"running it cold" in said) == (3, True, True)
+    os.chmod(own_place.folder / "run", 0o700)
+
+
+def test_garbage_in_the_stamps_is_no_server(place: Place) -> None:
+    """The sanitizers watch the native client read them; what takes over is only named."""
+    if "native" not in place.clients:
+        pytest.skip("no C compiler")
+    alone = place.folder / "alone"
+    alone.mkdir()
+    shutil.copy(place.clients["native"], alone)
+    (alone / "ipcsrv").write_text("#!/bin/sh\necho python takes over\n")
+    (alone / "ipcsrv").chmod(0o755)
+    (stamps,) = (place.folder / "run" / "warm").glob("prog-*.stamps")
+    good, rng = stamps.read_bytes(), random.Random(15)
+    try:
+        for _ in range(60):
+            bad = bytearray(good)
+            for _ in range(rng.randrange(1, 4)):
+                at = rng.randrange(min(len(bad), 200)) if rng.random() < 0.7 else rng.randrange(len(bad))
+                bad[at : at + rng.randrange(40)] = rng.randbytes(rng.randrange(4))
+            stamps.write_bytes(bad[: rng.randrange(len(bad) + 1)] if rng.random() < 0.3 else bad)
+            code, output, said = place.run(alone / "ipcsrvc", "warm", place.program, "exit", "3")
+            assert (code, output) in ((0, b"python takes over\n"), (3, b"")), said
+    finally:
+        stamps.write_bytes(good)

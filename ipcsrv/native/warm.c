@@ -16,6 +16,8 @@
 #define FORMAT "ipcsrv-warm 1"
 #define START_PATIENCE 150 /* milliseconds for a free worker to take the run; then it runs cold */
 #define STREAMS 3
+#define ATTEMPTS 8
+#define RETRY_PAUSE 20 /* milliseconds */
 #define MAX_DATA 65516
 #define READY 'R'
 #define GO "G"
@@ -24,6 +26,7 @@
 extern char **environ;
 
 static int control = -1; /* the run's control channel */
+static const char refused[] = "the server refused"; /* a process of another generation: the server is reloading */
 
 /* -- whether it can run warm --------------------------------------------------------------------------------------- */
 
@@ -172,7 +175,7 @@ static const char *await_ready(void) {
     ssize_t size = recv(control, &answer, 1, 0);
     if (size <= 0)
         return "the server gave the run up";
-    return answer == READY ? NULL : "the server refused";
+    return answer == READY ? NULL : refused;
 }
 
 /* Let the run begin, and pass the signals that this process gets on to it; none is lost in between. */
@@ -245,36 +248,50 @@ static int await_end(int connection) {
     }
 }
 
-int warm(int argc, char **argv) {
-    struct program program;
-    if (argc < 3 || argv[2][0] == '-' || !find_program(argv[2], &program))
-        return exec_python(argv);
-    int skipped = argc > 3 && strcmp(argv[3], "--") == 0 ? 4 : 3;
-    const char *reason = reason_for_cold(argc - skipped, argv + skipped), *token = NULL;
-    if (reason != NULL)
-        return run_cold(&program, reason, argv, skipped);
-    if (locate_server(&program))
-        token = current_token(&program);
-    int connection = token == NULL ? -1 : attempt(program.socket);
-    if (connection < 0 || !trusted(connection, program.socket))
-        return exec_python(argv); /* which starts a server, or says why there can be none */
-    struct message request = encode(token, program.argv0, argc - skipped, argv + skipped);
+/* Pass the run to the server at `connection`; NULL once it has begun, else why it has not. */
+static const char *pass_run(int connection, struct message request) {
+    const char *reason = NULL;
     int ends[2];
-    if (request.data == NULL || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0)
-        return run_cold(&program, strerror(errno), argv, skipped);
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0)
+        return strerror(errno);
     control = ends[0];
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-    if (!send_all(connection, frame(request), &ends[1], 1))
+    if (!send_all(connection, request, &ends[1], 1))
         reason = "the server does not take the request";
     close(ends[1]);
     if (reason == NULL)
         reason = await_ready();
-    if (reason != NULL) {
+    if (reason != NULL)
         close(control); /* and with it the run, if a worker takes it now */
+    return reason;
+}
+
+int warm(int argc, char **argv) {
+    struct program program;
+    if (argc < 3 || argv[2][0] == '-' || !find_program(argv[2], &program))
+        return exec_python(argv);
+    int first = argc > 3 && strcmp(argv[3], "--") == 0 ? 4 : 3;
+    const char *reason = reason_for_cold(argc - first, argv + first);
+    if (reason != NULL)
+        return run_cold(&program, reason, argv, first);
+    for (int attempts = 0; attempts < ATTEMPTS; attempts++) {
+        const char *token = locate_server(&program) ? current_token(&program) : NULL;
+        int connection = token == NULL ? -1 : attempt(program.socket);
+        if (connection < 0 || !trusted(connection, program.socket))
+            return exec_python(argv); /* which starts a server, or says why there can be none */
+        struct message request = encode(token, program.argv0, argc - first, argv + first);
+        if (request.data == NULL)
+            return run_cold(&program, strerror(errno), argv, first);
+        reason = pass_run(connection, frame(request));
+        if (reason == NULL) {
+            begin();
+            return await_end(connection);
+        }
         close(connection);
-        return run_cold(&program, reason, argv, skipped);
+        if (reason != refused)
+            break;
+        sleep_ms(RETRY_PAUSE);
     }
-    begin();
-    return await_end(connection);
+    return run_cold(&program, reason, argv, first);
 }

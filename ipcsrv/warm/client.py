@@ -22,6 +22,7 @@ from . import stamps, wire
 from .program import Place, Program
 
 START_PATIENCE = 0.15  # seconds for a free worker to take the run; then it runs cold
+RETRY_PAUSE = 0.02  # seconds
 RELAYED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
     signal.SIGCONT, signal.SIGTSTP,
@@ -58,12 +59,27 @@ def _in_background(terminal: int) -> bool:
         return False
 
 
+class Refused(Busy):
+    """A process of another generation has taken the request: the server is reloading."""
+
+
 def run(program: Program, place: Place, arguments: list[str]) -> NoReturn:
     """Run the program warm and end as it ends.
 
     Raises:
         Cold: nothing has been run.
     """
+    until = time.monotonic() + START_PATIENCE
+    while True:
+        try:
+            _run(program, place, arguments)
+        except Refused:
+            if time.monotonic() > until:
+                raise
+            time.sleep(RETRY_PAUSE)
+
+
+def _run(program: Program, place: Place, arguments: list[str]) -> NoReturn:
     token, reason = stamps.current_token(place.stamps, place.key)
     if token is None:
         raise Cold(reason)
@@ -116,7 +132,7 @@ def _await_ready(control: socket.socket) -> None:
             raise Busy("no worker is free")
     answer = control.recv(1)
     if answer != wire.READY:
-        raise Busy("the server refused" if answer else "the server gave the run up")
+        raise Refused("the server refused") if answer else Busy("the server gave the run up")
 
 
 def _begin(control: socket.socket) -> None:

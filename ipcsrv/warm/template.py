@@ -108,9 +108,10 @@ class Template:
         self.effects = ImportEffects()
         self.modules: frozenset[str] = frozenset()  # names of all that are imported
         self.learned = stamps.ABSENT  # of the file, when it was read
+        self._imported: dict[str, stamps.Stamp] = {}
 
     def load(self) -> None:
-        """Import everything and write the stamps.
+        """Import everything.
 
         Raises:
             HandlerImportError: the program cannot be run from a template.
@@ -127,11 +128,16 @@ class Template:
         if threading.active_count() > 1:
             write_lines(self.spec["learned"], [LEARN_NOTHING])  # the next time without late imports
             raise HandlerImportError(self.spec["path"], reason="starts threads when it is imported")
-        found = self._stamps(recorder.files)
+        self._imported = self._stamps(recorder.files)
         if script is not None:
-            found[self.spec["path"]] = script
+            self._imported[self.spec["path"]] = script
         self._note_variables(recorder.variables)
-        stamps.write(self.spec["stamps"], self.token, bytes.fromhex(self.spec["key"]), found)
+
+    def publish(self) -> None:
+        """Write the stamps, by which clients choose this generation: when a worker is ready, the first of them all."""
+        found = stamps.read(self.spec["stamps"])
+        if found is None or found[0] != self.token:
+            stamps.write(self.spec["stamps"], self.token, bytes.fromhex(self.spec["key"]), self._imported)
 
     def _wanted(self) -> list[str]:
         """Return the modules to import: the program's own, those named by the user, and those that a run has shown."""

@@ -57,6 +57,8 @@ def prepare() -> None:
     gc.collect()
     gc.freeze()
     _spare = Spare()
+    if _template is not None:
+        _template.publish()
 
 
 def release() -> None:

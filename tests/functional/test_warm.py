@@ -105,7 +105,7 @@ ACTIONS = [
 
 
 CASES = [("native", action) for action in ACTIONS]
-CASES += [("python", action) for action in ACTIONS if action[:1] in (("raise",), ("die",), ("surroundings",), ("echo",))]
+CASES += [("python", action) for action in ACTIONS if action and action[0] in ("raise", "die", "surroundings", "echo")]
 
 
 @pytest.mark.parametrize(("client", "action"), CASES, ids=str)

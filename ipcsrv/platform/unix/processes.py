@@ -187,8 +187,17 @@ def end_with_parent(wanted: bool) -> None:
 def protect_children(*sockets: socket.SocketType) -> None:
     """In a worker: make every child that the handler forks a plain process.
 
-    It gets the system's signal dispositions and mask back, and none of the worker's own sockets.
+    It gets the system's signal dispositions and mask back, and none of the worker's own sockets. The signals are
+    blocked meanwhile: one that comes before the dispositions are back would be lost.
     """
+    numbers = {getattr(signal, name) for name in _SERVER_SIGNALS}
+    masks: list[set[signal.Signals]] = []
+
+    def before_fork() -> None:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))  # type: ignore[arg-type]
+
+    def after_fork_in_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
 
     def after_fork() -> None:
         signal.set_wakeup_fd(-1)
@@ -199,7 +208,7 @@ def protect_children(*sockets: socket.SocketType) -> None:
         for each in sockets:
             each.close()
 
-    os.register_at_fork(after_in_child=after_fork)
+    os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork)
 
 
 def start_ticks(pid: int) -> int:

@@ -1,0 +1,204 @@
+"""Handlers that do with their process what a handler may do by mistake: threads, forks, descriptors, strange objects."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+if os.environ.get("THREAD_AT_IMPORT"):
+    threading.Thread(target=time.sleep, args=(600,), name="a-thread-of-the-module", daemon=True).start()
+if os.environ.get("DEFAULT_TIMEOUT"):
+    socket.setdefaulttimeout(float(os.environ["DEFAULT_TIMEOUT"]))
+
+
+def leaves_a_thread(request: bytes) -> bytes:
+    """Starts a thread that is no daemon and does not end."""
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    return request
+
+
+def forks_a_sleeper(request: bytes) -> bytes:
+    """Leaves a child that sleeps with all its descriptors open; then fails, dies, or answers."""
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    if request == b"raise":
+        raise ValueError("after the fork")
+    if request == b"die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return request
+
+
+def terminates_a_child(request: bytes) -> bytes:
+    """How many seconds a child takes to end after SIGTERM."""
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(15,))
+    child.start()
+    began = time.monotonic()
+    child.terminate()
+    child.join()
+    return b"%.3f" % (time.monotonic() - began)
+
+
+def leaves_a_grandchild(request: bytes) -> bytes:
+    """Leaves a process whose parent has ended."""
+    if (child := os.fork()) == 0:
+        if os.fork() == 0:
+            time.sleep(0.05)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return request
+
+
+def crashes(request: bytes) -> bytes:
+    """Dies of a segmentation fault."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(10)
+    return request
+
+
+def writes_to_descriptors(request: bytes) -> bytes:
+    """Writes garbage to every descriptor beyond standard error."""
+    for number in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(number, b"\xff" * 100)
+    return request
+
+
+def lowers_its_limit(request: bytes) -> bytes:
+    """Leaves this process without a descriptor for another connection."""
+    if request == b"lower":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    return b"%d" % os.getpid()
+
+
+def interrupted_calls(request: bytes) -> bytes:
+    """How many of some waits of 50 ms in C, which a signal would cut short, were cut short."""
+    import ctypes
+
+    poll = ctypes.CDLL(None, use_errno=True).poll
+    return b"%d" % sum(poll(None, 0, 50) != 0 for _ in range(6))
+
+
+def subprocess_ignores(request: bytes) -> bytes:
+    """The signals that a program started by the handler ignores (proc_pid_status(5))."""
+    code = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('SigIgn')))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip()
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class OddTextError(Exception):
+    def __str__(self) -> str:
+        return 5  # type: ignore[return-value]
+
+
+class BadIterator:
+    def __init__(self, next_: Callable[[], bytes], close: Callable[[], None] = lambda: None) -> None:
+        self._next, self.close = next_, close
+
+    def __iter__(self) -> BadIterator:
+        return self
+
+    def __next__(self) -> bytes:
+        return self._next()
+
+
+class BadIterable:
+    def __iter__(self) -> Iterator[bytes]:
+        raise RuntimeError("no iterator")
+
+
+class Liar:
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("no class")
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+def _closed_file() -> Any:
+    file = open(os.devnull, "rb")  # noqa: SIM115
+    file.close()
+    return file
+
+
+def _released() -> memoryview:
+    view = memoryview(b"gone")
+    view.release()
+    return view
+
+
+def _one_chunk_then(close: Callable[[], None]) -> BadIterator:
+    chunks = iter([b"chunk"])
+    return BadIterator(lambda: next(chunks), close)
+
+
+MISTAKES: dict[str, Callable[[], Any]] = {
+    "unprintable exception": lambda: _raise(UnprintableError()),
+    "exception with a number as text": lambda: _raise(OddTextError()),
+    "closed file": _closed_file,
+    "iterable without iterator": BadIterable,
+    "iterator that raises GeneratorExit": lambda: BadIterator(lambda: _raise(GeneratorExit())),
+    "iterator that raises SystemExit": lambda: BadIterator(lambda: _raise(SystemExit(3))),
+    "iterator that raises KeyboardInterrupt": lambda: BadIterator(lambda: _raise(KeyboardInterrupt())),
+    "chunk that is text": lambda: iter(["text"]),
+    "chunk that is released": lambda: iter([_released()]),
+    "released memory": _released,
+    "object whose class raises": Liar,
+    "chunk whose class raises": lambda: iter([Liar()]),
+    "number": lambda: 5,
+    "class": lambda: bytes,
+    "SystemExit": lambda: _raise(SystemExit(3)),
+    "KeyboardInterrupt": lambda: _raise(KeyboardInterrupt()),
+    "RecursionError": lambda: _recurse(),
+}
+ODDITIES: dict[str, tuple[Callable[[], Any], bytes]] = {
+    "close that raises": (lambda: _one_chunk_then(lambda: _raise(RuntimeError("no close"))), b"chunk"),
+    "close that exits": (lambda: _one_chunk_then(lambda: _raise(SystemExit(3))), b"chunk"),
+    "two dimensions": (lambda: memoryview(b"abcd").cast("B", (2, 2)), b"abcd"),
+    "every second byte": (lambda: memoryview(b"a-b-c-")[::2], b"abc"),
+    "array": (lambda: array.array("H", [0x6161, 0x6262]), b"aabb"),
+    "bytearray": (lambda: bytearray(b"bytes"), b"bytes"),
+}
+
+
+def _recurse() -> bytes:
+    return _recurse()
+
+
+def mistake(request: bytes) -> Any:
+    """Does what the request names."""
+    name = request.decode()
+    return ODDITIES[name][0]() if name in ODDITIES else MISTAKES[name]() if name in MISTAKES else request
+
+
+def endless_empty_chunks(request: bytes) -> Iterator[bytes]:
+    """Chunks without data, and a note in the file that the request names when the iterator is closed."""
+    try:
+        while True:
+            yield b""
+    finally:
+        open(request.decode(), "wb").close()
+
+
+def hang_or_echo(request: bytes) -> bytes:
+    """Hangs if asked to."""
+    if request == b"hang":
+        time.sleep(600)
+    return request

@@ -1,0 +1,154 @@
+"""A handler's process behaves as a plain Python program, and a handler's mistake is the handler's alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+from faults import load
+
+import ipcsrv
+
+if sys.platform == "win32":
+    pytest.skip("forks, signals and descriptors of Unix", allow_module_level=True)
+
+from faults.handlers_of_processes import MISTAKES, ODDITIES
+
+HERE = "handlers_of_processes"
+Background = Callable[[Callable[[], object]], load.Future]
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+
+
+def test_handler_mistakes_are_handler_errors(server: ServerFactory) -> None:
+    running = server(f"{HERE}:mistake", "--workers", "1")
+    pids = load.worker_pids(running)
+    for name in MISTAKES:
+        with pytest.raises(ipcsrv.HandlerError) as caught:
+            running.call(name.encode())
+        assert type(caught.value) is ipcsrv.HandlerError, name
+    for name, (_, response) in ODDITIES.items():
+        assert running.call(name.encode()) == response, name
+    with ipcsrv.connect(running.path) as kept:  # the same beside the fast path: requests in one write
+        for name, (_, response) in ODDITIES.items():
+            assert kept.call(name.encode()) == response, name
+    assert load.worker_pids(running) == pids
+
+
+def test_client_that_hangs_up_ends_an_endless_stream(server: ServerFactory, tmp_path: Path) -> None:
+    running = server(f"{HERE}:endless_empty_chunks", "--workers", "1")
+    closed = tmp_path / "closed"
+    client = load.raw(running.path, load.message(os.fsencode(closed)))
+    load.wait_until(lambda: load.workers_of(running)[0]["state"] == "busy", "the stream runs")
+    client.close()
+    load.wait_until(closed.exists, "the iterator is closed")
+
+
+# -- forks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("request_", "error"), [(b"raise", ipcsrv.HandlerError), (b"die", ipcsrv.HandlerCrashed)])
+def test_forked_child_does_not_keep_the_client(server: ServerFactory, request_: bytes, error: type[Exception]) -> None:
+    running = server(f"{HERE}:forks_a_sleeper", "--workers", "1")
+    began = time.monotonic()
+    with pytest.raises(error):
+        running.call(request_)
+    with load.raw(running.path, load.message(request_)) as client:
+        load.rest_of(client)  # to the end of file, which the child's copy does not hold back
+    assert time.monotonic() - began < 10
+
+
+def test_forked_child_ends_on_sigterm(server: ServerFactory) -> None:
+    running = server(f"{HERE}:terminates_a_child", "--workers", "1")
+    assert float(running.call()) < 5
+
+
+def test_subprocess_ignores_no_signal_of_the_server(server: ServerFactory) -> None:
+    running = server(f"{HERE}:subprocess_ignores", "--workers", "1")
+    ignored = int(running.call(), 16)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    mine = next(line.split()[1] for line in lines if line.startswith("SigIgn"))
+    assert ignored & ~int(mine, 16) & ~(1 << signal.SIGPIPE - 1) & ~(1 << signal.SIGXFSZ - 1) == 0
+
+
+def test_no_signal_interrupts_a_handler(server: ServerFactory, in_background: Background) -> None:
+    running = server(f"{HERE}:interrupted_calls", "--workers", "1")
+    waiting = in_background(lambda: running.call(b"beside"))
+    assert running.call() == waiting.result() == b"0"
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_worker_that_cannot_exit_is_replaced(server: ServerFactory) -> None:
+    running = server(f"{HERE}:leaves_a_thread", "--workers", "2", "--max-requests", "1", "--drain-timeout", "1")
+    for number in range(150):  # more than there are slots
+        assert running.call(b"%d" % number) == b"%d" % number
+    states = [worker["state"] for worker in load.workers_of(running)]
+    assert "leaving" in states
+    assert all(worker["leaving_seconds"] < 20 for worker in load.workers_of(running) if worker["state"] == "leaving")
+    running.output.wait_for("stacks of worker")
+    assert running.stop(timeout=5.0) == 0
+
+
+def test_threads_of_the_module_are_named_in_a_warning(server: ServerFactory) -> None:
+    running = server(f"{HERE}:hang_or_echo", env={"THREAD_AT_IMPORT": "1"})
+    running.stop()
+    said = running.output.rest()
+    assert "a-thread-of-the-module" in said and "--no-preload" in said
+
+
+# -- process-wide state -----------------------------------------------------------------------------------------------
+
+
+def test_default_socket_timeout_changes_nothing(server: ServerFactory) -> None:
+    running = server(f"{HERE}:hang_or_echo", "--workers", "1", env={"DEFAULT_TIMEOUT": "0.2"})
+    stalled = load.raw(running.path, b"0010half")
+    with ipcsrv.connect(running.path) as kept:
+        for pause in (0.0, 0.5):
+            time.sleep(pause)  # longer than the default timeout: a silent connection is not affected by it
+            assert kept.call(b"x" * 200_000, timeout=5.0) == b"x" * 200_000
+    stalled.close()
+    assert load.is_whole(running)
+    assert running.stop() == 0
+
+
+def test_worker_without_descriptors_is_replaced(server: ServerFactory) -> None:
+    running = server(f"{HERE}:lowers_its_limit", "--workers", "1")
+    first = running.call(b"lower")
+    assert running.call(b"again", timeout=10.0) != first
+
+
+# -- crashes ----------------------------------------------------------------------------------------------------------
+
+
+def test_segmentation_fault_leaves_a_stack_in_the_log(server: ServerFactory) -> None:
+    running = server(f"{HERE}:crashes", "--workers", "1")
+    with pytest.raises(ipcsrv.HandlerCrashed, match="SIGSEGV"):
+        running.call()
+    running.output.wait_for("Segmentation fault")
+    running.output.wait_for("in crashes")
+    running.output.wait_for("killed by SIGSEGV")
+
+
+def test_worker_that_writes_garbage_is_killed_and_replaced(server: ServerFactory) -> None:
+    running = server(f"{HERE}:writes_to_descriptors", "--workers", "2")
+    for _ in range(5):
+        with load.raw(running.path, load.message(b"garbage")) as client:
+            with contextlib.suppress(ConnectionError):
+                client.recv(1000)  # whatever it is
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+    assert running.status()["state"] == "running"
+    assert running.stop(timeout=5.0) == 0

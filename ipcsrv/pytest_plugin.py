@@ -31,7 +31,7 @@ _CRASHED = re.compile(r"worker \d+ \(slot \d+\) (exited|was killed|ended)")
 
 @pytest.fixture
 def ipcsrv_path() -> Iterator[str]:
-    """A path for a socket, at which there is nothing yet: short enough for every system, in a new private folder."""
+    """Return a path at which there is nothing yet, in a new private folder, short enough for a socket."""
     import shutil
     import tempfile
 
@@ -43,7 +43,7 @@ def ipcsrv_path() -> Iterator[str]:
 
 @pytest.fixture
 def ipcsrv_server(request: pytest.FixtureRequest, ipcsrv_path: str) -> Iterator[ServerFactory]:
-    """Start servers for one test: `server = ipcsrv_server(handler, workers=2)`; see `TestServer`.
+    """Return a function that starts servers: `ipcsrv_server(handler, workers=2)`; see `TestServer`.
 
     Each listens when the call returns and is stopped after the test, which then fails if the handler failed although
     `may_fail` does not say so, or if a process or a file of the server is left. A failed test shows the server's log.
@@ -106,7 +106,7 @@ class TestServer:
             self._server = ipcsrv.Server(self.path, handler, **{"log_level": "info", **settings})
 
     def start(self) -> None:
-        """Start the server; returns when clients can connect, raises what kept the server from it."""
+        """Start the server and return when clients can connect; raises what kept the server from it."""
         __tracebackhide__ = True
         if self.inline:
             self._start_inline()
@@ -138,13 +138,28 @@ class TestServer:
             time.sleep(0.001)  # the server says that it listens on its socket alone
 
     def call(self, request: bytes = b"", timeout: float | None = TIMEOUT) -> bytes:
-        """Send one request and return the response; timeout: seconds.  Raises as `ipcsrv.call`."""
+        """Send one request and return the response.
+
+        Args:
+            request: the bytes to send.
+            timeout: seconds for all of it; None waits for ever.
+
+        Raises:
+            IpcError: as `ipcsrv.call`.
+        """
         import ipcsrv
 
         return ipcsrv.call(self.path, request, timeout=timeout)
 
     def connect(self, timeout: float | None = TIMEOUT) -> ipcsrv.Connection:
-        """Return a connection for several requests; timeout: seconds.  Raises as `ipcsrv.connect`."""
+        """Return a connection for several requests.
+
+        Args:
+            timeout: seconds for connecting, and for each call unless that has one; None waits for ever.
+
+        Raises:
+            IpcError: as `ipcsrv.connect`.
+        """
         import ipcsrv
 
         return ipcsrv.connect(self.path, timeout=timeout)
@@ -163,7 +178,7 @@ class TestServer:
 
     @property
     def log(self) -> str:
-        """What the server has logged until now."""
+        """Return what the server has logged until now."""
         if self._last_log is not None:
             return self._last_log
         try:
@@ -173,7 +188,11 @@ class TestServer:
             return ""
 
     def stop(self) -> None:
-        """Let the server finish its requests and stop; returns when it has stopped. A stopped server is left alone."""
+        """Let the server finish its requests and stop; a stopped server is left alone.
+
+        Raises:
+            TimeoutError: a request takes too long.
+        """
         if self._stopped:
             return
         self._stopped = True

@@ -263,7 +263,21 @@ def test_enable_refuses_what_cannot_work(
     monkeypatch.undo()
     monkeypatch.setattr(mounts, "file_system", lambda _: "nfs4")
     assert main(["enable", str(folder / "r")]) == 1
-    assert capsys.readouterr().err.count("fsmonitor: ") == 4
+    monkeypatch.undo()
+    subprocess.run(["git", "init", "--quiet", "--separate-git-dir=apart", "separate"], check=True)
+    assert main(["enable", "separate"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("fsmonitor: ") == 5
+    assert said.endswith("configure core.worktree there\n")
+
+
+def test_another_work_tree_of_the_same_git_folder_is_looked_at(tree: Tree, folder: Path) -> None:
+    enable(tree, "--hook")
+    tree.git("status")
+    shutil.copytree(tree.root, folder / "other", ignore=shutil.ignore_patterns(".git"), symlinks=True)
+    (folder / "other" / "first").write_text("changed\n")
+    said = tree.git("--git-dir", str(tree.root / ".git"), "--work-tree", str(folder / "other"), "status", "--short")
+    assert " M first" in said.splitlines()
 
 
 def test_stop_and_start_keep_what_is_configured(tree: Tree) -> None:

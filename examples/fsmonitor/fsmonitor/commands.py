@@ -14,7 +14,7 @@ from pathlib import Path
 import ipcsrv
 
 from . import mounts
-from .repository import OLDEST_GIT, SOCKET_NAME, Repository, RepositoryError, git, git_has_ipc, git_version
+from .repository import OLDEST_GIT, SOCKET_NAME, Repository, RepositoryError, git, git_has_ipc, git_version, worktree_of
 
 IDLE_EXIT = 3600.0  # seconds without a question, for a monitor that a hook can start again
 STARTUP_TIMEOUT = 600.0  # seconds for the watches of a large tree on a cold disk
@@ -26,7 +26,7 @@ HOOK = """\
 #!/bin/sh
 # Git's fsmonitor hook, protocol version 2 (githooks(5)): print what has changed since the token $2.
 # Written by `fsmonitor enable`, removed by `fsmonitor disable`.
-[ "$1" = 2 ] || exit 1
+[ "$1" = 2 ] && [ -z "$GIT_WORK_TREE" ] || exit 1  # with --work-tree it may be another one
 dir=${{GIT_DIR:-.git}}
 [ -d "$dir" ] || read -r _ dir <"$dir"  # a linked work tree or a submodule: "gitdir: FOLDER"
 ask() {{ {call} "$dir/{socket}" "$1" --timeout {timeout} 2>/dev/null; }}
@@ -134,6 +134,8 @@ def _check(repository: Repository) -> None:
                               "git config core.fsmonitor true")
     if git_version() < OLDEST_GIT:
         raise RepositoryError(f"Git {'.'.join(map(str, OLDEST_GIT))} or newer is needed")
+    if os.path.realpath(worktree_of(repository.git_dir)) != os.path.realpath(repository.worktree):
+        raise RepositoryError(f"{repository.git_dir} names another work tree; correct its core.worktree")
     kind = mounts.file_system(repository.worktree)
     if kind.startswith(mounts.REMOTE):
         raise RepositoryError(f"{repository.worktree} is on a file system ({kind}) that other machines change "

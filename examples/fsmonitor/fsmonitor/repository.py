@@ -50,7 +50,7 @@ def worktree_of(git_dir: str) -> str:
         return os.path.normpath(os.path.join(git_dir, configured))
     if os.path.basename(os.path.realpath(git_dir)) == ".git":
         return os.path.dirname(os.path.realpath(git_dir))
-    raise RepositoryError(f"{git_dir} belongs to no work tree")
+    raise RepositoryError(f"{git_dir} does not say where its work tree is; configure core.worktree there")
 
 
 @dataclass(frozen=True)

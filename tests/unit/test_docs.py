@@ -120,6 +120,7 @@ MESSAGES = [
     ipcsrv.ServerStopping(""),
     ipcsrv.SocketStolen("s"),
     ipcsrv.StartError("no"),
+    ipcsrv.StartTimeout(3.0),
     ipcsrv.TooLarge("5 bytes"),
     ipcsrv.Untrusted("s", PEER),
 ]
@@ -133,6 +134,12 @@ def test_message_is_explained(error: ipcsrv.IpcError) -> None:
         if re.search(".*".join(re.escape(part.strip()) for part in parts), str(error)):
             return
     pytest.fail(f"docs/troubleshooting.md does not explain: {error}")
+
+
+def test_every_error_is_explained_or_explains_itself(pages_from_code: ModuleType) -> None:
+    by_reason = {"IpcError", "InvalidPath", "LocalProtocolError", "ProtocolError", "ServerError", "SettingsError"}
+    explained = {type(error).__name__ for error in MESSAGES}
+    assert explained | by_reason == {kind.__name__ for kind in pages_from_code.error_types()}
 
 
 def test_examples_of_bytes_are_right() -> None:

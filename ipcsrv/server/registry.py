@@ -21,6 +21,8 @@ from ..platform import lifecycle
 
 _FOLDER = "servers"
 _SUFFIX = ".json"
+_UNFINISHED = ".new"
+_UNFINISHED_AGE = 60.0  # seconds after which the writer of such a file was killed
 
 
 @contextlib.contextmanager
@@ -52,9 +54,9 @@ def _add(record: dict[str, Any]) -> str:
              "pid": record["pid"], "since": time.time()}  # fmt: skip
     digest = f"{crc32(os.fsencode(record['path'])):08x}"  # one process may have several servers, one after the other
     file = os.path.join(folder, f"{record['pid']}-{digest}{_SUFFIX}")
-    with open(file + ".new", "w", encoding="utf-8") as stream:
+    with open(file + _UNFINISHED, "w", encoding="utf-8") as stream:
         json.dump(entry, stream)
-    os.replace(file + ".new", file)
+    os.replace(file + _UNFINISHED, file)
     return file
 
 
@@ -93,15 +95,22 @@ def _read(folder: str) -> list[dict[str, Any]]:
         return []
     found = []
     for name in names:
-        if name.endswith(_SUFFIX):
-            file = os.path.join(folder, name)
-            entry = _running(file)
-            if entry is not None:
-                found.append(entry)
-            else:
-                with contextlib.suppress(OSError):
-                    os.unlink(file)
+        file = os.path.join(folder, name)
+        entry = _running(file) if name.endswith(_SUFFIX) else None
+        if entry is not None:
+            found.append(entry)
+        elif name.endswith(_SUFFIX) or _is_abandoned(file):
+            with contextlib.suppress(OSError):
+                os.unlink(file)
     return found
+
+
+def _is_abandoned(file: str) -> bool:
+    """Whether a file was begun by a process that was killed before it finished."""
+    try:
+        return file.endswith(_UNFINISHED) and time.time() - os.stat(file).st_mtime > _UNFINISHED_AGE
+    except OSError:
+        return False
 
 
 def _running(file: str) -> dict[str, Any] | None:

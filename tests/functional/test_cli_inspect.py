@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def registry(tmp_path: Path) -> list[str]:
 def test_list_has_every_running_server(server: ServerFactory, sock_dir: str, tmp_path: Path) -> None:
     one = server("handlers_for_tests:echo", "-w2", path=f"{sock_dir}/1")
     two = server("handlers_for_tests:upper", "-w1", "--name", "two", path=f"{sock_dir}/2")
-    support.wait_until(lambda: len(registry(tmp_path)) == 2, "both are registered")
+    support.wait_until(lambda: len(listed(sock_dir)) == 2, "both are registered")
     facts = listed(sock_dir)
     assert [(entry["path"], entry["handler"], entry["name"], entry["pid"], entry["workers"], entry["busy"])
             for entry in facts] == [
@@ -70,10 +71,16 @@ def test_registry_is_empty_after_a_stop(daemon: str, sock_dir: str, tmp_path: Pa
 
 def test_killed_server_leaves_the_list(server: ServerFactory, sock_dir: str, tmp_path: Path) -> None:
     running = server("handlers_for_tests:echo", "-w1")
-    support.wait_until(lambda: registry(tmp_path), "it is registered")
+    support.wait_until(lambda: any(name.endswith(".json") for name in registry(tmp_path)), "it is registered")
     running.kill()
     assert len(registry(tmp_path)) == 1
+    for name, age in (("1-0.json.new", 3600), ("2-0.json.new", 0)):  # of a killed process, and one just being written
+        file = tmp_path / "ipcsrv" / "servers" / name
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
     assert listed(sock_dir) == []
+    assert registry(tmp_path) == ["2-0.json.new"]
+    file.unlink()
     assert registry(tmp_path) == []
 
 

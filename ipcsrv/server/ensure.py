@@ -16,7 +16,7 @@ from ..client import control
 from ..client import sync as client
 from ..config import fingerprint
 from ..deadline import Deadline
-from ..errors import AddressInUse, ConnectionLost, NotListening, ServerStopping, StartTimeout, from_fields
+from ..errors import AddressInUse, ConnectionLost, NotListening, ServerError, StartTimeout, from_fields
 from ..folders import absolute
 from ..platform import lifecycle
 from ..state import State
@@ -81,7 +81,7 @@ class _Ensurer:
                  deadline: Deadline) -> None:
         self._path, self._handler, self._given = path, handler, given
         self._on_mismatch = on_mismatch
-        self._deadline = deadline
+        self._deadline, self._is_bounded = deadline, deadline.timeout is not None
         self._loaded: Settings | None = None
         self._pause = _FIRST_PAUSE
 
@@ -91,15 +91,18 @@ class _Ensurer:
                 try:
                     if self._is_current():
                         return False
-                except (NotListening, ConnectionLost, ServerStopping):
-                    pass  # it stops just now
+                except (NotListening, ConnectionLost):
+                    self._bound()  # it stops just now, or too many callers ask it at the same moment
+                except ServerError:
+                    if client.active_state(self._path) is State.LISTENING:
+                        raise  # or else it stops just now
             else:
                 try:
                     self._start()
                     return True
-                except AddressInUse:
-                    if not lifecycle.is_locked(self._path) and client.active_state(self._path) is not State.LISTENING:
-                        raise  # by what is no server that is starting
+                except AddressInUse as error:
+                    if error.reason is not None:
+                        raise  # it is not a server of ipcsrv that has the path
                 self._wait_for_another()
             if self._deadline.expired:
                 raise StartTimeout(self._deadline.timeout)
@@ -113,17 +116,20 @@ class _Ensurer:
             from ..config.settings import load
 
             self._loaded = load(self._given, environ=os.environ)[0]
-            if self._deadline.timeout is None:
-                from .starting import START_MARGIN
-
-                self._deadline = Deadline(self._loaded.startup_timeout + START_MARGIN)
         return self._loaded
 
     def _start(self) -> None:
-        from .starting import start_daemon
+        from .starting import START_MARGIN, start_daemon
 
         settings = self._settings()
+        if not self._is_bounded:
+            self._deadline = Deadline(settings.startup_timeout + START_MARGIN)
         start_daemon(self._path, self._handler, settings, timeout=self._deadline.remaining(), abandon=True)
+
+    def _bound(self) -> None:
+        """Have an end also where the caller has set none and the server does not answer."""
+        if self._deadline.timeout is None:
+            self._deadline = Deadline(self._settings().startup_timeout)
 
     def _wait_for_another(self) -> None:
         """Wait until the server that another process is starting listens; raise why it does not."""

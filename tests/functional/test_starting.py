@@ -260,3 +260,11 @@ def test_every_caller_of_a_failing_start_gets_the_reason(mark: str, sock_path: s
     said = [caller.communicate(timeout=support.TIMEOUT) for caller in callers]
     assert all(line.startswith(b"True cannot load handler broken:f: ZeroDivisionError") for line, _ in said), said
     assert (tmp_path / "imports").read_text() == "x"  # it was tried once
+
+
+def test_start_that_fails_at_once_is_no_address_in_use(mark: str, sock_path: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    callers = [program(WAITER, sock_path, mark=mark, folder=tmp_path) for _ in range(6)]
+    said = [caller.communicate(timeout=support.TIMEOUT) for caller in callers]
+    assert all(line.startswith(b"True cannot load handler broken:f: ZeroDivisionError") for line, _ in said), said
+    assert os.listdir(os.path.dirname(sock_path)) == []

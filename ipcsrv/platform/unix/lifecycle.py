@@ -286,7 +286,7 @@ def leave_alone(pid: int) -> None:
 
 def reap_left_alone() -> None:
     """Reap the detached servers of this process that have ended."""
-    _left_alone.difference_update([pid for pid in _left_alone if _reaped(pid)])
+    _left_alone.difference_update([pid for pid in list(_left_alone) if _reaped(pid)])
 
 
 def _signal(pid: Any, number: int) -> None:

@@ -205,6 +205,30 @@ def test_pids_of_another_namespace_are_left_alone(sock_path: str, words: Path) -
         stranger.communicate(b"\n")
 
 
+def test_hung_server_of_another_namespace_is_reported(sock_path: str, tmp_path: Path) -> None:
+    import shutil
+    import signal
+    import subprocess
+
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("only root can make a pid namespace")
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "ipcsrv", "run", sock_path,
+               "zlib:crc32", "--workers", "1"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=support.environment()) as container:
+        try:
+            ipcsrv.wait_until_listening(sock_path, 20)
+            (master,) = support.children(container.pid)
+            os.kill(master, signal.SIGSTOP)
+            with pytest.raises(ipcsrv.ServerError, match="in another pid namespace; stop it in its container"):
+                ipcsrv.stop(sock_path, now=True)
+            assert master in support.children(container.pid)
+            os.kill(master, signal.SIGCONT)
+            ipcsrv.stop(sock_path, timeout=20)
+        finally:
+            container.kill()
+    assert os.listdir(os.path.dirname(sock_path)) == []
+
+
 def test_restart_of_a_foreground_server_is_refused(server: Any, sock_path: str) -> None:
     server("handlers_for_tests:echo", "--workers", "1")
     done = support.run_command("restart", sock_path)

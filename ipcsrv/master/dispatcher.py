@@ -416,12 +416,11 @@ class Dispatcher:
         self.kick()
         self.pump()
 
-    @staticmethod
-    def _count_lost(words: memoryview[int], code: str) -> None:
-        """Count the request that a worker died with; its slot is about to be folded into the totals."""
+    def _count_lost(self, words: memoryview[int], code: str) -> None:
+        """Count the request that a worker died with."""
         if words[board.SINCE_NS]:
-            words[board.REQUESTS] += 1
-        words[board.TIMEOUTS if code == "timeout" else board.LOST] += 1
+            self._count(board.REQUESTS)
+        self._count(board.TIMEOUTS if code == "timeout" else board.LOST)
 
     def audit(self) -> None:
         """Find connections that a dead worker had taken from the queue before it wrote so into its slot.
@@ -434,7 +433,7 @@ class Dispatcher:
         if target is None or target.writer is None or not self._suspects:
             return
         messages = serving.taken_back(target.reader)
-        target.passed -= len(messages)
+        target.passed = target.taken()  # exact from now on, whatever the dead worker has written into its slot
         queued = set()
         for message in messages:
             number = parse_passed(message).number

@@ -252,6 +252,8 @@ class Scoreboard:
     def fold(self, slot: int) -> None:
         """Keep what a worker that is gone has counted, and free its slot."""
         counted = self._words[slot][FIRST_COUNTER:_END_OF_COUNTED].tolist()
+        if max(counted) > _IMPOSSIBLE:  # its handler has written to memory or descriptors that are not its own
+            counted = [0] * len(counted)
         self.departed = [kept + more for kept, more in zip(self.departed, counted, strict=True)]
         self.clear(slot)
 
@@ -271,6 +273,7 @@ class Scoreboard:
         self.header.release()
 
 
+_IMPOSSIBLE = 1 << 60
 _ZEROES = memoryview(bytes(_END * 8)).cast("Q")
 
 

@@ -452,6 +452,8 @@ static ssize_t take_message(Path *self, int queue, int fds[2], int *fd_count)
     if (size < 0) {
         if (errno == EAGAIN || errno == EWOULDBLOCK)
             return -1;
+        if (errno == ECONNRESET) /* the master has closed its end, with bytes unread that a handler has written */
+            return 0;
         PyErr_SetFromErrno(PyExc_OSError);
         return -2;
     }

@@ -159,7 +159,7 @@ class Worker:
 
     def _take(self) -> bool:
         """Take one message of the queue and serve its connection; False if there was none."""
-        path, draining = self._path, self._header[board.DRAINING]
+        path, draining = self._path, self._header[board.DRAINING] == 1
         outcome = path.take(self._queue, 0 if draining else self._patience_ns, not draining)
         if outcome == DONE:
             self._patience_ns = MOST_PATIENCE_NS
@@ -213,7 +213,7 @@ class Worker:
             self.give_back(connection, Returned(number, Stage.BETWEEN), None)
 
     def _run_path(self, connection: AcceptedConnection, number: int) -> int:
-        patience = 0 if self._header[board.DRAINING] else self._patience_ns
+        patience = 0 if self._header[board.DRAINING] == 1 else self._patience_ns
         return self._path.run(connection, number, 0, patience, True)
 
     def _serve_next(self, connection: AcceptedConnection, number: int, waited: int, outcome: int) -> None:
@@ -339,7 +339,7 @@ class Worker:
     def _forget(self, connection: AcceptedConnection, number: int) -> None:
         """Close this copy and let the master know that it can close its own."""
         words = self.words
-        if self._header[board.DRAINING] or not push_ended(words, number):
+        if self._header[board.DRAINING] == 1 or not push_ended(words, number):
             self.tell(Kind.ENDED, pack_number(number))
         words[LENT] = 0
         connection.close()

@@ -70,7 +70,10 @@ class QueueReader(Sendable):
         The connection is None if this process had no descriptor left for it (or the message brings none).
         flags: `DONTWAIT`, to raise `BlockingIOError` where it would wait. The caller closes the descriptors.
         """
-        data, ancillary, _, _ = self.recvmsg(_LARGEST if _HAS_RECORDS else _FIXED, _ANCILLARY, flags | CLOEXEC)
+        try:
+            data, ancillary, _, _ = self.recvmsg(_LARGEST if _HAS_RECORDS else _FIXED, _ANCILLARY, flags | CLOEXEC)
+        except ConnectionResetError:  # the master has closed its end, with bytes unread that a handler has written
+            return END
         if not data:
             return END
         if not ancillary:

@@ -262,7 +262,7 @@ class FreshSpawner:
         process = self._context.Process(target=_entry("run_fresh_worker"), args=(self._job, number, slot, end),
                                         name=f"ipcsrv-worker-{number}")
         try:
-            with children.starting():
+            with serving.quiet_about_threads(), children.starting():
                 process.start()
         except OSError as error:
             self._facts.spawn_failed(number, str(error))

@@ -29,7 +29,7 @@ class Watchdog:
 
     def __init__(self, processes: WorkerProcesses, request_timeout: float | None) -> None:
         self._processes, self._limit = processes, request_timeout
-        self._seen: dict[int, tuple[int, float]] = {}  # by worker: the word LENT, and since when it is that
+        self._seen: dict[int, tuple[tuple[int, int], float]] = {}  # by worker: LENT and TAKEN, and since when they are
         self._asked: WorkerProcess | None = None
         self._asked_at = 0.0
 
@@ -66,16 +66,17 @@ class Watchdog:
         return self._limit
 
     def _age(self, worker: WorkerProcess, words: memoryview[int], now: float) -> float | None:
-        """For how long a worker has been at a request, or stuck with a connection outside of its handler."""
+        """For how long a worker has been at a request, or has done nothing with what it has or could take."""
         if since := words[board.SINCE_NS]:
             return (monotonic_ns() - since) / 1e9
         lent = words[board.LENT]
-        if not lent:
+        if not lent and not self._processes.has_queued(worker):
             self._seen.pop(worker.number, None)
             return None
+        seen = lent, words[board.TAKEN]
         before = self._seen.get(worker.number)
-        if before is None or before[0] != lent:
-            self._seen[worker.number] = lent, now
+        if before is None or before[0] != seen:
+            self._seen[worker.number] = seen, now
             return 0.0
         return now - before[1]
 

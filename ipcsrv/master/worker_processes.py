@@ -293,6 +293,11 @@ class WorkerProcesses:
                                  for words in generation.slots.values()]
         return self._slots_known
 
+    def has_queued(self, worker: WorkerProcess) -> bool:
+        """Whether something waits in the queue that this worker reads."""
+        generation = self._generations[worker.generation]
+        return worker.ready and generation.passed > generation.taken()
+
     def anyone_busy(self) -> bool:
         """Whether a worker has a request."""
         return any(words[board.LENT] or words[board.SUSPENDED] for words in self.serving_slots())

@@ -396,4 +396,5 @@ def quiet_about_threads() -> Any:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*multi-threaded.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="resource_tracker", category=UserWarning)  # it was killed
         yield

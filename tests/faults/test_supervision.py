@@ -1,0 +1,248 @@
+"""Whatever dies in whatever order, a stop ends, a reload ends in a serving generation, and no process is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import support
+from conftest import ServerFactory
+from faults import load
+
+import ipcsrv
+
+if sys.platform == "win32":
+    pytest.skip("signals and a template", allow_module_level=True)
+
+HANG = "handlers_of_processes:hang_or_echo"
+ECHO = "handlers_for_tests:echo"
+METHODS = ("fork", "forkserver", "spawn")
+Background = Callable[[Callable[[], object]], load.Future]
+
+
+# -- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_stop_ends_when_template_and_worker_die(server: ServerFactory, in_background: Background) -> None:
+    running = server(HANG, "--workers", "1", "--drain-timeout", "1.5")
+    template, worker = load.template_pid(running), min(load.worker_pids(running))
+    hung = in_background(lambda: running.call(b"hang"))
+    load.wait_until(lambda: load.workers_of(running)[0]["state"] == "busy", "it hangs")
+    running.signal(signal.SIGTERM)
+    running.output.wait_for("draining")
+    os.kill(template, signal.SIGSTOP)
+    support.kill(worker)
+    os.kill(template, signal.SIGKILL)
+    assert running.wait(4.0) == 0
+    assert isinstance(hung.error(), ipcsrv.IpcError)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.parametrize("method", METHODS)
+def test_any_kills_leave_a_server_that_serves_and_stops(server: ServerFactory, method: str) -> None:
+    rng = random.Random(method)
+    running = server(ECHO, "--workers", "3", "--start-method", method, "--drain-timeout", "2")
+    for step in range(support.rounds(6)):
+        victims = sorted(running.processes() - {running.pid})
+        for pid in rng.sample(victims, rng.randint(1, len(victims))):
+            if rng.random() < 0.3:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            support.kill(pid)
+        if step % 2:
+            running.signal(signal.SIGHUP)
+        load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+        assert running.call(b"%d" % step, timeout=10.0) == b"%d" % step
+    for pid in rng.sample(sorted(running.processes() - {running.pid}), 2):
+        support.kill(pid)
+    assert running.stop(timeout=6.0) == 0
+
+
+# -- starts that are given up -----------------------------------------------------------------------------------------
+
+SPINS = {
+    "sleeps": "import time\ntime.sleep(600)\n",
+    "spins": "while True: pass\n",
+    "spins in C": "sum(map(len, iter(lambda: b'', None)))\n",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", SPINS)
+def test_master_killed_in_an_import_leaves_no_process(
+    server: ServerFactory, tmp_path: Path, method: str, kind: str
+) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "spin.py").write_text(f"open({os.fspath(begun)!r}, 'w').close()\n{SPINS[kind]}")
+    running = server("spin:f", "--start-method", method, listening=False, env={"PYTHONPATH": os.fspath(tmp_path)})
+    load.wait_until(begun.exists, "the import begins")
+    processes = running.processes()
+    running.kill()
+    assert support.wait_gone(processes, 2.0) == set()
+
+
+def test_import_that_takes_too_long_is_reported_with_its_stack(server: ServerFactory, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\ndef waits():\n    time.sleep(600)\nwaits()\n")
+    log = tmp_path / "log"
+    options = "--startup-timeout", "1", "--log-file", os.fspath(log)
+    running = server("slow:f", *options, listening=False, env={"PYTHONPATH": os.fspath(tmp_path)})
+    assert running.wait() == 1
+    assert "in waits" in log.read_text()
+
+
+# -- reloading --------------------------------------------------------------------------------------------------------
+
+
+def test_spawn_reloads_when_its_folder_was_deleted(sock_path: str, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        running = support.RunningServer(sock_path, "zlib:compress", "--start-method", "spawn", "--workers", "1")
+    finally:
+        os.chdir(before)
+    try:
+        running.wait_until_listening()
+        shutil.rmtree(folder)
+        running.signal(signal.SIGHUP)
+        load.wait_until(lambda: running.status()["generation"] == 2 and load.is_whole(running), "it has reloaded")
+        assert running.call(b"x")
+        assert running.stop() == 0
+    finally:
+        running.clean_up()
+
+
+# -- scaling, descriptors ---------------------------------------------------------------------------------------------
+
+
+def test_scaling_never_goes_below_one_worker(server: ServerFactory) -> None:
+    running = server(ECHO, "--workers", "1")
+    running.signal(signal.SIGTTOU)
+    running.output.wait_for("cannot have 0 workers")
+    assert running.status()["workers_wanted"] == 1
+    running.signal(signal.SIGHUP)
+    load.wait_until(lambda: running.status()["generation"] == 2, "it reloads all the same")
+    assert running.call(b"x") == b"x"
+
+
+def test_spawning_without_descriptors_is_a_state(server: ServerFactory) -> None:
+    with load.started_by('ulimit -n 40; exec "$@"'):
+        running = server(ECHO, "--workers", "4")
+    for _ in range(6):
+        running.signal(signal.SIGTTIN)
+    assert running.call(b"x", timeout=10.0) == b"x"
+    assert running.status()["state"] == "running"
+    assert running.stop() == 0
+
+
+# -- the master is gone -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_deadlines_hold_when_the_master_is_gone(
+    server: ServerFactory, in_background: Background, method: str
+) -> None:
+    running = server(HANG, "--workers", "3", "--start-method", method, "--request-timeout", "1")
+    hung = in_background(lambda: running.call(b"hang", timeout=20.0))
+    load.wait_until(lambda: any(worker["state"] == "busy" for worker in load.workers_of(running)), "it hangs")
+    idle = [worker["pid"] for worker in load.workers_of(running) if worker["state"] == "idle"]
+    os.kill(idle[0], signal.SIGSTOP)
+    processes = running.processes()
+    running.kill()
+    assert isinstance(hung.error(), ipcsrv.ConnectionLost)
+    assert support.wait_gone(processes, 5.0) == set()
+
+
+def test_stopped_worker_does_not_hang_its_client(server: ServerFactory) -> None:
+    running = server(ECHO, "--workers", "1", "--request-timeout", "1")
+    (worker,) = load.worker_pids(running)
+    os.kill(worker, signal.SIGSTOP)
+    load.wait_until(lambda: load.process_state(worker) == "T", "it is stopped")
+    assert running.call(b"x", timeout=10.0) == b"x"  # nothing of it was read, so another worker serves it
+
+
+# -- the first process of a container ---------------------------------------------------------------------------------
+
+
+def test_first_process_of_a_pid_namespace_reaps_orphans(sock_path: str) -> None:
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode:
+        pytest.skip("no right to make a pid namespace")
+    command = [sys.executable, "-m", "ipcsrv", "run", sock_path, "handlers_of_processes:leaves_a_grandchild",
+               "--workers", "2"]
+    with subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", *command], env=support.environment(),
+                          stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        try:
+            load.wait_until(lambda: ipcsrv.active_state(sock_path) is ipcsrv.State.LISTENING, "it listens")
+            for _ in range(20):
+                ipcsrv.call(sock_path, b"x", timeout=10.0, trust="root")
+            (master,) = support.children(process.pid)
+            load.wait_until(lambda: not [pid for pid in support.children(master) if support.is_zombie(pid)],
+                            "no zombie is left")
+        finally:
+            process.kill()
+            process.wait(support.TIMEOUT)
+
+
+# -- the control socket -----------------------------------------------------------------------------------------------
+
+
+def test_control_socket_survives_bad_questions(server: ServerFactory) -> None:
+    running = server(ECHO, "--workers", "1")
+    path = running.path + ".control"
+    for question in (b"[" * 60_000, b"null", b"\xff", json.dumps({"command": ["x"]}).encode(), b"{}" * 9):
+        with load.raw(path, load.message(question)) as client:
+            client.recv(1000)
+    with load.raw(path, load.message(b'{"command": "status"}') * 20):
+        pass  # gone before the answers
+    idle = [load.raw(path) for _ in range(100)]
+    assert running.status()["state"] == "running"  # the owner always gets in
+    for client in idle:
+        client.close()
+
+
+def test_half_closed_client_is_told_of_its_truncated_request(server: ServerFactory) -> None:
+    running = server(ECHO, "--workers", "1")
+    with load.raw(running.path, b"0010half") as client:
+        client.shutdown(socket.SHUT_WR)
+        assert b"ERR malformed" in load.rest_of(client)
+
+
+def test_two_signals_at_once_are_one_stop(server: ServerFactory) -> None:
+    for pause in (0.0, 0.001, 0.005, 0.01):
+        running = server(ECHO, "--workers", "1")
+        running.signal(signal.SIGTERM)
+        time.sleep(pause)  # the point: a second signal at any moment of the stop
+        with contextlib.suppress(ProcessLookupError):
+            running.signal(signal.SIGTERM)
+        assert running.wait() == 0
+
+
+def test_closing_the_terminal_stops_a_foreground_server(sock_path: str) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "ipcsrv", "run", sock_path, ECHO, "--workers", "1"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=support.environment(),
+                               start_new_session=True,
+                               preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # fmt: skip
+    os.close(theirs)
+    with process:
+        load.wait_until(lambda: ipcsrv.active_state(sock_path) is ipcsrv.State.LISTENING, "it listens")
+        os.close(ours)  # the terminal hangs up
+        assert process.wait(support.TIMEOUT) == 0
+    assert not os.path.lexists(sock_path)

@@ -62,7 +62,10 @@ def _banner(program: Program) -> Any:
         return None
 
     def show(server: dict[str, Any]) -> None:
-        print(banner(server, program.file), file=sys.stderr, flush=True)
+        try:
+            print(banner(server, program.file), file=sys.stderr, flush=True)
+        except OSError:
+            pass  # the terminal was closed meanwhile, which is no reason not to serve, or to stop with an error
 
     return show
 

@@ -104,8 +104,10 @@ def _prepare(preparation: dict[str, Any] | None) -> None:
 
 def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None:
     def listening(master: Master) -> None:
-        register(master.record())
-        _send(reports, {"listening": master.record()})
+        record = master.record()
+        register(record)
+        record.pop("files", None)  # of large programs more than a pipe takes at once; they are in the lock file
+        _send(reports, {"listening": record})
 
     def make(settings: Settings, **more: Any) -> Master:
         master = Master(order.path, order.source, settings, inherited=frozenset({0, 1, 2}), on_listening=listening,

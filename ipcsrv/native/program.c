@@ -308,10 +308,8 @@ const char *current_token(const struct program *program) {
         next = line + strcspn(line, "\n");
         if (*next)
             *next++ = '\0';
-        if (!unchanged(line)) {
-            debug(formatted("%s has changed", line));
-            return NULL;
-        }
+        if (!unchanged(line))
+            return NULL; /* the Python command says what has changed */
     }
     return token;
 }

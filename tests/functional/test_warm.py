@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
 import random
 import re
 import select
@@ -20,6 +19,8 @@ from pathlib import Path
 import native
 import pytest
 import support
+
+pty = pytest.importorskip("pty", reason="needs a Unix")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="programs are run by forked processes")
 

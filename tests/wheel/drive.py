@@ -37,6 +37,7 @@ def check_package() -> None:
     assert [name for name in requires if "extra ==" not in name] == ["filelock>=3.30"], requires
     if os.name == "posix" and any(map(shutil.which, ("cc", "gcc", "clang"))):
         importlib.import_module("ipcsrv.worker._fastpath")
+        COMMANDS["ipcsrvc"] = [str(SCRIPT.with_name("ipcsrvc"))]
 
 
 def check_command(command: list[str], folder: str) -> None:

@@ -16,6 +16,7 @@ import faulthandler
 import gc
 import io
 import itertools
+import linecache
 import multiprocessing.process
 import os
 import signal
@@ -182,6 +183,8 @@ class Run:
         if source:
             sys.argv = ["-c", *arguments[1:]]
             code = compile(source, "<string>", "exec", dont_inherit=True)
+            if sys.version_info >= (3, 13):  # where a traceback shows the line
+                linecache.cache["<string>"] = len(source), None, [f"{source}\n"], "<string>"
         else:
             main.__file__ = path
             main.__dict__["__cached__"] = None
@@ -278,6 +281,9 @@ def _flush_standard_streams() -> bool:
 
 
 def _say_ignored(error: BaseException) -> None:
-    where = f"in: {sys.stdout!r}" if sys.version_info < (3, 14) else "while flushing sys.stdout:"
+    if sys.version_info < (3, 13):
+        where = f"in: {sys.stdout!r}"
+    else:
+        where = "on flushing sys.stdout:" if sys.version_info < (3, 14) else "while flushing sys.stdout:"
     with contextlib.suppress(Exception):
         sys.stderr.write(f"Exception ignored {where}\n{''.join(traceback.format_exception_only(error))}")

@@ -78,6 +78,7 @@ class Master:
                                      allow=resolved.allow)
         self._poller = serving.poller()
         self._callbacks: dict[int, Callable[[], object]] = {}
+        self._fresh: set[int] = set()  # keys that were registered since the last poll
         self._timers: dict[str, float] = {}
         self._wake_at = math.inf
         self._later: list[Callable[[], None]] = []
@@ -177,11 +178,15 @@ class Master:
     def _loop(self) -> None:
         poll, callbacks, watched, on_event = (self._poller.poll, self._callbacks, self.dispatcher.watched,
                                               self.dispatcher.on_event)  # fmt: skip
+        fresh = self._fresh
         while not self._finished:
             quiet = True
-            for key, mask in poll(self._patience()):
+            events = poll(self._patience())
+            fresh.clear()
+            for key, mask in events:
                 if (callback := callbacks.get(key)) is not None:
-                    quiet = callback() is QUIET and quiet
+                    if key not in fresh:  # else the event is of what had this number before, in this same round
+                        quiet = callback() is QUIET and quiet
                 elif key in watched:
                     on_event(key, mask)
                     quiet = False
@@ -300,6 +305,7 @@ class Master:
     def watch(self, key: int, callback: Callable[[], object], mask: int = READ) -> None:
         """Call `callback` whenever `key` is ready."""
         self._callbacks[key] = callback
+        self._fresh.add(key)
         self._poller.register(key, mask)
 
     def unwatch(self, key: int) -> None:

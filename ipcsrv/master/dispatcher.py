@@ -561,7 +561,7 @@ class Dispatcher:
         size = max(len(state.body), state.in_file) - state.ahead
         at = self._sent.get(number, 0)
         end = min(size, at + OUTPUT_SIZE)
-        data = os.pread(self._files[number], end - at, at) if state.in_file else state.body[at:end]
+        data = serving.read_at(self._files[number], end - at, at) if state.in_file else state.body[at:end]
         try:
             at += self._connection(number).send(data, DONTWAIT)
         except BlockingIOError:

@@ -24,6 +24,8 @@ from ..platform.server import (
     AcceptedConnection,
     anonymous_file,
     keep_freed_memory,
+    read_at,
+    write_at,
 )
 from ..protocol.exchange import PeerClosed, RequestReceived, ServerExchange, Truncated
 from ..protocol.pktline import Assembly
@@ -70,7 +72,7 @@ class FileAssembly(Assembly):
             super().append(piece)
             return
         while piece:
-            written = os.pwrite(self.file, piece, self.size)
+            written = write_at(self.file, piece, self.size)
             self.size += written
             piece = piece[written:]
 
@@ -501,7 +503,7 @@ def read_file(file: int, size: int) -> bytes:
     """Return the first `size` bytes of a file."""
     parts = []
     at = 0
-    while at < size and (part := os.pread(file, size - at, at)):
+    while at < size and (part := read_at(file, size - at, at)):
         parts.append(part)
         at += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -132,7 +132,7 @@ class Template:
     def _fork(self, number: int, slot: int, end: Channel) -> None:
         try:
             with serving.quiet_about_threads():  # a module that the handler imports may have started one
-                pid = os.fork()
+                pid = os.fork()  # type: ignore[attr-defined,unused-ignore]  # there is no template without it
         except OSError as error:
             self._tell(Kind.FORK_FAILED, pack_fields(worker=number, reason=str(error)))
             return
@@ -155,7 +155,7 @@ class Template:
 
     def _reap(self) -> None:
         for pid, number in list(self._children.items()):
-            found, status = os.waitpid(pid, os.WNOHANG)
+            found, status = os.waitpid(pid, os.WNOHANG)  # type: ignore[attr-defined,unused-ignore]
             if found:
                 del self._children[pid]
                 self._tell(Kind.DIED, pack_pair(number, os.waitstatus_to_exitcode(status)))

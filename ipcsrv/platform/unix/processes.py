@@ -242,6 +242,10 @@ def anonymous_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
+read_at = os.pread  # (file, size, at)
+write_at = os.pwrite  # (file, data, at)
+
+
 class Process:
     """A worker as the master knows it: a process that cannot be confused with another that gets its pid later.
 

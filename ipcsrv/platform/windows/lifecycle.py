@@ -20,7 +20,8 @@ from filelock import lock_descriptor
 from ...deadline import Deadline
 from ...errors import StartError
 from .pipe import wait_any
-from .processes import Process, ask_to_stop_by_event
+from .processes import ask_to_stop_by_event
+from .processes import kill as kill
 from .rendezvous import LOCK_SUFFIX, read_record
 
 REPORT_INTERVAL: Final = 5.0  # seconds between two words on what is being waited for
@@ -99,13 +100,6 @@ def kill_all(path: str, record: dict[str, Any]) -> None:
         for pid in (latest.get("pid"), *latest.get("workers", ())):
             if isinstance(pid, int):
                 kill(pid)
-
-
-def kill(pid: int) -> None:
-    """End a process at once."""
-    process = Process(pid)
-    process.kill()
-    process.close()
 
 
 def identity() -> dict[str, int]:

@@ -33,6 +33,7 @@ INFINITE = 0xFFFFFFFF
 
 # winerror.h: BROKEN_PIPE, NO_DATA, PIPE_NOT_CONNECTED: the peer closed, is closing, or was disconnected
 PEER_IS_GONE = frozenset({109, 232, 233})
+BAD_PIPE = 230  # what a disconnected server's end answers to a peek
 OPERATION_ABORTED = 995
 IO_PENDING = 997
 
@@ -57,11 +58,10 @@ def wait_any(events: list[int], seconds: float | None) -> int | None:
 class Pipe:
     """An overlapped handle of a connected byte pipe; it belongs to this object until `detach` or `close`."""
 
-    __slots__ = ("_handle", "_patience", "_piece", "_writing")
+    __slots__ = ("_handle", "_piece", "_writing")
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-        self._patience: float | None = None
         self._writing: _winapi.Overlapped | None = None
         self._piece: bytes | memoryview = b""  # what it writes, which must stay alive and as it is until then
 
@@ -75,19 +75,9 @@ class Pipe:
             size = min(size, self._available())
             if not size:
                 return b""
-        data = self.read(size, self._patience)
-        if data is None:
-            raise BlockingIOError
+        data = self.read(size, None)
+        assert data is not None
         return data
-
-    def wait_at_most(self, seconds: float) -> bool:
-        """Have a `recv` without DONTWAIT wait for so long, then raise `BlockingIOError`."""
-        self._patience = seconds
-        return True
-
-    def wait_at_most_to_send(self, seconds: float) -> bool:
-        """Not possible either."""
-        return False
 
     def read(self, size: int, seconds: float | None) -> bytes | None:
         """At most `size` bytes, b"" at the end, None when the time is over."""
@@ -107,7 +97,7 @@ class Pipe:
         try:
             available = int(_winapi.PeekNamedPipe(self._handle, 0)[0])
         except OSError as error:
-            if error.winerror in PEER_IS_GONE:
+            if error.winerror in PEER_IS_GONE or error.winerror == BAD_PIPE:
                 return 0
             raise
         if not available:
@@ -180,8 +170,9 @@ class Pipe:
         """Take that read back."""
         give_up(waiting)
 
-    def shutdown_write(self) -> None:
-        """Nothing: no half of a pipe can be closed alone, and the flush that ends a request says as much."""
+    def begin_output_wait(self) -> _winapi.Overlapped | None:
+        """Return the write under way, None if there is none; nothing has to be taken back."""
+        return self._writing
 
     def detach(self) -> int:
         """The handle, for somebody else to own."""
@@ -208,6 +199,38 @@ class Pipe:
             self.close()
 
 
+class MessagePipe(Pipe):
+    """One end of a private pipe of messages: each read takes one whole message, whoever else reads there."""
+
+    __slots__ = ()
+
+    def send_message(self, data: bytes, *, wait: bool) -> None:
+        """Send one message; `BlockingIOError` if not `wait` and the last one still waits for room.
+
+        One message may wait: it goes out when the reader has made room, and is lost only if this end is closed before.
+        """
+        seconds = None if wait else 0
+        if self._writing is not None:
+            self._end_write(seconds)
+        self._begin_write(data)
+        try:
+            self._end_write(seconds)
+        except BlockingIOError:
+            pass
+
+    def receive_message(self, size: int, *, wait: bool) -> bytes:
+        """Return the next message, of at most `size` bytes; b"" at the end; `BlockingIOError` if it would have to wait.
+
+        size: no smaller than any message, since another reader may take the one that is there now.
+        """
+        if not wait:
+            self._available()
+        data = self.read(size, None if wait else 0)
+        if data is None:
+            raise BlockingIOError  # another reader was quicker
+        return data
+
+
 def wait_readable(handle: int) -> _winapi.Overlapped | None:
     """A read of no bytes, whose event tells that data or the end has come; None if they are there already."""
     try:
@@ -215,7 +238,7 @@ def wait_readable(handle: int) -> _winapi.Overlapped | None:
             return None
         operation, error = _winapi.ReadFile(handle, 0, overlapped=True)
     except OSError as failure:
-        if failure.winerror in PEER_IS_GONE:
+        if failure.winerror in PEER_IS_GONE or failure.winerror == BAD_PIPE:
             return None
         raise
     return operation if error == IO_PENDING else None

@@ -1,15 +1,13 @@
-"""Readiness on Windows, with `select.epoll`'s interface, for any number of handles.  In the master and in each worker.
+"""Readiness on Windows, with `select.epoll`'s interface, for any number of handles. In the master and in each worker.
 
-Windows tells when an operation has *ended*, not when one could begin.  So to be told that a pipe is readable, a read of
-no bytes is started on it (see `windows_pipe`), to be told that one can write, the write that had to wait is waited
-for; what else there is (a process, a signal, a listener) has an event of its own.  All these events end in one
-completion port: the system's thread pool waits for them, 63 to a thread or better, and posts the number under which
-one was registered; whatever was unregistered meanwhile is recognized by its number and dropped.
+Windows tells when an operation has *ended*, not when one could begin. So to be told that a pipe is readable, a read of
+no bytes is started on it (see `pipe`); to be told that one can write, the write that had to wait is waited for; what
+else there is (a process, a signal, a listener) has an event of its own. All these events end in one completion port:
+the system's thread pool waits for them, 63 to a thread or better, and posts the number under which one was registered.
+What was unregistered meanwhile is recognized by its number and dropped.
 
-The pipes are not bound to the port themselves, as would be usual: a pipe can be bound to one port in its life, and ours
-go on to another process.
-
-Like epoll it is level-triggered: what was reported and is still ready is reported by the next `poll` too.
+The pipes are not bound to the port themselves, as would be usual: a pipe can be bound to one port in its life, and
+connections are used by several processes. Like epoll it is level-triggered: what is still ready is reported again.
 """
 
 from __future__ import annotations
@@ -28,12 +26,14 @@ from collections.abc import Callable
 from ctypes.wintypes import BOOL, HANDLE
 from typing import Any, Final, Protocol
 
-from .pipe import INFINITE, give_up, milliseconds, wait_readable
+from .pipe import INFINITE, Pipe, milliseconds
 from .win32 import declare_kernel32
 
 READ: Final = 1
 WRITE: Final = 4
 HANGUP: Final = 16
+SHARED: Final = 0  # every process that waits for the queue is woken, and one gets what came
+EDGE: Final = 0  # what is reported as writable is reset by the report itself (`QueueWriter`)
 
 overlapped: Any = importlib.import_module("_overlapped")  # the standard library's own, for asyncio; it has no stubs
 _NO_PORT: Final = 0
@@ -46,9 +46,9 @@ set_event = declare_kernel32("SetEvent", BOOL, HANDLE)
 reset_event = declare_kernel32("ResetEvent", BOOL, HANDLE)
 
 
-def new_event() -> int:
-    """A new event, not set, to be reset by hand."""
-    return int(_CreateEvent(None, True, False, None))
+def new_event(*, by_hand: bool = True) -> int:
+    """Return a new event, not set; by_hand: it stays set until it is reset, else one wait resets it."""
+    return int(_CreateEvent(None, by_hand, False, None))
 
 
 class Waitable(Protocol):
@@ -84,24 +84,6 @@ class Event:
         """Nothing was begun."""
 
 
-class _Incoming:
-    """A pipe, of which only the handle is known (a silent connection, in the master)."""
-
-    __slots__ = ("_handle",)
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def fileno(self) -> int:
-        return self._handle
-
-    def begin_wait(self) -> _winapi.Overlapped | None:
-        return wait_readable(self._handle)
-
-    def end_wait(self, waiting: Any) -> None:
-        give_up(waiting)
-
-
 class _Wait:
     """One event that the thread pool waits for on a poller's behalf."""
 
@@ -135,7 +117,6 @@ class _Entry:
 
 
 _announced: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-new_errands: list[Errand] = []  # of this process, for the next poller that polls
 
 
 def announce(thing: Any) -> None:
@@ -155,16 +136,7 @@ def source_of(thing: Any) -> Any:
     if not isinstance(thing, int):
         return thing
     known = _announced.get(thing)
-    if known is not None:
-        return known
-    return _Incoming(thing) if _is_pipe(thing) else Event(thing)
-
-
-def _is_pipe(handle: int) -> bool:
-    try:
-        return _winapi.GetFileType(handle) == _winapi.FILE_TYPE_PIPE
-    except OSError:  # a process, or an event
-        return False
+    return Event(thing) if known is None else known
 
 
 class Poller:
@@ -175,7 +147,6 @@ class Poller:
         self._entries: dict[int, _Entry] = {}
         self._idle: dict[int, _Entry] = {}  # those that nothing waits for yet: new, changed or just reported
         self._waiting: dict[int, tuple[int, int]] = {}  # token -> (number, what its event means)
-        self._errands: list[Errand] = []
 
     def register(self, thing: Any, mask: int = READ | WRITE) -> None:
         """Report `thing` when what `mask` says is so."""
@@ -205,29 +176,28 @@ class Poller:
         until = None if timeout is None or timeout < 0 else time.monotonic() + timeout
         while True:
             ready = self._arm()
-            remaining = 0.0 if ready else self._patience(until)
-            self._collect(remaining, ready)
-            found = self._without_errands(ready)
-            if found or (until is not None and time.monotonic() >= until):
-                return found
+            left = None if until is None else max(0.0, until - time.monotonic())
+            self._collect(0.0 if ready else left, ready)
+            if ready or (until is not None and time.monotonic() >= until):
+                return [(number, self._with_hangup(number, mask)) for number, mask in ready.items()]
+
+    def _with_hangup(self, number: int, mask: int) -> int:
+        """Add HANGUP where a pipe has nothing more to read, since its client has closed it."""
+        source = self._entries[number].source
+        return mask | HANGUP if mask & READ and isinstance(source, Pipe) and source.gone() else mask
 
     def fileno(self) -> int:
         """The port."""
         return int(self._port)
 
     def close(self) -> None:
-        """Forget all, and close the port; its errands are left to another poller."""
-        new_errands.extend(self._errands)
-        self._errands.clear()
+        """Forget all, and close the port."""
         for number in list(self._entries):
             self.unregister(number)
         _winapi.CloseHandle(self._port)
 
     def _arm(self) -> dict[int, int]:
         """Begin to wait for what nothing waits for yet; returns what needs no waiting."""
-        while new_errands:
-            self._errands.append(new_errands.pop())
-            self.register(self._errands[-1], READ)
         ready: dict[int, int] = {}
         for number, entry in list(self._idle.items()):
             mask = self._begin(number, entry)
@@ -247,7 +217,7 @@ class Poller:
             else:
                 self._await(number, entry, READ, waiting, source.end_wait)
         if entry.mask & WRITE:
-            writing = source.writing
+            writing = source.begin_output_wait()
             if writing is None:
                 ready |= WRITE
             else:
@@ -278,30 +248,7 @@ class Poller:
                 self._disarm(entry)
                 ready[number] = ready.get(number, 0) | meaning
 
-    def _patience(self, until: float | None) -> float | None:
-        """How long to wait: until the caller's time is over, or an errand wants to be looked after."""
-        times = [errand.due() for errand in self._errands]
-        times.append(None if until is None else until - time.monotonic())
-        return min((max(0.0, seconds) for seconds in times if seconds is not None), default=None)
 
-    def _without_errands(self, ready: dict[int, int]) -> list[tuple[int, int]]:
-        for errand in self._errands[:]:
-            is_due = ready.pop(errand.fileno(), 0) or errand.due() == 0.0
-            if is_due and not errand.run():
-                self._errands.remove(errand)
-                self.unregister(errand)
-                errand.close()
-        return list(ready.items())
-
-
-class Errand(Waitable, Protocol):
-    """What a poller does on the side, unseen by its caller."""
-
-    def run(self) -> bool:
-        """Do what there is to do; False once there will never be more."""
-
-    def due(self) -> float | None:
-        """Seconds until `run` is to be called in any case; None for not before the event."""
-
-    def close(self) -> None:
-        """Called once, after `run` has said that it was the last time."""
+def poller() -> Poller:
+    """Return a readiness poller with `select.epoll`'s interface."""
+    return Poller()

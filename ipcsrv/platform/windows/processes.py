@@ -1,9 +1,7 @@
-"""Signals, processes and memory on Windows, as the server's half of the seam promises them.  In the master and workers.
+"""Signals, processes and memory on Windows, as the server's half of the seam promises them. In the master and workers.
 
-No signals reach a process without a console; so a worker listens to its master through named events, in a thread of
-its own.  What that thread does to the worker it does while the worker's own thread is in the handler, and that one does
-not come back from there meanwhile (`handler_gate`).  All workers are in a job object that ends them with the master,
-however that dies.
+No signals reach a process without a console, so the master asks a worker for its stacks by a named event, for which a
+thread of the worker waits. All workers are in a job object that ends them with the master, however that dies.
 """
 
 from __future__ import annotations
@@ -21,16 +19,16 @@ import msvcrt
 import os
 import secrets
 import signal
+import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from ctypes import POINTER, byref, c_size_t, c_void_p, c_wchar_p
 from ctypes.wintypes import BOOL, DWORD, HANDLE
-from functools import partial
 from multiprocessing import parent_process
 from typing import Any, Final
 
-from .pipe import wait_any
+from .pipe import Pipe, wait_any
 from .poller import Event, announce, forget, new_event, reset_event, set_event
 from .win32 import declare_kernel32
 
@@ -39,8 +37,13 @@ _PROCESS_TERMINATE: Final = 0x0001
 _PROCESS_QUERY_LIMITED: Final = 0x1000
 _JOB_OBJECT_ASSIGN_PROCESS: Final = 0x0001
 _EVENT_MODIFY_STATE: Final = 0x0002
+_NO_HANDLE: Final = -1
 _KILLED: Final = 0x10000  # what multiprocessing reads as "terminated"
-_HANDLER_BEGINS: Final = 0.1  # seconds from a request's beginning, by the scoreboard, to the handler's, at most
+_SYNCHRONIZE: Final = 0x00100000
+SPARE_DESCRIPTORS: Final = 8  # that are not counted one by one where there are few
+HAS_PIDFD: Final = True  # a process handle is set when the process has ended
+NEEDS_GUARD: Final = False  # the job object ends what outlives the master
+TERMINAL_SIGNALS: Final[frozenset[str]] = frozenset()
 
 
 # -- signals ----------------------------------------------------------------------------------------------------------
@@ -62,6 +65,7 @@ class SignalInbox:
         self._names = frozenset(names)
         self._event = int(_CreateEvent(None, True, False, _event_name(os.getpid(), "stop")))
         self._come: deque[str] = deque()
+        self._open = True
         self._handler = _CONSOLE_HANDLER(self._on_console_event)
         _SetConsoleCtrlHandler(self._handler, True)
         self._old = {}
@@ -90,13 +94,18 @@ class SignalInbox:
             come.append(self._come.popleft())
         return come or ["SIGTERM"]
 
+    def close(self) -> None:
+        """Receive no more, and let the signals still have no effect: this process is about to end."""
+        forget(self)
+        self._open = False
+        _winapi.CloseHandle(self._event)
+
     def restore(self) -> None:
         """Put back what was there before."""
-        forget(self)
+        self.close()
         _SetConsoleCtrlHandler(self._handler, False)
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        _winapi.CloseHandle(self._event)
 
     def _on_console_event(self, number: int) -> bool:
         name = _CONSOLE_EVENTS.get(number)
@@ -109,8 +118,10 @@ class SignalInbox:
         self._tell(signal.Signals(number).name)
 
     def _tell(self, name: str) -> None:
-        self._come.append(name)
-        set_event(self._event)
+        if self._open:
+            self._come.append(name)
+            with contextlib.suppress(OSError):  # closed in this moment, by another thread
+                set_event(self._event)
 
 
 _CreateEvent = declare_kernel32("CreateEventW", HANDLE, c_void_p, BOOL, BOOL, c_wchar_p)
@@ -149,6 +160,7 @@ _OpenJobObject = declare_kernel32("OpenJobObjectW", HANDLE, DWORD, BOOL, c_wchar
 _SetInformationJobObject = declare_kernel32("SetInformationJobObject", BOOL, HANDLE, ctypes.c_int, c_void_p, DWORD)
 _AssignProcessToJobObject = declare_kernel32("AssignProcessToJobObject", BOOL, HANDLE, HANDLE)
 _TerminateProcess = declare_kernel32("TerminateProcess", BOOL, HANDLE, DWORD)
+_GetProcessTimes = declare_kernel32("GetProcessTimes", BOOL, HANDLE, *[POINTER(ctypes.c_uint64)] * 4)
 _GetProcessMemoryInfo = declare_kernel32("K32GetProcessMemoryInfo", BOOL, HANDLE, POINTER(_MemoryCounters), DWORD)
 _EXTENDED_LIMITS: Final = 9
 _KILL_ON_JOB_CLOSE: Final = 0x2000
@@ -218,43 +230,50 @@ def _event_name(pid: int, what: str) -> str:
     return rf"Local\ipcsrv-{what}-{pid}"
 
 
-_gate = threading.Lock()  # a worker's own thread has it, but while it is in the handler
+def dump_stacks_on_request(descriptor: int) -> None:
+    """In a worker: write all stacks to `descriptor` on the master's request, and at a crash.
 
-
-def handler_gate() -> threading.Lock:
-    """The lock, taken, that a worker's own thread is to release while it is in the handler, and then alone.
-
-    Meanwhile the thread that hears the master may do with its connections what a signal handler does elsewhere.
+    A thread does it, which needs the interpreter: it waits for a handler whose C code does not release that.
     """
-    _gate.acquire()
-    return _gate
+    faulthandler.enable(file=descriptor, all_threads=True)
+    event = int(_CreateEvent(None, True, False, _event_name(os.getpid(), "stacks")))
+    threading.Thread(target=_dump_stacks, args=(event, descriptor), name="ipcsrv-stacks", daemon=True).start()
 
 
-def answer_timeouts_with(reply: Callable[[], None], relieve: Callable[[], None], log_descriptor: int) -> None:
-    """In a worker: on the master's word, dump all stacks, or run `reply` or `relieve`; in a thread that waits for it.
-
-    Unlike a signal handler it needs the interpreter, so it waits for a handler that keeps that to itself (in C).
-    """
-    names = ("stacks", "last-words", "relief")
-    events = [_CreateEvent(None, False, False, _event_name(os.getpid(), name)) for name in names]
-    answers = partial(faulthandler.dump_traceback, file=log_descriptor), reply, partial(_in_its_place, relieve)
-    threading.Thread(target=_listen_to_master, args=(events, answers), name="ipcsrv-listener", daemon=True).start()
+def _dump_stacks(event: int, descriptor: int) -> None:
+    while wait_any([event], None) is not None:
+        faulthandler.dump_traceback(file=descriptor, all_threads=True)
+        reset_event(event)  # which tells the master that they are written
 
 
-def _listen_to_master(events: list[int], answers: Sequence[Callable[[], object]]) -> None:
-    while True:
-        heard = wait_any(events, None)
-        if heard is not None:
-            answers[heard]()
+def end_after(seconds: float | None, descriptor: int) -> None:
+    """End this process with its stacks in `descriptor` after so many seconds, unless this is called again with None."""
+    if seconds is None:
+        faulthandler.cancel_dump_traceback_later()
+    else:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=descriptor)
 
 
-def _in_its_place(relieve: Callable[[], None]) -> None:
-    """Run it while the worker's own thread is in the handler; if that is over, there is no need."""
-    if _gate.acquire(timeout=_HANDLER_BEGINS):
-        try:
-            relieve()
-        finally:
-            _gate.release()
+def end_with_parent(wanted: bool) -> None:
+    """Nothing: the job object that `child_hygiene` has joined ends this process with the master."""
+
+
+def protect_children(*ends: Pipe) -> None:
+    """Nothing: a process cannot be forked here, and a new one gets no handle that it was not given."""
+
+
+def ignore(names: Iterable[str]) -> None:
+    """Nothing: there are no such signals."""
+
+
+def has_controlling_terminal() -> bool:
+    """Return False: closing the console is a signal of its own (`SignalInbox`)."""
+    return False
+
+
+def reap_orphans(known: set[int]) -> bool:
+    """Nothing: a process that has ended leaves nothing to reap."""
+    return False
 
 
 def ask_to_stop_by_event(pid: int) -> None:
@@ -288,32 +307,65 @@ def lifeline(descriptor: int) -> int:
     return event
 
 
+def start_ticks(pid: int) -> int:
+    """Return when a process started, in units of 100 ns (GetProcessTimes); 0 where that cannot be told."""
+    try:
+        process = _winapi.OpenProcess(_PROCESS_QUERY_LIMITED | _SYNCHRONIZE, False, pid)
+    except OSError:
+        return 0
+    times = [ctypes.c_uint64() for _ in range(4)]  # the first one is that of creation
+    try:
+        if _winapi.WaitForSingleObject(process, 0) == _winapi.WAIT_OBJECT_0:
+            return 0  # it has ended, and somebody has it open
+        _GetProcessTimes(process, *map(byref, times))
+    except OSError:
+        return 0
+    finally:
+        _winapi.CloseHandle(process)
+    return times[0].value
+
+
+def is_same_process(pid: int, ticks: int) -> bool:
+    """Return whether the process that had this pid and start time is alive."""
+    return pid > 0 and ticks > 0 and start_ticks(pid) == ticks
+
+
+def kill(pid: int) -> None:
+    """End a process at once."""
+    process = Process(pid)
+    process.kill()
+    process.close()
+
+
 class Process:
     """A worker as the master knows it: an open process, which keeps its pid from being another's."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        access = _PROCESS_TERMINATE | _PROCESS_QUERY_LIMITED
         try:
+            access = _PROCESS_TERMINATE | _PROCESS_QUERY_LIMITED | _SYNCHRONIZE
             self._handle = _winapi.OpenProcess(access, False, pid)
         except OSError:  # it is gone already
-            self._handle = 0
+            self._handle = _NO_HANDLE
+
+    def fileno(self) -> int:
+        """Become readable when the process ends; -1 where it has ended before."""
+        return self._handle
 
     def ask_for_stacks(self) -> None:
         """Have it write the stacks of all its threads into the log."""
         _set_event_of(self.pid, "stacks")
 
     def owes_stacks(self) -> bool:
-        """False: nobody can tell."""
-        return False
-
-    def ask_for_relief(self) -> None:
-        """Have it give back what waits behind the request in its hands, if its interpreter still runs."""
-        _set_event_of(self.pid, "relief")
-
-    def ask_for_last_words(self) -> None:
-        """Have it answer the request in its hands with a failure and exit, if its interpreter still runs."""
-        _set_event_of(self.pid, "last-words")
+        """Whether it has been asked for its stacks and has not written all of them: then its event is still set."""
+        try:
+            event = _OpenEvent(_SYNCHRONIZE, False, _event_name(self.pid, "stacks"))
+        except OSError:  # it is gone, or not so far yet
+            return False
+        try:
+            return _winapi.WaitForSingleObject(event, 0) == _winapi.WAIT_OBJECT_0
+        finally:
+            _winapi.CloseHandle(event)
 
     def ask_to_reopen_log(self) -> None:
         """Nothing: a file that is open cannot be renamed here."""
@@ -321,13 +373,13 @@ class Process:
     def kill(self) -> None:
         """End it at once."""
         with contextlib.suppress(OSError):
-            if self._handle:
+            if self._handle != _NO_HANDLE:
                 _TerminateProcess(self._handle, _KILLED)
 
     def close(self) -> None:
         """It has been reaped."""
-        handle, self._handle = self._handle, 0
-        if handle:
+        handle, self._handle = self._handle, _NO_HANDLE
+        if handle != _NO_HANDLE:
             _winapi.CloseHandle(handle)
 
 
@@ -356,6 +408,29 @@ def resident_bytes(pid: int | None = None) -> int:
         if process != own:
             _winapi.CloseHandle(process)
     return int(counters.resident)
+
+
+def keep_freed_memory(_size: int) -> None:
+    """Nothing: the heap does so by itself."""
+
+
+def anonymous_file(name: str) -> int:
+    """Return a descriptor of a new file that nobody else opens and that goes with its last handle."""
+    path = os.path.join(tempfile.gettempdir(), f"{name}-{os.getpid()}-{secrets.token_hex(8)}")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_BINARY | os.O_NOINHERIT
+    return os.open(path, flags | os.O_TEMPORARY | os.O_SHORT_LIVED, 0o600)
+
+
+def read_at(file: int, size: int, at: int) -> bytes:
+    """Return at most `size` bytes of a file. Copies of it share one position, but a state has one user at a time."""
+    os.lseek(file, at, os.SEEK_SET)
+    return os.read(file, size)
+
+
+def write_at(file: int, data: bytes | memoryview, at: int) -> int:
+    """Write to a file; return how many bytes."""
+    os.lseek(file, at, os.SEEK_SET)
+    return os.write(file, data)
 
 
 class SharedMemory:

@@ -171,12 +171,6 @@ class Listener:
                 _winapi.CloseHandle(instance.handle)
         self._instances.clear()
 
-    refuse = withdraw
-
-    def refuses(self) -> bool:
-        """Whether nobody is waited for any more."""
-        return not self._want
-
     def close(self) -> None:
         """Withdraw, and close whom nobody has accepted; may be called twice."""
         self.withdraw()
@@ -330,10 +324,6 @@ class Rendezvous:
 
     # -- while serving ----------------------------------------------------------------------------------------------
 
-    @property
-    def shared_listener(self) -> None:
-        """None: the master accepts.  Several processes cannot each start operations on one handle and wait for them."""
-
     def accept(self) -> int:
         """The next client's connection; BlockingIOError if there is none."""
         if self.listener is None:
@@ -343,6 +333,10 @@ class Rendezvous:
     def still_ours(self) -> bool:
         """Always: a pipe's name cannot be taken away from who holds it."""
         return True
+
+    def restore_lock_file(self) -> bool:
+        """Return False: nobody can remove a file that is open here."""
+        return False
 
     # -- giving it back ---------------------------------------------------------------------------------------------
 

@@ -91,6 +91,15 @@ _GetSecurityInfo = declare(
 )  # fmt: skip
 
 
+_ntdll = ctypes.WinDLL("ntdll")
+_NtQueryInformationFile = declare(
+    _ntdll, "NtQueryInformationFile", ctypes.c_long, HANDLE, c_void_p, c_void_p, DWORD, c_int, check=False
+)
+_FILE_PIPE_LOCAL_INFORMATION = 24
+_STATE_OF_PIPE = 8  # which of the ten numbers of FILE_PIPE_LOCAL_INFORMATION
+_CONNECTED = 3  # FILE_PIPE_CONNECTED_STATE
+
+
 class SecurityDescriptor:
     """A security descriptor from its SDDL text, for as long as the object lives."""
 
@@ -120,6 +129,13 @@ def client_process(pipe: int) -> int:
     pid = DWORD()
     _GetNamedPipeClientProcessId(pipe, byref(pid))
     return pid.value
+
+
+def is_connected(pipe: int) -> bool:
+    """Whether the other end of a pipe is open, also while there is something of it to read."""
+    facts, status = (DWORD * 10)(), (c_void_p * 2)()
+    failed = _NtQueryInformationFile(pipe, status, facts, ctypes.sizeof(facts), _FILE_PIPE_LOCAL_INFORMATION)
+    return not failed and facts[_STATE_OF_PIPE] == _CONNECTED
 
 
 def own_sid() -> str:

@@ -330,12 +330,19 @@ def main() -> None:
     figures = measured(options.rounds, options.seconds)
     text = table(figures)
     print(text)
-    for file in options.write:
-        part = re.compile(r"(<!-- figures: beside -->\n).*?(<!-- end -->)", re.DOTALL)
-        page = part.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", file.read_text("utf-8"))
-        file.write_text(page, "utf-8")
     if options.svg:
         options.svg.write_text(picture(figures), "utf-8")
+    for file in options.write:
+        write(file, text, options.svg)
+
+
+def write(file: Path, text: str, svg: Path | None) -> None:
+    """Put the table into a page, with the picture if that is below the page's folder (the README has one already)."""
+    if svg is not None and file.resolve().parent in svg.resolve().parents and file.name != "README.md":
+        text += f"\n\n![Calls per second of the same]({os.path.relpath(svg, file.parent)})"
+    part = re.compile(r"(<!-- figures: beside -->\n).*?(<!-- end -->)", re.DOTALL)
+    page = part.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", file.read_text("utf-8"))
+    file.write_text(page, "utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.machinery
 import importlib.util
 import io
 import logging
@@ -29,6 +28,7 @@ import distributed
 from dask._task_spec import Task
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
+from ...config.handlers import current_folder_first
 from ...errors import HandlerImportError
 from . import CONNECT_TIMEOUT, PATIENCE, Call, Lost, Result, State, Tell, Unavailable, Work, remote
 
@@ -217,7 +217,8 @@ class Upload(WorkerPlugin):
 
     def __init__(self, target: str) -> None:
         self._top = top = target.partition(":")[0].partition(".")[0]
-        spec = importlib.machinery.PathFinder.find_spec(top, None)
+        with current_folder_first(top):  # as a worker without an executor finds it
+            spec = importlib.util.find_spec(top)
         if spec is None or spec.origin is None:
             raise HandlerImportError(target, reason=f"there is no module {top!r} to upload")
         folders = list(spec.submodule_search_locations or ())

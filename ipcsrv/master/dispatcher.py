@@ -370,6 +370,8 @@ class Dispatcher:
         if file is not None:
             self._files[returned.number] = file
         self._do(self.dispatch.returned(returned, monotonic()))
+        if returned.stage is Stage.LINGERING and returned.number in self._connections:
+            self._connections[returned.number].linger()
         self.pump()
         if self.dispatch.draining:
             self.go_on_draining()
@@ -499,6 +501,7 @@ class Dispatcher:
         with contextlib.suppress(OSError):
             connection.send(failure_packet(command.code, command.text), DONTWAIT)
         connection.end_output()
+        connection.linger()
         self._forget_file(command.number)
 
     def _close(self, command: Command) -> None:

@@ -12,7 +12,8 @@ tests/contract):
     A connected client: `recv(size, DONTWAIT)`, `send(data, DONTWAIT)` and `sendmsg(buffers, (), DONTWAIT)` with the
     meaning of the socket calls, `BlockingIOError` where they would wait; `wait_readable(seconds)`, `has_input()`,
     `wait_writable(seconds)`, `gone()`, `end_input()`, `end_output()`, `end()` (acts on every copy), `peer()`,
-    `credentials()`, `close()`, `detach() -> raw`, `fileno()`.
+    `credentials()`, `close()`, `detach() -> raw`, `fileno()`; `linger()`, in the master: see that a client that was
+    refused finds the end once it has read why.
 `queue() -> (QueueWriter, QueueReader)`, `taken_back(reader)`
     The queue of connections between the master and one generation of workers. `put(raw, message, file)` passes a copy
     of a connection, and of the file with a stalled exchange's state, or raises `BlockingIOError` when it is full;

@@ -1,4 +1,4 @@
-"""What only Windows has: pipe names, security descriptors, what is lost between two processes, the wire of a pipe.
+"""What only Windows has: pipe names, security descriptors, handles between two processes, the ends of a pipe.
 
 Run on Windows, or by `.ci/wine-python.sh` under Wine; what Wine cannot show (docs/windows.md) is not asserted here.
 """
@@ -29,12 +29,13 @@ from ipcsrv.errors import AddressInUse, InvalidPath, SettingsError, StartError
 from ipcsrv.platform import client as platform
 from ipcsrv.platform import lifecycle
 from ipcsrv.platform import server as serving
-from ipcsrv.platform.windows import handover as windows_handover
 from ipcsrv.platform.windows import queue as windows_queue
 from ipcsrv.platform.windows import win32
 from ipcsrv.platform.windows.client import PIPE_NAME_LIMIT, pipe_name
+from ipcsrv.platform.windows.descriptors import duplicated
 from ipcsrv.platform.windows.rendezvous import Listener, pipe_sddl
 from ipcsrv.state import State
+from ipcsrv.supervision.messages import FormatError, Kind
 
 PATIENCE = 30.0
 
@@ -54,17 +55,17 @@ PATIENCE = 30.0
         ("C:\\nowhere\\caf\u00e9 \u4e2d", "\\\\.\\pipe\\C_\\nowhere\\caf\u00e9 \u4e2d"),
     ],
 )
-def test_a_path_stands_for_the_pipe_that_git_makes_of_it(path: str, name: str) -> None:
+def test_pipe_name_is_the_one_that_git_makes(path: str, name: str) -> None:
     assert pipe_name(path).lower() == name.lower()
 
 
-def test_a_relative_path_is_taken_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipe_name_of_relative_path_uses_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert pipe_name("x.ipc") == pipe_name(str(tmp_path / "x.ipc"))
     assert pipe_name(r"..\x.ipc") == pipe_name(str(tmp_path.parent / "x.ipc"))
 
 
-def test_a_name_has_at_most_256_characters() -> None:
+def test_pipe_name_is_refused_beyond_256_characters() -> None:
     room = PIPE_NAME_LIMIT - len(pipe_name("C:\\x")) + 1
     assert len(pipe_name("C:\\" + "x" * room)) == PIPE_NAME_LIMIT
     with pytest.raises(InvalidPath, match="257 characters"):
@@ -72,7 +73,7 @@ def test_a_name_has_at_most_256_characters() -> None:
     assert platform.probe("C:\\" + "x" * 300) is State.INVALID_PATH
 
 
-def test_case_makes_no_difference_to_a_connect(sock_path: str) -> None:
+def test_connect_ignores_case(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
     assert platform.probe(sock_path.upper()) is State.LISTENING
     listener.close()
@@ -81,7 +82,7 @@ def test_case_makes_no_difference_to_a_connect(sock_path: str) -> None:
 # -- security ---------------------------------------------------------------------------------------------------------
 
 
-def test_owner_and_system_alone_have_access(sock_path: str) -> None:
+def test_pipe_admits_owner_and_system_only(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
     with platform.attempt(sock_path) as stream:
         sddl = win32.sddl_of_pipe(stream.fileno())
@@ -91,7 +92,7 @@ def test_owner_and_system_alone_have_access(sock_path: str) -> None:
     listener.close()
 
 
-def test_allow_lets_others_talk_but_not_add_instances(sock_path: str) -> None:
+def test_allow_grants_no_right_to_add_instances(sock_path: str) -> None:
     other = "S-1-5-21-1-2-3-1001"
     listener = Listener(sock_path, pipe_sddl([other]))
     with platform.attempt(sock_path) as stream:
@@ -101,17 +102,17 @@ def test_allow_lets_others_talk_but_not_add_instances(sock_path: str) -> None:
 
 
 @pytest.mark.parametrize("entry", ["uid:1000", "gid:10", "user:no-such-user-here", "nobody-of-this-name"])
-def test_allow_names_windows_users_or_is_refused(entry: str) -> None:
+def test_allow_is_refused_for_unknown_users(entry: str) -> None:
     with pytest.raises(SettingsError):
         pipe_sddl([entry])
     assert "S-1-5-18" in pipe_sddl(["user:SYSTEM"]) or "SY" in pipe_sddl(["user:SYSTEM"])
 
 
-def test_a_client_is_known_by_its_process_or_by_becoming_it(sock_path: str) -> None:
+def test_client_is_identified_by_process_and_impersonation(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
     with platform.attempt(sock_path) as stream:
         stream.send(b"x")
-        with serving.Connection(listener.accept()) as connection:
+        with serving.adopt(listener.accept()) as connection:
             assert connection.recv(1) == b"x"
             assert int.from_bytes(connection.credentials(), "little") == os.getpid()
             assert win32.sid_of_pipe_client(connection.fileno()) == connection.peer().uid
@@ -121,7 +122,7 @@ def test_a_client_is_known_by_its_process_or_by_becoming_it(sock_path: str) -> N
 # -- the place --------------------------------------------------------------------------------------------------------
 
 
-def test_a_pipe_of_another_program_is_an_address_in_use(sock_path: str) -> None:
+def test_claim_fails_when_another_program_has_the_pipe(sock_path: str) -> None:
     other = Listener(sock_path, pipe_sddl())
     with pytest.raises(AddressInUse):
         serving.Rendezvous(sock_path).claim({})
@@ -131,7 +132,7 @@ def test_a_pipe_of_another_program_is_an_address_in_use(sock_path: str) -> None:
     assert not os.path.exists(sock_path + ".ipcsrv.lock")
 
 
-def test_a_client_that_holds_on_to_a_dead_server_does_not_keep_the_next_from_the_path(sock_path: str) -> None:
+def test_listen_works_when_a_client_holds_a_dead_server(sock_path: str) -> None:
     first = Listener(sock_path, pipe_sddl())
     stream = platform.attempt(sock_path)
     connection = first.accept()
@@ -144,7 +145,7 @@ def test_a_client_that_holds_on_to_a_dead_server_does_not_keep_the_next_from_the
     _winapi.CloseHandle(connection)
 
 
-def test_the_remains_of_another_server_are_left_alone(sock_path: str) -> None:
+def test_listen_fails_beside_the_pipe_of_another_server(sock_path: str) -> None:
     first = Listener(sock_path, pipe_sddl(["S-1-1-0"]))
     stream = platform.attempt(sock_path)
     connection = first.accept()
@@ -155,16 +156,15 @@ def test_the_remains_of_another_server_are_left_alone(sock_path: str) -> None:
     _winapi.CloseHandle(connection)
 
 
-def test_who_came_before_a_withdrawal_can_be_accepted_and_nobody_after(sock_path: str) -> None:
+def test_withdraw_keeps_clients_that_have_connected(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
     streams = [platform.attempt(sock_path) for _ in range(3)]
-    listener.refuse()
-    assert listener.refuses()
+    listener.withdraw()
     with pytest.raises(BlockingIOError):
         platform.attempt(sock_path)
     connections = [listener.accept() for _ in streams]
     with pytest.raises(BlockingIOError):
-        listener.accept_raw()
+        listener.accept()
     for stream in streams:
         stream.close()
     for raw in connections:
@@ -172,7 +172,7 @@ def test_who_came_before_a_withdrawal_can_be_accepted_and_nobody_after(sock_path
     listener.close()
 
 
-def test_who_opens_an_instance_that_nobody_waits_for_any_more_has_come_too(sock_path: str) -> None:
+def test_instance_counts_a_client_that_came_after_the_wait(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl(), waiting=1)
     (instance,) = listener._instances
     assert not instance.give_up()
@@ -182,17 +182,17 @@ def test_who_opens_an_instance_that_nobody_waits_for_any_more_has_come_too(sock_
     listener.close()
 
 
-def test_a_client_that_came_and_went_is_accepted_like_any_other(sock_path: str) -> None:
+def test_accept_returns_a_client_that_has_closed(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
     for _ in range(20):
         platform.attempt(sock_path).close()
-        with serving.Connection(listener.accept()) as connection:
+        with serving.adopt(listener.accept()) as connection:
             assert connection.recv(1) == b""
             assert connection.gone()
     listener.close()
 
 
-def test_a_lock_tells_who_holds_it_and_goes_with_its_server(sock_path: str) -> None:
+def test_lock_names_its_holder_and_is_removed(sock_path: str) -> None:
     place = serving.Rendezvous(sock_path)
     place.claim({"pid": os.getpid(), "command": "this test"})
     place.listen()
@@ -210,7 +210,7 @@ def test_a_lock_tells_who_holds_it_and_goes_with_its_server(sock_path: str) -> N
     assert os.listdir(os.path.dirname(sock_path)) == []
 
 
-def test_a_path_that_is_a_file_or_in_no_folder_is_invalid(tmp_path: Path) -> None:
+def test_claim_refuses_a_file_or_a_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path, tmp_path / "missing" / "s"):
         with pytest.raises(InvalidPath):
@@ -219,7 +219,7 @@ def test_a_path_that_is_a_file_or_in_no_folder_is_invalid(tmp_path: Path) -> Non
         serving.Rendezvous(str(tmp_path / "s")).claim({}, adopted=object())
 
 
-def test_lines_of_several_processes_all_reach_the_log(tmp_path: Path) -> None:
+def test_log_keeps_lines_of_several_descriptors(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     first, second = lifecycle.open_log(log), lifecycle.open_log(log)
     for number in range(10):
@@ -242,122 +242,225 @@ def spawn(target: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
-def test_what_a_worker_read_and_died_with_the_next_one_gets(sock_path: str) -> None:
-    listener, (writer, reader), (ours, theirs) = Listener(sock_path, pipe_sddl()), serving.queue(), serving.channel()
+@pytest.fixture
+def accepted(sock_path: str) -> Iterator[tuple[platform.Stream, serving.AcceptedConnection]]:
+    """A client and the server's end of its connection."""
+    listener = Listener(sock_path, pipe_sddl())
     stream = platform.attempt(sock_path)
-    thief = spawn(_read_an_order_and_die, reader, theirs)
+    connection = serving.adopt(listener.accept())
+    yield stream, connection
+    for thing in (stream, connection, listener):
+        thing.close()
+
+
+@pytest.fixture
+def queue() -> Iterator[tuple[serving.QueueWriter, serving.QueueReader]]:
+    """Both ends of a queue."""
+    writer, reader = serving.queue()
+    yield writer, reader
+    writer.close()
+    reader.close()
+
+
+Accepted = tuple[platform.Stream, serving.AcceptedConnection]
+Queue = tuple[serving.QueueWriter, serving.QueueReader]
+
+
+def test_connection_survives_worker_that_dies_having_read_it(accepted: Accepted, queue: Queue) -> None:
+    (stream, connection), (writer, reader) = accepted, queue
+    ours, theirs = serving.channel()
+    process = spawn(_read_a_message_and_die, reader, theirs)
     theirs.close()
-    writer.put(listener.accept(), 77)
-    poller = serving.poller()
-    poller.register(ours.fileno(), serving.READ)
-    assert poller.poll(PATIENCE)
-    assert ours.hear(wait=False) is None
-    poller.unregister(ours.fileno())
+    writer.put(connection.fileno(), b"1")
+    assert ours.hear() is None
+    process.join()
+    assert serving.taken_back(reader) == []
+    writer.put(connection.fileno(), b"1")
+    message, raw, file = reader.get(serving.DONTWAIT)
+    assert (message, file) == (b"1", None)
+    assert isinstance(raw, int)
+    with serving.adopt(raw) as copy:
+        copy.send(b"served")
+    assert stream.recv(100) == b"served"
     ours.close()
-    poller.register(reader.fileno(), serving.READ)
-    assert [key for key, _ in poller.poll(PATIENCE)] == [reader.fileno()], "it is in the queue again"
-    raw, stamp = reader.get(serving.DONTWAIT)
-    assert stamp == 77
-    with serving.Connection(raw) as connection:
-        connection.send(b"served")
-    assert stream.recv(100) == b"served"
-    poller.poll(0.05)
-    assert stream.recv(100) == b""
-    thief.join()
-    poller.unregister(reader.fileno())
-    for thing in (writer, reader, poller, stream, listener):
-        thing.close()
 
 
-def _read_an_order_and_die(reader: Any, channel: Any) -> None:
-    assert len(reader.read(24, None)) == 24
+def _read_a_message_and_die(reader: Any, channel: Any) -> None:
+    assert reader.take(0)
     os._exit(0)
 
 
-def test_what_a_living_worker_is_about_to_take_is_given_to_nobody_else_however_long_that_takes(sock_path: str) -> None:
-    listener, (writer, reader), (ours, theirs) = Listener(sock_path, pipe_sddl()), serving.queue(), serving.channel()
-    stream, poller = platform.attempt(sock_path), serving.poller()
-    slow = spawn(_take_when_told, reader, theirs)
-    theirs.close()
-    writer.put(listener.accept(), 77)
-    assert ours.hear() == ("here", b"", None)
-    others, end = serving.channel()
-    other = spawn(_die, end)
-    end.close()
-    assert others.hear() is None
-    others.close()
-    assert poller.poll(0.5) == []  # a death: the master looks for what was lost by it, and finds nothing yet
+def test_queue_returns_what_nobody_has_taken(accepted: Accepted, queue: Queue) -> None:
+    writer, reader = queue
+    for number in range(3):
+        writer.put(accepted[1].fileno(), b"%d" % number)
+    assert serving.taken_back(reader) == [b"0", b"1", b"2"]
+    writer.put(accepted[1].fileno(), b"3")
+    writer.close()
+    assert reader.get()[0] == b"3"
+    assert reader.get() == serving.END
+
+
+def test_queue_reports_room_once_for_what_was_taken(accepted: Accepted, queue: Queue) -> None:
+    (writer, reader), poller = queue, serving.poller()
+    handle = accepted[1].fileno()
     with pytest.raises(BlockingIOError):
-        reader.get(serving.DONTWAIT)
-    ours.tell("go")
-    assert stream.recv(100) == b"served"
-    poller.poll(0.05)
-    with pytest.raises(BlockingIOError):
-        reader.get(serving.DONTWAIT)
-    assert stream.recv(100) == b"", "nobody else has it open"
-    for process in (slow, other):
-        process.join()
-    for thing in (writer, reader, poller, stream, listener, ours):
-        thing.close()
+        while True:
+            writer.put(handle, bytes(60_000))
+    poller.register(writer.fileno(), serving.WRITE)
+    assert poller.poll(0.05) == []
+    _, raw, _ = reader.get(serving.DONTWAIT)
+    serving.close_raw(raw)
+    assert poller.poll(PATIENCE) == [(writer.fileno(), serving.WRITE)]
+    assert poller.poll(0.05) == []
+    writer.put(handle, bytes(60_000))
+    poller.close()
 
 
-def _take_when_told(reader: Any, channel: Any) -> None:
-    def pull(source: Any, handle: int) -> int:
-        channel.tell("here")
-        channel.hear()
-        return windows_handover.pull(source, handle)
-
-    windows_queue.pull = pull
-    raw, stamp = reader.get()
-    assert stamp == 77
-    with serving.Connection(raw) as connection:
-        connection.send(b"served")
-
-
-def _die(channel: Any) -> None:
-    os._exit(0)
+def test_queue_passes_the_file_of_a_stalled_exchange(accepted: Accepted, queue: Queue) -> None:
+    writer, reader = queue
+    file = serving.anonymous_file("test")
+    assert serving.write_at(file, b"half a request", 0) == 14
+    writer.put(accepted[1].fileno(), b"1", file)
+    _, raw, copy = reader.get(serving.DONTWAIT)
+    serving.close_raw(raw)
+    os.close(file)
+    assert serving.read_at(copy, 100, 5) == b"a request"
+    os.close(copy)
 
 
-def test_a_connection_that_cannot_be_taken_is_closed_and_told(sock_path: str) -> None:
-    listener, (writer, reader) = Listener(sock_path, pipe_sddl()), serving.queue()
-    stream, poller = platform.attempt(sock_path), serving.poller()
-    writer.put(listener.accept(), 1)
+def test_queue_reports_a_connection_that_it_cannot_pass(accepted: Accepted, queue: Queue) -> None:
+    writer, reader = queue
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows_queue, "pull", _out_of_memory)
-        assert reader.get(serving.DONTWAIT) == serving.LOST
-    poller.poll(0.05)
-    assert stream.recv(100) == b""
-    for thing in (writer, reader, poller, stream, listener):
-        thing.close()
+        writer.put(accepted[1].fileno(), b"1")
+        assert reader.get(serving.DONTWAIT) == (b"1", None, None)
 
 
 def _out_of_memory(source: Any, handle: int) -> int:
     raise OSError(8, "not enough memory")
 
 
-def test_a_connection_whose_message_was_never_sent_is_not_lost(sock_path: str) -> None:
-    listener, (ours, theirs) = Listener(sock_path, pipe_sddl()), serving.channel()
-    stream = platform.attempt(sock_path)
-    draft = theirs._outgoing
-    where = draft.begin(1, b"kept", b"5")
-    handle = listener.accept()
-    own = _winapi.GetCurrentProcess()
-    windows_handover._DuplicateInto(own, handle, own, where, 0, False, 2)
-    _winapi.CloseHandle(handle)
-    theirs.close()  # the sender dies here
-    message = ours.hear()
-    assert message is not None
-    assert message[:2] == ("kept", b"5")
-    assert message[2] is not None
-    with serving.Connection(message[2]) as connection:
-        connection.send(b"here")
-    assert stream.recv(10) == b"here"
+def test_channel_passes_a_file_before_its_sender_goes_on() -> None:
+    ours, theirs = serving.channel()
+    process = spawn(_tell_with_a_file, theirs)
+    theirs.close()
+    kind, body, file = ours.hear()
+    assert (kind, body) == (Kind.RETURNED, b"1")
+    assert serving.read_at(file, 100, 0) == b"state"
+    os.close(file)
+    assert ours.hear()[:2] == (Kind.ENDED, b"2")
     assert ours.hear() is None
-    for thing in (ours, stream, listener):
-        thing.close()
+    assert ours.has_ended()
+    process.join()
+    ours.close()
 
 
-def test_a_child_that_joined_the_job_ends_with_the_master() -> None:
+def test_channel_ignores_a_file_whose_sender_was_killed() -> None:
+    ours, theirs = serving.channel()
+    process = spawn(_tell_with_a_file, theirs)
+    theirs.close()
+    poller = serving.poller()
+    poller.register(ours.fileno(), serving.READ)
+    assert poller.poll(PATIENCE)
+    process.kill()
+    process.join()
+    assert ours.hear() is None
+    poller.close()
+    ours.close()
+
+
+def _tell_with_a_file(channel: Any) -> None:
+    file = serving.anonymous_file("test")
+    serving.write_at(file, b"state", 0)
+    channel.tell(Kind.RETURNED, b"1", file)
+    os.close(file)
+    channel.tell(Kind.ENDED, b"2")
+
+
+def test_channel_does_not_wait_for_its_reader() -> None:
+    ours, theirs = serving.channel()
+    with pytest.raises(BlockingIOError):
+        while True:
+            ours.tell(Kind.REOPEN_LOG, bytes(10_000), wait=False)
+    sent = 0
+    while True:
+        try:
+            theirs.hear(wait=False)
+        except BlockingIOError:
+            break
+        sent += 1
+    assert sent > 5
+    ours.close()
+    theirs.close()
+
+
+def test_channel_refuses_bytes_that_are_no_message() -> None:
+    ours, theirs = serving.channel()
+    for data in (b"x", bytes(16), bytes(40)):
+        theirs.send_message(data, wait=True)
+        with pytest.raises(FormatError):
+            ours.hear()
+    ours.close()
+    theirs.close()
+
+
+# -- the end of a connection ------------------------------------------------------------------------------------------
+
+
+def test_end_leaves_the_client_what_was_sent(accepted: Accepted) -> None:
+    stream, connection = accepted
+    copy = serving.adopt(duplicated(connection.fileno()))
+    connection.send(b"x" * 1000)
+    connection.end()
+    connection.close()
+    assert stream.recv(1000) == b"x" * 1000
+    assert stream.recv(1) == b""
+    assert copy.recv(1, serving.DONTWAIT) == b""
+    copy.close()
+
+
+def test_linger_ends_once_the_client_has_read_why(accepted: Accepted) -> None:
+    (stream, connection), poller = accepted, serving.poller()
+    poller.register(connection.fileno(), serving.READ)
+    connection.send(b"why")
+    connection.linger()
+    assert poller.poll(0.05) == []
+    stream.send(b"more")
+    assert poller.poll(PATIENCE) == [(connection.fileno(), serving.READ)]
+    assert connection.recv(100, serving.DONTWAIT) == b"more"
+    assert stream.recv(3) == b"why"
+    assert poller.poll(PATIENCE) == [(connection.fileno(), serving.READ)]
+    assert connection.recv(100, serving.DONTWAIT) == b""
+    poller.close()
+    connection.close()
+    assert stream.recv(1) == b""
+
+
+def test_end_disconnects_a_client_that_does_not_read(accepted: Accepted) -> None:
+    stream, connection = accepted
+    copy, poller = serving.adopt(duplicated(connection.fileno())), serving.poller()
+    poller.register(copy.fileno(), serving.READ)
+    connection.send(b"x" * 1000)
+    connection.end()
+    assert poller.poll(PATIENCE) == [(copy.fileno(), serving.READ | serving.HANGUP)]
+    assert stream.recv(1000) == b""
+    poller.close()
+    copy.close()
+
+
+def test_client_that_closed_is_gone_though_it_left_input(accepted: Accepted) -> None:
+    stream, connection = accepted
+    stream.send(b"request")
+    assert not connection.gone()
+    stream.close()
+    assert connection.gone()
+    assert connection.has_input()
+    assert connection.recv(100, serving.DONTWAIT) == b"request"
+    assert connection.has_input() is False
+
+
+def test_worker_ends_with_its_master() -> None:
     ours, theirs = serving.channel()
     master = spawn(_be_a_master, theirs)
     theirs.close()
@@ -382,14 +485,14 @@ def _be_a_master(channel: Any) -> None:
 
 def _be_a_worker(channel: Any) -> None:
     serving.child_hygiene()
-    channel.tell("here", b"%d" % os.getpid())
+    channel.tell(Kind.PONG, b"%d" % os.getpid())
     time.sleep(PATIENCE)
 
 
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_signal_of_the_console_and_a_request_from_outside_are_both_read_from_the_inbox() -> None:
+def test_inbox_reports_console_events_and_the_stop_event() -> None:
     inbox, poller = serving.SignalInbox(["SIGINT", "SIGTERM"]), serving.poller()
     poller.register(inbox.fileno(), serving.READ)
     assert poller.poll(0.0) == []
@@ -405,7 +508,7 @@ def test_a_signal_of_the_console_and_a_request_from_outside_are_both_read_from_t
     inbox.restore()
 
 
-def test_the_end_of_a_lifeline_is_noticed() -> None:
+def test_lifeline_reports_its_end() -> None:
     reading, writing = os.pipe()
     poller = serving.poller()
     poller.register(serving.lifeline(reading), serving.READ)
@@ -449,19 +552,19 @@ def talk(path: str, request: bytes, size: int) -> bytes:
         (b"fff0" + b"x" * 65516 + b"0005y0000", b"fff0" + b"x" * 65516 + b"0005y0000"),
     ],
 )
-def test_the_bytes_on_a_pipe_are_those_on_a_socket(echo: str, request_bytes: bytes, response: bytes) -> None:
+def test_wire_is_that_of_a_socket(echo: str, request_bytes: bytes, response: bytes) -> None:
     assert talk(echo, request_bytes, len(response)) == response
 
 
 @pytest.mark.parametrize("bad", [b"0001", b"0003", b"zzzz", b"ffff"])
-def test_bad_bytes_are_answered_malformed_and_then_the_end(echo: str, bad: bytes) -> None:
+def test_malformed_request_gets_reason_then_end(echo: str, bad: bytes) -> None:
     answer = talk(echo, bad, 1 << 20)
     assert answer[4:].startswith(b"ERR malformed")
     assert int(answer[:4], 16) == len(answer)
     assert ipcsrv.call(echo, b"still here", timeout=PATIENCE) == b"still here"
 
 
-def test_a_large_message_goes_both_ways_and_a_kept_connection_serves_many(echo: str) -> None:
+def test_kept_connection_carries_large_and_many_messages(echo: str) -> None:
     data = os.urandom(5_000_000)
     with ipcsrv.connect(echo, timeout=PATIENCE) as connection:
         assert connection.call(data, timeout=PATIENCE) == data
@@ -470,7 +573,7 @@ def test_a_large_message_goes_both_ways_and_a_kept_connection_serves_many(echo: 
         assert b"".join(connection.stream(data)) == data
 
 
-def test_asyncio_clients_ask_too(echo: str) -> None:
+def test_asyncio_clients_work(echo: str) -> None:
     from ipcsrv.client import aio
 
     async def ask() -> list[bytes]:
@@ -482,7 +585,7 @@ def test_asyncio_clients_ask_too(echo: str) -> None:
     assert answers == [b"", b"x" * 10, b"x" * 1_000_000, *(b"%d" % number for number in range(8))]
 
 
-def test_silent_clients_cost_the_others_nothing(echo: str) -> None:
+def test_silent_clients_do_not_hinder_others(echo: str) -> None:
     silent = [ipcsrv.connect(echo, timeout=PATIENCE) for _ in range(100)]
     for number in range(100):
         assert ipcsrv.call(echo, b"%d" % number, timeout=PATIENCE) == b"%d" % number
@@ -491,7 +594,7 @@ def test_silent_clients_cost_the_others_nothing(echo: str) -> None:
         connection.close()
 
 
-def test_the_command_line_steers_a_server_from_start_to_stop(sock_path: str, tmp_path: Path) -> None:
+def test_commands_start_reload_and_stop_a_server(sock_path: str, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     started = support.run_command("start", sock_path, "handlers_for_tests:echo", "--workers", "1", "--log-file", log)
     assert started.returncode == 0, started.stderr
@@ -506,14 +609,14 @@ def test_the_command_line_steers_a_server_from_start_to_stop(sock_path: str, tmp
     assert os.listdir(os.path.dirname(sock_path)) == []
 
 
-def test_a_library_server_stops_with_its_block_and_with_its_starter(sock_path: str) -> None:
+def test_library_server_stops_with_its_block(sock_path: str) -> None:
     with ipcsrv.Server(sock_path, "handlers_for_tests:upper", workers=1) as server:
         assert ipcsrv.call(sock_path, b"hello", timeout=PATIENCE) == b"HELLO"
         assert server.status()["state"] == "running"
     assert ipcsrv.active_state(sock_path) is State.PATH_NOT_FOUND
 
 
-def test_a_killed_master_takes_its_workers_along_and_the_next_start_works(server: Any, sock_path: str) -> None:
+def test_workers_end_when_the_master_is_killed(server: Any, sock_path: str) -> None:
     first = server("handlers_for_tests:echo", "--workers", "2")
     pids = [worker["pid"] for worker in first.status()["workers"]]
     workers = [_winapi.OpenProcess(0x00100000, False, pid) for pid in pids]
@@ -526,7 +629,7 @@ def test_a_killed_master_takes_its_workers_along_and_the_next_start_works(server
     assert second.call(b"again") == b"again"
 
 
-def test_of_many_starts_at_once_one_serves(sock_path: str) -> None:
+def test_one_of_many_starts_serves(sock_path: str) -> None:
     codes: list[int] = []
 
     def start() -> None:
@@ -543,22 +646,22 @@ def test_of_many_starts_at_once_one_serves(sock_path: str) -> None:
     os.unlink(sock_path + ".log")
 
 
-def test_a_crashing_worker_costs_its_own_request_and_is_replaced(server: Any) -> None:
+def test_crash_costs_one_request(server: Any) -> None:
     running = server("handlers_for_tests:crash_if_asked", "--workers", "2")
-    with pytest.raises(ipcsrv.ConnectionLost):
+    with pytest.raises(ipcsrv.HandlerCrashed):
         running.call(b"crash")
     for number in range(20):
         assert running.call(b"%d" % number) == b"%d" % number
 
 
-def test_a_request_that_takes_too_long_is_answered_so(server: Any) -> None:
+def test_overdue_request_is_answered_timeout(server: Any) -> None:
     running = server("handlers_for_tests:slow", "--workers", "1", "--request-timeout", "0.3")
     with pytest.raises(ipcsrv.HandlerTimeout):
         running.call(b"60000")
     assert running.call(b"10") == b"10"
 
 
-def test_a_server_that_does_not_react_is_ended_by_force_with_its_workers(server: Any, sock_path: str) -> None:
+def test_kill_all_ends_master_and_workers(server: Any, sock_path: str) -> None:
     running = server("handlers_for_tests:echo", "--workers", "1")
     record = lifecycle.record(sock_path)
     assert record is not None
@@ -572,13 +675,13 @@ def test_a_server_that_does_not_react_is_ended_by_force_with_its_workers(server:
     assert os.listdir(os.path.dirname(sock_path)) == []
 
 
-def test_a_server_without_a_control_pipe_stops_by_its_event(server: Any, sock_path: str) -> None:
+def test_stop_works_without_a_control_pipe(server: Any, sock_path: str) -> None:
     running = server("handlers_for_tests:echo", "--workers", "1", "--no-control")
     assert support.run_command("stop", sock_path).returncode == 0
     assert running.process.wait(PATIENCE) == 0
 
 
-def test_a_mode_is_refused_since_a_pipe_has_none(sock_path: str) -> None:
+def test_mode_is_refused(sock_path: str) -> None:
     refused = support.run_command("run", sock_path, "handlers_for_tests:echo", "--mode", "0660")
     assert refused.returncode == 2
     assert b"allow" in refused.stderr
@@ -586,7 +689,7 @@ def test_a_mode_is_refused_since_a_pipe_has_none(sock_path: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_a_start_method_that_windows_lacks_is_refused(sock_path: str, method: str) -> None:
+def test_start_method_is_refused_when_windows_lacks_it(sock_path: str, method: str) -> None:
     refused = support.run_command("run", sock_path, "handlers_for_tests:echo", "--start-method", method)
     assert refused.returncode == 2
     assert b"spawn" in refused.stderr

@@ -89,6 +89,9 @@ class AcceptedConnection(socket.SocketType):
         with contextlib.suppress(OSError):
             self.shutdown(socket.SHUT_WR)
 
+    def linger(self) -> None:
+        """Nothing: the client has found the end of file, and finds the end of the connection when it is closed."""
+
     def end(self) -> None:
         """End the connection for the client too, whichever process still holds a copy of it (shutdown(2))."""
         with contextlib.suppress(OSError):

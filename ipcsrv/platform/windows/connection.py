@@ -1,8 +1,8 @@
 """An accepted connection on Windows, how it ends, and who may use the server.
 
 The handle of a connection is one pipe instance, which is never used for another client. A pipe cannot be closed in one
-direction, and a disconnect takes from the client what it has not read yet. So a connection ends in three steps: wait
-until the client has read everything (FlushFileBuffers, in a thread), at most for a second, disconnect, close.
+direction, and a disconnect takes from the client what it has not read yet. So a thread waits until the client has read
+everything (FlushFileBuffers), at most for a second, before a connection is closed (`linger`) or disconnected (`end`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import contextlib
 import math
 import threading
 from _thread import start_new_thread
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from ctypes import c_void_p
 from ctypes.wintypes import BOOL, HANDLE
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from ...errors import SettingsError
 from ...peer import Peer
@@ -39,11 +40,12 @@ FLUSH_TIME: Final = 1.0  # seconds for a client to read what was sent before its
 MOST_FLUSHING: Final = 64  # connections of a process that end in this way at the same time
 
 _FlushFileBuffers = declare_kernel32("FlushFileBuffers", BOOL, HANDLE, check=False)
+_CancelIoEx = declare_kernel32("CancelIoEx", BOOL, HANDLE, c_void_p, check=False)
 _DisconnectNamedPipe = declare_kernel32("DisconnectNamedPipe", BOOL, HANDLE, check=False)
 
 
 class _Endings:
-    """The connections of this process that are to be disconnected once their clients have read everything.
+    """The connections of this process that are to end once their clients have read everything.
 
     Each is flushed by a thread of its own; one more, while there are any, disconnects those whose time is over, which
     ends their flush too.
@@ -53,8 +55,8 @@ class _Endings:
         self._changed = threading.Condition()
         self._due: dict[int, float] = {}  # monotonic seconds, by handle; infinite once disconnected
 
-    def begin(self, connection: int) -> None:
-        """End a connection; the handle stays the caller's.
+    def begin(self, connection: int, then: Callable[[int], object]) -> None:
+        """Do something with a copy of a connection once its client has read everything; the handle stays the caller's.
 
         With too many at once nothing is done: the client then finds the end when the last handle is closed.
         """
@@ -65,11 +67,11 @@ class _Endings:
             if not self._due:
                 start_new_thread(self._keep_time, ())
             self._due[handle] = monotonic() + FLUSH_TIME
-        start_new_thread(self._flush, (handle,))
+        start_new_thread(self._flush, (handle, then))
 
-    def _flush(self, handle: int) -> None:
+    def _flush(self, handle: int, then: Callable[[int], object]) -> None:
         _FlushFileBuffers(handle)
-        _DisconnectNamedPipe(handle)
+        then(handle)
         with self._changed:
             del self._due[handle]
             self._changed.notify()
@@ -93,11 +95,11 @@ _endings = _Endings()
 class AcceptedConnection(Pipe):
     """A connected client."""
 
-    __slots__ = ("__weakref__", "_ending")
+    __slots__ = ("__weakref__", "_ending", "_over")
 
     def __init__(self, raw: int) -> None:
         super().__init__(raw)
-        self._ending = False
+        self._ending = self._over = False
         announce(self)
 
     def credentials(self) -> bytes:
@@ -147,14 +149,38 @@ class AcceptedConnection(Pipe):
         return bool(self.has_input())
 
     def end_output(self) -> None:
-        """Tell the client that nothing more comes: once it has read everything, it finds the end."""
-        self.end()
+        """Nothing: no half of a pipe can be closed; the master lingers instead."""
+
+    def linger(self) -> None:
+        """In the master, whose copy is the last: find the end of input once the client has read everything.
+
+        The connection is then closed, by which the client finds the end too.
+        """
+        if not self._ending:
+            self._ending = True
+            _endings.begin(self._handle, self._find_end)
+
+    def _find_end(self, copy: int) -> None:
+        self._over = True
+        _CancelIoEx(copy, None)  # the read of no bytes that a poller may have begun
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """As `Pipe.recv`; the end where a client that was refused has read why."""
+        return b"" if self._over else super().recv(size, flags)
+
+    def begin_wait(self) -> Any:
+        """As `Pipe.begin_wait`."""
+        waiting = None if self._over else super().begin_wait()
+        if waiting is not None and self._over:  # since then
+            give_up(waiting)
+            return None
+        return waiting
 
     def end(self) -> None:
         """End the connection for the client too, whichever process still holds a copy of it."""
         if not self._ending and not self.gone():
             self._ending = True
-            _endings.begin(self._handle)
+            _endings.begin(self._handle, _DisconnectNamedPipe)
 
     def detach(self) -> int:
         """Return the handle, for another owner."""

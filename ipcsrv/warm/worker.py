@@ -24,6 +24,7 @@ import struct
 from typing import Any, NoReturn
 
 from ..client import control as control_socket
+from ..errors import HandlerImportError
 from . import learning, run, stamps, starting, title, wire
 from .template import VARIABLE, Template
 
@@ -46,8 +47,14 @@ def _load() -> None:
 
 
 def prepare() -> None:
-    """Fork the first spare: the setting `on_worker_start`."""
+    """Fork the first spare: the setting `on_worker_start`.
+
+    Raises:
+        HandlerImportError: the server was not started by `ipcsrv warm`, which says what to import.
+    """
     global _spare, _ended
+    if _template is None:
+        raise HandlerImportError("ipcsrv.warm.worker:handle", reason="is started by `ipcsrv warm`, for a program")
     _ended = os.pipe()
     for descriptor in _ended:
         os.set_blocking(descriptor, False)
@@ -57,8 +64,7 @@ def prepare() -> None:
     gc.collect()
     gc.freeze()
     _spare = Spare()
-    if _template is not None:
-        _template.publish()
+    _template.publish()
 
 
 def release() -> None:

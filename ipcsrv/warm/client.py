@@ -98,8 +98,11 @@ def _run(program: Program, place: Place, arguments: list[str]) -> NoReturn:
         control.close()  # and with it the run, if a worker takes it now
         connection.close()
         raise
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)  # or a signal that comes just before poll(2) would wait
     _begin(control)
-    _end_as(_await_end(connection, control))
+    _end_as(_await_end(connection, control, woken))
 
 
 def _send(connection: platform.Stream, request: wire.RunRequest, theirs: int) -> None:
@@ -152,14 +155,18 @@ def _begin(control: socket.socket) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _await_end(connection: platform.Stream, control: socket.socket) -> bytes:
-    """Wait for the response; returns its text, b"" if the server died."""
+def _await_end(connection: platform.Stream, control: socket.socket, woken: int) -> bytes:
+    """Wait for the response; returns its text, b"" if the server died. `woken` is readable after a signal."""
     poller = select.poll()
     poller.register(connection, select.POLLIN)
     poller.register(control, select.POLLIN)
+    poller.register(woken, select.POLLIN)
     received = b""
     while True:
         for descriptor, _ in poller.poll():
+            if descriptor == woken:
+                os.read(woken, 64)  # the handler of the signal runs now
+                continue
             if descriptor == control.fileno():
                 message = control.recv(64, socket.MSG_DONTWAIT)
                 if not message:

@@ -127,16 +127,24 @@ class Spare:
 
 
 def _on_child(*_: object) -> None:
-    if _ended is not None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(_ended[1], b"x")
+    """Handle SIGCHLD in name: it is the wake-up descriptor that ends a poll(2)."""
 
 
 def _wait(pid: int, control: socket.socket) -> int:
     """Relay signals until the run has ended; returns its exit status, or the negative of the signal it died of."""
     assert _ended is not None
+    # Written by the C handler: one in Python would run too late for a signal that comes just before poll(2) waits.
+    before = signal.set_wakeup_fd(_ended[1], warn_on_full_buffer=False)
+    try:
+        return _wait_for_end(pid, control, _ended[0])
+    finally:
+        signal.set_wakeup_fd(before)
+
+
+def _wait_for_end(pid: int, control: socket.socket, woken: int) -> int:
+    """As `_wait`; `woken` is readable after a signal."""
     poller = select.poll()
-    poller.register(_ended[0], select.POLLIN)
+    poller.register(woken, select.POLLIN)
     poller.register(control, select.POLLIN)
     while True:
         done, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
@@ -146,7 +154,7 @@ def _wait(pid: int, control: socket.socket) -> int:
             with contextlib.suppress(OSError):
                 control.send(wire.STOPPED, socket.MSG_DONTWAIT)
         for descriptor, _ in poller.poll():
-            if descriptor == _ended[0]:
+            if descriptor == woken:
                 with contextlib.suppress(BlockingIOError):
                     os.read(descriptor, 4096)
             elif not _relay(pid, control):

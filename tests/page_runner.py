@@ -87,7 +87,8 @@ class Reader:
         self._environment = {**support.environment(), **homes}
         names = ("python3",) if installed else ("ipcsrv", "python", "python3")
         self._environment["PATH"] = f"{self._commands(names)}{os.pathsep}{os.environ['PATH']}"
-        if installed:  # pip's own warnings are not the page's
+        if installed:  # without compiling, which the wheel's test does; and pip's own warnings are not the page's
+            self._environment["IPCSRV_PURE_PYTHON"] = "1"
             for name in ("PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV"):
                 self._environment.pop(name, None)
 

@@ -290,6 +290,7 @@ class Exchange:
         body, file = in_message_or_file(b"".join((*buffers, ahead)))
         in_file = 0 if file is None else len(body)
         self._log("ok")  # the master counts it when the client has read it
+        self._worker.stats.sent(self.bytes_out)
         state = ExchangeState(body=b"" if in_file else body, in_file=in_file, ahead=len(ahead))
         self._give_back(Stage.WRITING, state, file)
 

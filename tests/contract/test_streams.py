@@ -210,7 +210,7 @@ def test_transfer_sends_everything_to_a_peer_that_reads(pair: tuple[Stream, serv
     assert b"".join(parts) == b"a" * 10 + b"b" * 300_000 + b"c" * 700_000
 
 
-def test_transfer_hears_a_peer_that_answers_before_it_has_read_all(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
+def test_transfer_hears_a_peer_that_answers_early(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     connection.send(b"enough", serving.DONTWAIT)
     buffers: list[bytes | bytearray | memoryview] = [b"x" * 4_000_000]
@@ -231,7 +231,7 @@ def test_transfer_keeps_its_deadline(pair: tuple[Stream, serving.AcceptedConnect
         pair[0].transfer([b"x" * 4_000_000], Deadline(0.05))
 
 
-def test_transfer_to_a_peer_that_is_gone_leaves_what_it_refused(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
+def test_transfer_to_a_peer_that_is_gone_leaves_the_rest(pair: tuple[Stream, serving.AcceptedConnection]) -> None:
     stream, connection = pair
     connection.close()
     buffers: list[bytes | bytearray | memoryview] = [b"x" * 4_000_000]

@@ -1,4 +1,4 @@
-"""Handlers that do with their process what a handler may do by mistake: threads, forks, descriptors, strange objects."""
+"""Handlers that do with their process what they may do by mistake: threads, forks, descriptors, strange objects."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class UnprintableError(Exception):
 
 class OddTextError(Exception):
     def __str__(self) -> str:
-        return 5  # type: ignore[return-value]
+        return 5  # type: ignore[return-value]  # noqa: PLE0307 - that is the fault
 
 
 class BadIterator:
@@ -166,7 +166,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "class": lambda: bytes,
     "SystemExit": lambda: _raise(SystemExit(3)),
     "KeyboardInterrupt": lambda: _raise(KeyboardInterrupt()),
-    "RecursionError": lambda: _recurse(),
+    "RecursionError": lambda: _recurse(),  # noqa: PLW0108 - it is defined below
 }
 ODDITIES: dict[str, tuple[Callable[[], Any], bytes]] = {
     "close that raises": (lambda: _one_chunk_then(lambda: _raise(RuntimeError("no close"))), b"chunk"),

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import support
 from conftest import ServerFactory
 from faults import load
 
@@ -146,9 +145,8 @@ def test_segmentation_fault_leaves_a_stack_in_the_log(server: ServerFactory) -> 
 def test_worker_that_writes_garbage_is_killed_and_replaced(server: ServerFactory) -> None:
     running = server(f"{HERE}:writes_to_descriptors", "--workers", "2")
     for _ in range(5):
-        with load.raw(running.path, load.message(b"garbage")) as client:
-            with contextlib.suppress(ConnectionError):
-                client.recv(1000)  # whatever it is
+        with load.raw(running.path, load.message(b"garbage")) as client, contextlib.suppress(ConnectionError):
+            client.recv(1000)  # whatever it is
     load.wait_until(lambda: load.is_whole(running), "the pool is whole")
     assert running.status()["state"] == "running"
     assert running.stop(timeout=5.0) == 0

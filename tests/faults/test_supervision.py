@@ -239,7 +239,7 @@ def test_closing_the_terminal_stops_a_foreground_server(sock_path: str) -> None:
     command = [sys.executable, "-m", "ipcsrv", "run", sock_path, ECHO, "--workers", "1"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=support.environment(),
                                start_new_session=True,
-                               preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # fmt: skip
+                               preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # noqa: PLW1509 # fmt: skip
     os.close(theirs)
     with process:
         load.wait_until(lambda: ipcsrv.active_state(sock_path) is ipcsrv.State.LISTENING, "it listens")

@@ -502,9 +502,14 @@ class Dispatch:
             return [Command(Act.UNWATCH, record.number), Command(Act.HEAR_OUT, record.number)]
         return self._refuse(record, now, *STOPPING)
 
-    def heard_out(self, number: int, found: bool, now: float) -> list[Command]:
-        """Answer of HEAR_OUT: a request that came in the last moment is served."""
+    def heard_out(self, number: int, found: bool | None, now: float) -> list[Command]:
+        """Answer of HEAR_OUT: a request that came in the last moment is served.
+
+        found: whether there is one; None where it may still come, for which the client is told that it is not served.
+        """
         record = self.records[number]
+        if found is None:
+            return self._refuse(record, now, *STOPPING)
         if not found:
             return self._close(record)
         self._move(record, Event.READABLE, now)

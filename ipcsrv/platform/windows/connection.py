@@ -47,18 +47,18 @@ _DisconnectNamedPipe = declare_kernel32("DisconnectNamedPipe", BOOL, HANDLE, che
 class _Endings:
     """The connections of this process that are to end once their clients have read everything.
 
-    Each is flushed by a thread of its own; one more, while there are any, disconnects those whose time is over, which
-    ends their flush too.
+    Each is flushed by a thread of its own; one more, while there are any, ends the flushes whose time is over.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._due: dict[int, float] = {}  # monotonic seconds, by handle; infinite once disconnected
+        self._due: dict[int, tuple[float, Callable[[int], object]]] = {}  # by handle: monotonic seconds, and what then
 
-    def begin(self, connection: int, then: Callable[[int], object]) -> None:
-        """Do something with a copy of a connection once its client has read everything; the handle stays the caller's.
+    def begin(self, connection: int, then: Callable[[int], object], late: Callable[[int], object]) -> None:
+        """Call `then` with a copy of the handle once the client has read everything, or after `late` has been called.
 
-        With too many at once nothing is done: the client then finds the end when the last handle is closed.
+        late: ends the flush when the time is over. The handle stays the caller's. With too many at once nothing is
+        done: the client then finds the end when the last handle is closed.
         """
         with self._changed:
             if len(self._due) >= MOST_FLUSHING:
@@ -66,7 +66,7 @@ class _Endings:
             handle = duplicated(connection)
             if not self._due:
                 start_new_thread(self._keep_time, ())
-            self._due[handle] = monotonic() + FLUSH_TIME
+            self._due[handle] = monotonic() + FLUSH_TIME, late
         start_new_thread(self._flush, (handle, then))
 
     def _flush(self, handle: int, then: Callable[[int], object]) -> None:
@@ -81,12 +81,17 @@ class _Endings:
         with self._changed:
             while self._due:
                 now = monotonic()
-                for handle, due in self._due.items():
+                for handle, (due, late) in self._due.items():
                     if due <= now:
-                        _DisconnectNamedPipe(handle)
-                        self._due[handle] = math.inf
-                pause = min(self._due.values()) - now
+                        late(handle)
+                        self._due[handle] = math.inf, late
+                pause = min(due for due, _ in self._due.values()) - now
                 self._changed.wait(None if pause == math.inf else pause)
+
+
+def _cancel(handle: int) -> None:
+    """Cancel what this process has begun with a connection: a flush, or a read."""
+    _CancelIoEx(handle, None)
 
 
 _endings = _Endings()
@@ -144,9 +149,9 @@ class AcceptedConnection(Pipe):
         """Return True once the client has closed its end, whatever it has sent before."""
         return not is_connected(self._handle)
 
-    def end_input(self) -> bool:
-        """Return whether the client has sent something; it may go on, since no half of a pipe can be closed."""
-        return bool(self.has_input())
+    def end_input(self) -> bool | None:
+        """Return True if the client has sent something, None if it still may: no half of a pipe can be closed."""
+        return self.has_input()
 
     def end_output(self) -> None:
         """Nothing: no half of a pipe can be closed; the master lingers instead."""
@@ -154,15 +159,16 @@ class AcceptedConnection(Pipe):
     def linger(self) -> None:
         """In the master, whose copy is the last: find the end of input once the client has read everything.
 
-        The connection is then closed, by which the client finds the end too.
+        The connection is then closed, by which the client finds the end too. One that reads later than within a second
+        still finds what was sent, and then the end.
         """
         if not self._ending:
             self._ending = True
-            _endings.begin(self._handle, self._find_end)
+            _endings.begin(self._handle, self._find_end, _cancel)
 
     def _find_end(self, copy: int) -> None:
         self._over = True
-        _CancelIoEx(copy, None)  # the read of no bytes that a poller may have begun
+        _cancel(copy)  # the read of no bytes that a poller may have begun
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """As `Pipe.recv`; the end where a client that was refused has read why."""
@@ -180,7 +186,7 @@ class AcceptedConnection(Pipe):
         """End the connection for the client too, whichever process still holds a copy of it."""
         if not self._ending and not self.gone():
             self._ending = True
-            _endings.begin(self._handle, _DisconnectNamedPipe)
+            _endings.begin(self._handle, _DisconnectNamedPipe, _DisconnectNamedPipe)
 
     def detach(self) -> int:
         """Return the handle, for another owner."""

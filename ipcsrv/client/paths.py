@@ -24,7 +24,7 @@ def default_path(app: str, key: str = "", *, runtime_dir: str | os.PathLike[str]
     """Return a safe, short path for the socket of an application, the same in every process of a user.
 
     It is `<folder>/<app>.sock`, `<app>+<key>.sock` or `<app>~<hash>.sock`.  The folder is made if it is missing, and
-    checked each time: it must be the user's, with mode 0700 (PROTOCOL.md section 5).
+    checked each time: it must be the user's, with mode 0700 (docs/protocol.md section 5).
 
     Args:
         app: The application's name.

@@ -6,7 +6,7 @@ and the first read returns the whole response; that is one send, one receive and
 same time.
 
 A `timeout` is one budget for all the steps of what it was given to: connecting, sending and receiving.
-Nothing is sent before the server's credentials have been read and found to be trusted (PROTOCOL.md section 5).
+Nothing is sent before the server's credentials have been read and found to be trusted (docs/protocol.md section 5).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def call(
     Raises:
         NotListening: No server listens at `path` (`PathNotFound` where nothing is there at all).
         InvalidPath: What is at `path` is not a socket, or `path` cannot be one.
-        Untrusted: Another user runs the server; nothing was sent (PROTOCOL.md section 5).
+        Untrusted: Another user runs the server; nothing was sent (docs/protocol.md section 5).
         CallTimeout: The time is over; `progress` says what is safe to repeat.
         ConnectionLost: The server closed the connection before the response was complete; `progress` as above.
         ServerError: The server answered with a failure; `HandlerError` and the others name the kind.
@@ -125,7 +125,7 @@ def connect(
         InvalidPath: What is at `path` is not a socket, or `path` cannot be one.
         Denied: The system does not let this user connect.
         CallTimeout: The backlog stayed full for `timeout` seconds.
-        Untrusted: Another user runs the server (PROTOCOL.md section 5).
+        Untrusted: Another user runs the server (docs/protocol.md section 5).
         ValueError: `timeout` is negative or not a number.
     """
     path = os.fspath(path)
@@ -140,7 +140,7 @@ def connect(
 
 
 def active_state(path: Path, timeout: float = 1.0) -> State:
-    """Return what is at `path` (PROTOCOL.md section 3): connects, sends nothing, raises nothing.
+    """Return what is at `path` (docs/protocol.md section 3): connects, sends nothing, raises nothing.
 
     Args:
         path: The path to probe.

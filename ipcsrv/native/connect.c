@@ -1,4 +1,4 @@
-/* Connecting as PROTOCOL.md section 3 says, and the check of the server's credentials (section 5). */
+/* Connecting as docs/protocol.md section 3 says, and the check of the server's credentials (section 5). */
 #ifdef __linux__
 #define _GNU_SOURCE /* O_PATH, struct ucred */
 #endif

@@ -1,4 +1,4 @@
-"""How long a client that cannot connect goes on trying (PROTOCOL.md section 3, "Connecting").
+"""How long a client that cannot connect goes on trying (docs/protocol.md section 3, "Connecting").
 
 Only the decision, shared by the waiting client and the asyncio one: an attempt failed, so how long to pause before
 the next, or what to raise.  Loaded only once a first attempt has failed.

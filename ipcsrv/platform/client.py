@@ -8,11 +8,11 @@ sides keep them light.  What a system must offer (implemented by `posix` and `wi
     instances busy), `NotListening` (refused), `PathNotFound`, `InvalidPath`, `Denied`, or the bare `OSError` of
     anything else.
 `connect(path, deadline, *, wait_if_busy=True, wait_if_not_found=False) -> Stream`
-    The same, repeated for as long as PROTOCOL.md section 3 says.  Raises `CallTimeout` where the queue stays full.
+    The same, repeated for as long as docs/protocol.md section 3 says.  Raises `CallTimeout` where the queue stays full.
 `probe(path, timeout=1.0) -> State`
     What is at the path; sends nothing and raises nothing.
 `trusted(peer, trust) -> bool`
-    Whether a server with these credentials is one's own, root's, or named by `trust` (PROTOCOL.md section 5).
+    Whether a server with these credentials is one's own, root's, or named by `trust` (docs/protocol.md section 5).
 `read_within(descriptor, size, deadline) -> bytes`
     At most `size` bytes of what comes on a descriptor that others made (standard input), `b""` at its end;
     `TimeoutError` past the deadline, after which nobody reads it any more.

@@ -1,4 +1,4 @@
-"""The request/response exchange as a state machine, one for either side (PROTOCOL.md section 2).
+"""The request/response exchange as a state machine, one for either side (docs/protocol.md section 2).
 
 Pure: bytes that were read go in, events come out; what to send comes back as buffers. Sockets, pipes, asyncio and
 time belong to the shells around it (the client, the worker's slow path). A shell does three things:
@@ -75,7 +75,7 @@ _CLIENT_TABLE = {
 # Failure replies
 
 _FAILURE_PREFIX = b"ERR "
-#: Bytes of the message in a failure reply, at most (PROTOCOL.md section 2).
+#: Bytes of the message in a failure reply, at most (docs/protocol.md section 2).
 MAX_FAILURE_MESSAGE = 1000
 #: Bytes of a packet's data from which on it is no failure reply: the message, the prefix and a generous code.
 _MAX_FAILURE = 1100

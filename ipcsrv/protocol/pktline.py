@@ -1,4 +1,4 @@
-"""The codec: bytes to messages and back (PROTOCOL.md section 1). Pure; both sides use it.
+"""The codec: bytes to messages and back (docs/protocol.md section 1). Pure; both sides use it.
 
 A message is data packets and a flush; a packet is four hexadecimal digits, its length with them, and data. Nothing
 else is on the wire, so all there is to this module is speed and suspicion:

@@ -33,7 +33,7 @@
 #endif
 
 #define HEADER 4                 /* bytes of a packet's length */
-#define MAX_PACKET 65520         /* PROTOCOL.md section 1 */
+#define MAX_PACKET 65520         /* docs/protocol.md section 1 */
 #define MAX_DATA (MAX_PACKET - HEADER)
 #define RECEIVE_SIZE 65536       /* bytes; any message that is one packet */
 #define NANOSECONDS 1000000000ULL

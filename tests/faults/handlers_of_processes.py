@@ -31,7 +31,7 @@ def leaves_a_thread(request: bytes) -> bytes:
 def forks_a_sleeper(request: bytes) -> bytes:
     """Leaves a child that sleeps with all its descriptors open; then fails, dies, or answers."""
     if os.fork() == 0:
-        time.sleep(20)
+        time.sleep(6)
         os._exit(0)
     if request == b"raise":
         raise ValueError("after the fork")

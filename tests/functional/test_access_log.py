@@ -44,7 +44,7 @@ def test_each_request_has_a_line_with_its_peer_sizes_times_and_outcome(server: S
     assert (first["outcome"], first["bytes_in"], first["bytes_out"]) == ("ok", 1, 1)
     assert (second["bytes_in"], second["bytes_out"]) == (4, 4)
     assert 50_000 <= second["handler_us"] < 10_000_000
-    assert second["queue_wait_us"] == 0
+    assert 0 <= second["queue_wait_us"] < 10_000_000
     assert second["level"] == "info"
     if hasattr(os, "getuid"):
         assert second["peer"] == {"pid": os.getpid(), "uid": os.getuid(), "gid": os.getgid()}

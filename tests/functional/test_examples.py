@@ -32,13 +32,13 @@ def run(*arguments: str, statuses: tuple[int, ...] = (0,), **extra: str) -> str:
     """Run a Python program in the current folder and return what it printed; its errors must be a server's log."""
     env = support.environment(IPCSRV_RUNTIME_DIR=os.path.join(os.getcwd(), "r"), **extra)
     env["PYTHONPATH"] = os.pathsep.join([str(support.ROOT), os.getcwd()])
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=100, env=env)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=280, env=env)
     assert done.returncode in statuses, done.stdout + done.stderr
     assert [line for line in done.stderr.splitlines() if " INFO " not in line] == []
     return done.stdout
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("copied", "name"), [(name, name) for name in TESTED], indirect=["copied"], ids=TESTED)
 def test_example_passes_its_own_tests(copied: Path, name: str) -> None:
     options = ("-q", "-rs", "-p", "ipcsrv.pytest_plugin", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", ".")

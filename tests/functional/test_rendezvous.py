@@ -1,4 +1,4 @@
-"""One server a path: starts, stops, stale sockets, other servers, and Git's (PROTOCOL.md section 3)."""
+"""One server a path: starts, stops, stale sockets, other servers, and Git's (docs/protocol.md section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Byte for byte, what a client of any make gets from a real server (PROTOCOL.md sections 1 and 2)."""
+"""Byte for byte, what a client of any make gets from a real server (docs/protocol.md section 1 and 2)."""
 
 from __future__ import annotations
 

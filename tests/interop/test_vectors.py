@@ -1,4 +1,4 @@
-"""The bytes that PROTOCOL.md fixes, as literals: what every other simple-ipc program sends and expects."""
+"""The bytes that docs/protocol.md fixes, as literals: what every other simple-ipc program sends and expects."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def _what_is_there(path: str, number: int) -> Exception:
 
 
 def connect(path: str, deadline: Deadline, *, wait_if_busy: bool = True, wait_if_not_found: bool = False) -> Stream:
-    """Connect, trying again within `deadline` as PROTOCOL.md section 3 says."""
+    """Connect, trying again within `deadline` as docs/protocol.md section 3 says."""
     try:
         return attempt(path)
     except (BlockingIOError, NotListening) as error:

@@ -3,7 +3,7 @@
 Three files stand at an agreed path while a server lives: the socket itself, `<path>.ipcsrv.lock` (an flock held for
 the master's whole life; the kernel releases it however the master dies) and, where it can be made, the control socket
 `<path>.control`.  A fourth, `<path>.lock`, is Git's: an exclusive-create file that is taken only while we look and
-bind, so that a Git server and ours can never both think the path theirs (PROTOCOL.md section 3).
+bind, so that a Git server and ours can never both think the path theirs (docs/protocol.md section 3).
 
 Everything is done relative to one descriptor of the folder, opened and checked first: whoever swaps the folder
 afterwards finds that we work in the old one and notice.
@@ -153,7 +153,7 @@ class Rendezvous:
 
     @contextlib.contextmanager
     def _git_lock(self) -> Any:
-        """Hold `<path>.lock`, as a Git server does while it starts (PROTOCOL.md section 3)."""
+        """Hold `<path>.lock`, as a Git server does while it starts (docs/protocol.md section 3)."""
         name = self._name + GIT_LOCK_SUFFIX
         self._create_git_lock(name)
         try:
@@ -381,7 +381,7 @@ def _new_listener() -> Listener:
 
 
 def folder_fault(info: os.stat_result) -> str | None:
-    """Why others could replace a file in a folder with this status, or None (PROTOCOL.md section 5)."""
+    """Why others could replace a file in a folder with this status, or None (docs/protocol.md section 5)."""
     if info.st_uid not in (os.geteuid(), 0):
         return f"belongs to user {info.st_uid}"
     if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:

@@ -1,6 +1,7 @@
 """The client's half of the platform seam on Windows: named pipes.  Runs in the client's process.
 
-A path stands for a pipe name, made from it as Git makes it (PROTOCOL.md section 4); nothing needs to exist at the path.
+A path stands for a pipe name, made from it as Git makes it (docs/protocol.md section 4).
+Nothing needs to exist at the path.
 
 Whom we talk to is read from the open pipe itself.  Its owner is whoever made its first instance, and only the owner
 (and SYSTEM) may add further ones, so no process id that could meanwhile be another's comes into it.
@@ -171,7 +172,7 @@ def _reason(path: str, error: OSError) -> Exception:
 def connect(
     path: str, deadline: Deadline, *, wait_if_busy: bool = True, wait_if_not_found: bool = False
 ) -> Stream:
-    """Connect, trying again within `deadline` as PROTOCOL.md section 3 says."""
+    """Connect, trying again within `deadline` as docs/protocol.md section 3 says."""
     try:
         return attempt(path)
     except (BlockingIOError, NotListening) as error:

@@ -53,7 +53,7 @@ _OWNER_ALONE: Final = 0o600  # what the access list says too
 
 
 def pipe_sddl(allow: Iterable[str] = ()) -> str:
-    """The security descriptor of a server's pipe (PROTOCOL.md section 4).
+    """The security descriptor of a server's pipe (docs/protocol.md section 4).
 
     allow: beside the owner and SYSTEM, users and groups as the setting names them: a SID, `user:NAME`, `group:NAME`.
     Raises `SettingsError` for one that this system does not know.

@@ -231,22 +231,29 @@ def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
     """Read what comes within `deadline` (see the contract).
 
     What others made, a pipe of a shell's above all, tells nobody when it has something.  So a thread reads it, and is
-    left behind where nothing comes.
+    left behind where nothing comes.  It reads a handle of its own: to close a descriptor that is being read would wait
+    for the end of that.
     """
     if deadline.timeout is None:
         return os.read(descriptor, size)
+    import msvcrt
     from _thread import start_new_thread
 
     from .poller import new_event, set_event
 
-    come = new_event()
+    come, own = new_event(), _winapi.GetCurrentProcess()
+    given = msvcrt.get_osfhandle(descriptor)
+    handle = _winapi.DuplicateHandle(own, given, own, 0, False, _winapi.DUPLICATE_SAME_ACCESS)
     found: list[bytes | OSError] = []
 
     def read() -> None:
         try:
-            found.append(os.read(descriptor, size))
+            found.append(_winapi.ReadFile(handle, size)[0])
+        except BrokenPipeError:  # the end
+            found.append(b"")
         except OSError as error:
             found.append(error)
+        _winapi.CloseHandle(handle)
         set_event(come)
 
     start_new_thread(read, ())

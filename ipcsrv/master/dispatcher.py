@@ -538,7 +538,7 @@ class Dispatcher:
 
     def _client_gone(self, record: Record) -> None:
         """Both directions are closed: there is no reader left for a response."""
-        if record.status is ConnectionState.STALLED:
+        if record.status is ConnectionState.STALLED or self._connection(record.number).has_input():
             self._count(board.CANCELLED)
         elif not record.served:
             self._count(board.PROBES)

@@ -1,8 +1,8 @@
 """A day's worth of life in ten minutes: `python tests/soak/day.py [SECONDS] [SEED]`.
 
 A server in the background is loaded by eight clients while its day goes by: reloads, workers that crash and are
-killed, a template that is killed, floods, garbage, clients that leave, idle times, scaling, log rotation.  A few times
-a day it is stopped and started.  Before each stop the clients pause, and then their books and the server's totals must
+killed, a template that is killed, floods, garbage, clients that leave, idle times, scaling, log rotation.  Six times
+a day it is stopped and started, each time with the next start method.  Before each stop the clients pause, and then their books and the server's totals must
 be equal to the request: every response, every handler's error, every lost request, every client that left.  No client
 may see a failure that it did not ask for, and nothing may be left at the end of each server.
 """
@@ -30,6 +30,7 @@ import ipcsrv  # noqa: E402
 from ipcsrv.client import control  # noqa: E402
 
 SHIFTS = 6  # servers a day
+METHODS = ("fork", "forkserver", "spawn")
 NOBODY = {"waiting": 0, "parked": 0}
 PATIENCE = 20.0  # seconds for anything, on a busy machine
 
@@ -140,7 +141,7 @@ class Clients:
     def _ask_for_death(self, call: Callable[[bytes], bytes], word: bytes) -> bool:
         try:
             call(word)
-        except ipcsrv.ConnectionLost:
+        except ipcsrv.HandlerCrashed:
             self.book.count("lost")
         return False
 
@@ -160,6 +161,7 @@ class Day:
         self.rng, self.seed = random.Random(seed), seed
         self.path, self.log = str(folder / "s"), folder / "log"
         self.rotations = 0
+        self.method = METHODS[0]
         self.happened: Counter[str] = Counter()
         self.events = (self.reload, self.reload, self.rotate, self.flood, self.idle, self.leave, self.garbage,
                        self.scale, self.kill_template, self.look)
@@ -169,6 +171,7 @@ class Day:
         counted: Counter[str] = Counter()
         for shift in range(SHIFTS):
             book = Book()
+            self.method = METHODS[shift % len(METHODS)]
             self.start()
             with Clients(self.path, book, self.seed + shift) as clients:
                 clients.rest()
@@ -192,6 +195,7 @@ class Day:
 
     def start(self) -> None:
         done = support.run_command("start", self.path, "handlers_of_a_day:handle", "--workers", "2",
+                                   "--start-method", self.method,
                                    "--log-file", str(self.log), "--log-level", "warning", timeout=PATIENCE)
         assert done.returncode == 0, done.stderr.decode()
 
@@ -258,6 +262,8 @@ class Day:
         control.request(self.path, "scale", workers=self.rng.randint(1, 4), timeout=PATIENCE)
 
     def kill_template(self, clients: Clients, book: Book) -> None:
+        if self.method == "spawn":
+            return  # it has none
         for pid in support.children(self.status()["pid"]):
             os.kill(pid, 9)
 

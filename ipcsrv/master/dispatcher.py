@@ -42,6 +42,7 @@ CALM = 2.0  # seconds without want after which it is over
 DISCARD_SIZE = 256 * 1024  # bytes of a refused client that are read in one turn
 OUTPUT_SIZE = 128 * 1024  # bytes of a stalled response that are sent in one turn
 DRAIN_LOOK = 0.01  # seconds between two looks at the rings of the workers while the server drains
+MOST_AUDITS = 20  # while a worker says that it takes something: then it was stopped there
 AUDIT_PAUSE = 0.05  # seconds in which a worker that took a connection writes so into its slot
 FIXED_DESCRIPTORS = 24  # of the master: streams, lock, listeners, signals, control connections
 WORKER_DESCRIPTORS = 2  # channel, pidfd
@@ -77,6 +78,10 @@ class Target(Protocol):
     reader: serving.QueueReader
     passed: int
     taken_by_departed: int
+
+    @property
+    def number(self) -> int:
+        """The generation."""
 
     def taken(self) -> int:
         """How many messages its workers have taken."""
@@ -117,7 +122,8 @@ class Dispatcher:
         self._backlog_open, self._paused = True, False
         self._limit = serving.descriptor_limit()
         self._exhausted_for = 0.0  # seconds of the present back-off, 0 if there is none
-        self._suspects: set[int] = set()
+        self._suspects: dict[int, float] = {}  # what may have been taken by a dead worker: number, when it was queued
+        self._audits = 0
         self._access_log: AccessLog | None = None
         self.last_client = monotonic()
 
@@ -131,6 +137,8 @@ class Dispatcher:
         """Pass connections to this generation from now on."""
         self._watch_room(False)
         self._target = target
+        self._suspects = {}  # `take_over` finds those of the generation before
+        self.dispatch.lead_to(target.number)
         self.pump()
 
     def open(self) -> None:
@@ -348,8 +356,10 @@ class Dispatcher:
 
     def take_over(self, target: Target) -> None:
         """A generation's workers are gone: what they left in its queue goes to the next one."""
-        for message in serving.taken_back(target.reader):
-            self._requeue(parse_passed(message).number)
+        left = {parse_passed(message).number for message in serving.taken_back(target.reader)}
+        left.update(record.number for record in self.dispatch.in_queue(target.number))  # taken, and not yet said so
+        for number in left:
+            self._requeue(number)
 
     def _requeue(self, number: int) -> None:
         record = self.dispatch.find(number)
@@ -411,9 +421,10 @@ class Dispatcher:
                 number, untouched=untouched, may_reply=phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING),
                 code=code, text=text, now=monotonic()))
         self._do(self.dispatch.holder_died(worker))
-        if not clean:
-            self._suspects |= {record.number for record in self.dispatch.in_queue()}
+        if not clean and self._target is not None:
+            self._suspects |= {record.number: record.passed for record in self.dispatch.in_queue(self._target.number)}
             if self._suspects:
+                self._audits = 0
                 self._host.set_timer("audit", monotonic() + AUDIT_PAUSE)
         self.kick()
         self.pump()
@@ -428,8 +439,8 @@ class Dispatcher:
         """Find connections that a dead worker had taken from the queue before it wrote so into its slot.
 
         Whatever was queued at its death and is neither in the queue, nor in a living worker's slot, nor returned or
-        ended by now, was taken by the dead one. Nothing of it was read, so another worker can have it. (Should a
-        stopped worker have it after all, then whichever reads the request first serves it.)
+        ended by now, was taken by the dead one. Nothing of it was read, so another worker can have it. A worker says
+        before it takes something that it does; while one says so, nothing is known, and the audit is repeated.
         """
         target, now = self._target, monotonic()
         if target is None or target.writer is None or not self._suspects:
@@ -441,14 +452,19 @@ class Dispatcher:
             number = parse_passed(message).number
             queued.add(number)
             self._put_again(target, number, message)
-        for words in self._workers():
-            self.dispatch.taken(board.parse_lent(words[board.LENT])[0], now)
+        slots = [words[board.LENT] for words in self._workers()]
+        if board.TAKING in slots and self._audits < MOST_AUDITS:
+            self._audits += 1
+            self._host.set_timer("audit", now + AUDIT_PAUSE)
+            return
+        for word in slots:
+            self.dispatch.taken(board.parse_lent(word)[0], now)
+        suspects, self._suspects = self._suspects, {}
         self._host.hear_workers()  # after the slots: a worker reports first and clears its slot then
         self.reap()
-        lost = self._suspects - queued
-        self._suspects = set()
-        for number in lost:
-            self._requeue(number)
+        for record in list(self.dispatch.in_queue(target.number)):
+            if record.number not in queued and suspects.get(record.number) == record.passed:  # not queued again
+                self._requeue(record.number)
         self.pump()
 
     def _put_again(self, target: Target, number: int, message: bytes) -> None:

@@ -105,18 +105,20 @@ class Record:
     """What is known of one connection.
 
     since: when it entered its state; served: whether it was ever passed to a worker; stage, began_ns, state: of the
-    exchange that it is in the middle of; passed: when it was queued last; progress: when its client took output last;
+    exchange that it is in the middle of; passed: when it was queued last; queue: the generation whose queue that was;
+    progress: when its client took output last;
     discarded: bytes since it was refused; holder: the worker that keeps its suspended stream, 0 for none.
     """
 
-    __slots__ = ("began_ns", "discarded", "due", "holder", "number", "passed", "progress", "served", "since", "stage",
-                 "state", "status")  # fmt: skip
+    __slots__ = ("began_ns", "discarded", "due", "holder", "number", "passed", "progress", "queue", "served", "since",
+                 "stage", "state", "status")  # fmt: skip
 
     def __init__(self, number: int, now: float) -> None:
         self.number = number
         self.status = ConnectionState.NEW
         self.since = self.progress = now
         self.passed = 0.0
+        self.queue = 0
         self.due = 0.0
         self.served = False
         self.stage = Stage.BETWEEN
@@ -150,6 +152,7 @@ class Dispatch:
         self.records: dict[int, Record] = {}
         self.ready: deque[int] = deque()
         self.draining = False
+        self.queue = 0
         self._timeouts = timeouts
         self._last = 0
         self._plain: dict[int, float] = {}  # passed at once when they were accepted, and when; they have no record yet
@@ -229,6 +232,7 @@ class Dispatch:
         if record is None and (passed := self._plain.pop(number, None)) is not None:
             record = self.records[number] = Record(number, passed)
             record.status, record.served, record.passed = ConnectionState.QUEUED, True, passed
+            record.queue = self.queue
         return record
 
     def all(self) -> list[Record]:
@@ -282,7 +286,7 @@ class Dispatch:
 
     def queued(self, record: Record, now: float) -> None:
         """It is in the queue now."""
-        record.served, record.passed = True, now
+        record.served, record.passed, record.queue = True, now, self.queue
         self._move(record, Event.QUEUE, now)
 
     def not_queued(self, record: Record) -> None:
@@ -545,9 +549,14 @@ class Dispatch:
         """Whether anything but refused clients is left."""
         return bool(self._plain) or len(self.records) > len(self._lingering)
 
-    def in_queue(self) -> Iterator[Record]:
-        """Yield the connections that are in the queue, or have been taken from it unseen."""
-        return (record for record in self.all() if record.status is ConnectionState.QUEUED)
+    def lead_to(self, queue: int) -> None:
+        """Connections go to the queue of this generation from now on."""
+        self.all()  # those without a record went to the one before
+        self.queue = queue
+
+    def in_queue(self, queue: int) -> Iterator[Record]:
+        """Yield the connections that are in this queue, or have been taken from it unseen."""
+        return (record for record in self.all() if record.status is ConnectionState.QUEUED and record.queue == queue)
 
     # -- changing a state -------------------------------------------------------------------------------------------
 

@@ -108,6 +108,10 @@ def lent(number: int, phase: Phase) -> int:
     return number << 3 | phase
 
 
+#: What LENT holds while a worker takes a message, and does not know which.
+TAKING = int(Phase.TAKEN)
+
+
 def parse_lent(word: int) -> tuple[int, Phase]:
     """Return number and phase of the word LENT."""
     return word >> 3, Phase(min(word & 7, Phase.BETWEEN))

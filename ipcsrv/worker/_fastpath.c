@@ -44,7 +44,7 @@ enum outcome {
 };
 
 /* scoreboard.Phase, in the low bits of the word LENT. */
-enum phase { TAKEN = 1, READING = 2, HANDLING = 3, WRITING = 5, BETWEEN = 6 };
+enum phase { TAKING = 1, TAKEN = 1, READING = 2, HANDLING = 3, WRITING = 5, BETWEEN = 6 };
 
 /* Where the words of a worker's slot are: scoreboard.py says, when a path is made. */
 struct layout {
@@ -510,18 +510,20 @@ static enum outcome take(Path *self, int queue, uint64_t patience, int ring)
 {
     int fds[2], fd_count;
     struct passed passed;
+    uint64_t *lent = &self->words[self->at.lent];
+    __atomic_store_n(lent, TAKING, __ATOMIC_SEQ_CST);
     ssize_t size = take_message(self, queue, fds, &fd_count);
-    if (size == -2)
-        return BROKEN;
-    if (size <= 0)
-        return size == 0 ? CLOSED : EMPTY;
+    if (size <= 0) {
+        *lent = 0;
+        return size == -2 ? BROKEN : size == 0 ? CLOSED : EMPTY;
+    }
     if (size != PASSED_SIZE || fd_count != 1)
         return leave_message(self, size, fds, fd_count);
     memcpy(&passed, self->in, sizeof passed);
     if (passed.stage != 0)
         return leave_message(self, size, fds, fd_count);
     uint64_t *words = self->words, now = monotonic_ns(), waited = now > passed.queued_ns ? now - passed.queued_ns : 0;
-    words[self->at.lent] = passed.number << 3 | TAKEN;
+    *lent = passed.number << 3 | TAKEN;
     words[self->at.taken]++;
     if (passed.accepted)
         words[self->at.queue_wait + bucket(waited)]++;

@@ -115,11 +115,14 @@ class PurePath:
 
     def take(self, queue: QueueReader, patience: int, ring: bool) -> int:
         """As `FastPath.take`."""
+        self._words[LENT] = board.TAKING
         try:
             item = queue.get(DONTWAIT)
         except BlockingIOError:
+            self._words[LENT] = 0
             return EMPTY
         if isinstance(item, str):
+            self._words[LENT] = 0
             return CLOSED
         message, raw, file = item
         passed = parse_passed(message)

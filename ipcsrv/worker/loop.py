@@ -181,6 +181,7 @@ class Worker:
         if raw is not None:
             self._serve_stalled(passed, adopt(raw), file)
         elif passed.number == PING_NUMBER:
+            self.stats.leave()
             self.stats.taken(None)
             self.tell(Kind.PONG, pack_number(passed.queued_ns))
         else:
@@ -188,9 +189,11 @@ class Worker:
 
     def _no_descriptor(self, passed: Passed) -> None:
         """The kernel could not give this process the connection; the master still has it, for another worker."""
+        self.stats.enter(passed.number, Phase.TAKEN)
         self.stats.taken(None)
         self.tell(Kind.EXHAUSTED, b"a worker has no descriptor left; raise its limit (ulimit -n)")
         self.tell(Kind.RETURNED, pack_returned(Returned(passed.number, Stage.BETWEEN)))
+        self.stats.leave()
         time.sleep(EXHAUSTED_PAUSE)
         self.leave()
 

@@ -2,9 +2,10 @@
 
 A server in the background is loaded by eight clients while its day goes by: reloads, workers that crash and are
 killed, a template that is killed, floods, garbage, clients that leave, idle times, scaling, log rotation.  Six times
-a day it is stopped and started, each time with the next start method.  Before each stop the clients pause, and then their books and the server's totals must
-be equal to the request: every response, every handler's error, every lost request, every client that left.  No client
-may see a failure that it did not ask for, and nothing may be left at the end of each server.
+a day it is stopped and started, each time with the next start method.  Before each stop the clients pause, and then
+their books and the server's totals must be equal to the request: every response, every handler's error, every lost
+request, every client that left.  No client may see a failure that it did not ask for, and nothing may be left at the
+end of each server.
 """
 
 from __future__ import annotations

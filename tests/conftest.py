@@ -26,6 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.import_plugin("ipcsrv.pytest_plugin")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Run twice as many tests at once as there are processors: most of them wait for other processes."""
+    return 2 * (os.cpu_count() or 1)
+
+
 ServerFactory = Callable[..., support.RunningServer]
 
 

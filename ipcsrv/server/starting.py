@@ -268,7 +268,9 @@ def _spawn(path: str, source: HandlerSource, settings: Settings, *, detached: bo
     try:
         process = subprocess.Popen(
             children.command("ipcsrv.server.background"),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, **lifecycle.detached() if detached else {},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            env=os.environ.copy(),  # exec(2) without one reads what another thread may be changing
+            **lifecycle.detached() if detached else {},
         )
     finally:
         if errors is not None:

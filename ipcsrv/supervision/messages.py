@@ -218,7 +218,7 @@ class Returned(NamedTuple):
     """A worker returns a connection.
 
     number: which; stage: what it is in the middle of; began_ns: when its request began to arrive (READING, monotonic);
-    counted: whether its response still has to be counted as sent (WRITING); state: None where there is none.
+    state: None where there is none.
     """
 
     number: int
@@ -279,5 +279,7 @@ def parse_passed(data: bytes) -> Passed:
     if len(data) < PASSED_SIZE:
         raise FormatError("a queue message that is too short")
     number, queued_ns, accepted, stage, began_ns = _PASSED.unpack_from(data)
+    if stage > Stage.LINGERING:
+        raise FormatError(f"stage {stage}")
     rest = b"" if stage == Stage.BETWEEN else data[PASSED_SIZE:]  # messages of one size are padded
     return Passed(number, queued_ns, bool(accepted), Stage(stage), began_ns, parse_state(rest) if rest else None)

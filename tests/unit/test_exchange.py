@@ -504,3 +504,24 @@ def test_random_bytes_end_every_exchange_in_order(data):
         others = []
     assert client.state == exchange.CLOSED
     assert all(isinstance(event, (ResponseEnd, Failed, Lost)) for event in others)
+
+
+@pytest.mark.parametrize("length", [0, 2, 4, 9, MAX_DATA + 7, MAX_DATA + 50])
+def test_request_is_completed_by_another_machine_from_a_snapshot(length):
+    wire = wire_of(b"x" * (MAX_DATA + 100))
+    first = ServerExchange()
+    first.receive_data(wire[:length])
+    assert first.next_event() is None
+    second = ServerExchange(assembly=first.assembly)
+    second.restore(*first.snapshot())
+    second.receive_data(wire[length:])
+    (event,) = events_of(second)
+    assert isinstance(event, RequestReceived) and bytes(event.payload) == b"x" * (MAX_DATA + 100)
+
+
+def test_what_was_read_ahead_is_taken_once():
+    machine = ServerExchange()
+    machine.receive_data(wire_of(b"one") + wire_of(b"two"))
+    assert isinstance(machine.next_event(), RequestReceived)
+    assert machine.take_ahead() == wire_of(b"two")
+    assert machine.take_ahead() == b""

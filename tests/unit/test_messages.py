@@ -97,6 +97,13 @@ def test_messages_are_refused_when_cut() -> None:
             parse(b"short")
 
 
+def test_passed_is_refused_with_an_unknown_stage() -> None:
+    message = bytearray(messages.pack_passed(Passed(1, 2)))
+    message[17] = Stage.LINGERING + 1
+    with pytest.raises(FormatError):
+        messages.parse_passed(bytes(message))
+
+
 def test_returned_is_refused_with_an_unknown_stage() -> None:
     body = bytearray(messages.pack_returned(Returned(1, Stage.BETWEEN)))
     body[8] = Stage.LINGERING + 1

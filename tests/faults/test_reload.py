@@ -34,6 +34,7 @@ def test_reloads_under_load_cost_no_request(server: ServerFactory) -> None:
     assert not clients.failures and not clients.refusals and not clients.wrong, clients.report()
 
 
+@pytest.mark.xfail(os.name == "nt", reason="an open fault under Wine: docs/windows.md", strict=False)
 def test_scaling_under_load_costs_no_request(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "3")
     with load.Load(running.path) as clients:

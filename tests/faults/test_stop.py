@@ -38,6 +38,7 @@ def test_two_hundred_clients_that_wait_are_all_answered_by_a_stop(server: Server
 
 
 @pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.xfail(os.name == "nt", reason="an open fault under Wine: docs/windows.md", strict=False)
 def test_under_load_no_request_that_was_taken_is_lost_by_a_stop(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "2")
     with load.Load(running.path, timeout=1.0) as clients:

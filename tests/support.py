@@ -290,7 +290,10 @@ def kill(pid: int) -> None:
 
 def is_zombie(pid: int) -> bool:
     """Whether the process has ended and only waits to be reaped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it was reaped meanwhile
 
 
 def children(pid: int | None = None) -> set[int]:

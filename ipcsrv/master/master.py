@@ -127,7 +127,11 @@ class Master:
         finally:
             self._close()
             if signals is not None:
-                signals.close() if self._own_process else signals.restore()
+                if self._own_process:
+                    serving.ignore(("SIGTERM", "SIGINT"))  # the end of the interpreter would set the default action
+                    signals.close()
+                else:
+                    signals.restore()
         if self.processes.failure is not None:
             raise self.processes.failure
         if self._stolen:

@@ -47,6 +47,7 @@ from .commands import (
     SwitchTo,
 )
 from .records import (
+    PRESENT,
     PROBATION_SECONDS,
     Backoff,
     Failures,
@@ -500,25 +501,29 @@ class Supervisor:
             generation.retiring += 1
             self._do(RetireOne(generation.number))
         if generation.spawns and now >= max(generation.failures.until, self._refusals.until):
-            for _ in range(missing):
-                self._spawn(generation, now)
+            for lacking in range(missing, 0, -1):
+                slot = self._roster.free_slot()
+                if slot is None:
+                    self._make_room(lacking, now)
+                    break
+                self._spawn(slot, generation, now)
 
-    def _spawn(self, generation: Generation, now: float) -> None:
-        slot = self._roster.free_slot()
-        if slot is None:
-            self._evict_leaver(now)
-        else:
-            number, worker = self._roster.add_worker(slot, generation, now)
-            reason = f"a worker was not ready within {self._startup_timeout:g} s"
-            worker.give(Ultimatum.START, now + self._startup_timeout, reason)
-            self._do(Spawn(number, slot, generation.number))
+    def _spawn(self, slot: int, generation: Generation, now: float) -> None:
+        number, worker = self._roster.add_worker(slot, generation, now)
+        reason = f"a worker was not ready within {self._startup_timeout:g} s"
+        worker.give(Ultimatum.START, now + self._startup_timeout, reason)
+        self._do(Spawn(number, slot, generation.number))
 
-    def _evict_leaver(self, now: float) -> None:
-        """Every slot is taken: the worker that has been leaving for longest makes room."""
-        leaving = [(worker.since, number) for number, worker in self._roster.workers.items()
-                   if worker.phase is WorkerPhase.LEAVING and worker.ultimatum is not Ultimatum.STACKS]
-        if leaving:
-            number = min(leaving)[1]
+    def _make_room(self, slots: int, now: float) -> None:
+        """Every slot is taken: the workers that have been leaving for longest free so many, and no more than that."""
+        leaving: list[tuple[float, int]] = []
+        ending = 0
+        for number, worker in self._roster.workers.items():
+            if worker.phase is WorkerPhase.KILLED or worker.ultimatum is Ultimatum.STACKS:
+                ending += worker.phase not in PRESENT
+            elif worker.phase is WorkerPhase.LEAVING:
+                leaving.append((worker.since, number))
+        for _, number in sorted(leaving)[: max(0, slots - ending)]:
             reason = "it does not end, and its place is needed"
             self._end_with_stacks(number, self._roster.workers[number], "stopping", reason, now)
 

@@ -101,6 +101,18 @@ def test_impossible_event_raises(core: Dispatch) -> None:
     assert dispatch.TRANSITIONS[ConnectionState.LINGERING] == {Event.CLOSE: ConnectionState.CLOSED}
 
 
+def test_transitions_name_every_state_and_event_once() -> None:
+    table = dispatch.TRANSITIONS
+    assert set(table) == set(ConnectionState)
+    assert {event for row in table.values() for event in row} == set(Event)
+    for state in set(ConnectionState) - {ConnectionState.CLOSED}:
+        assert table[state][Event.CLOSE] is ConnectionState.CLOSED  # whatever it does, it can end
+    reached = {ConnectionState.NEW}
+    while (more := reached.union(*(table[state].values() for state in reached))) != reached:
+        reached = more
+    assert reached == set(ConnectionState)
+
+
 def test_connection_of_a_dead_worker_is_passed_or_ended(core: Dispatch) -> None:
     def die(*, untouched: bool = False, may_reply: bool = False) -> list[Act]:
         number = core.accept_passed(0.0)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ipcsrv.supervision import messages
 from ipcsrv.supervision.messages import ExchangeState, FormatError, Kind, Passed, Returned, Stage
@@ -109,3 +113,33 @@ def test_returned_is_refused_with_an_unknown_stage() -> None:
     body[8] = Stage.LINGERING + 1
     with pytest.raises(FormatError):
         messages.parse_returned(bytes(body))
+
+
+states = st.builds(
+    ExchangeState, header=st.binary(max_size=3), left=st.integers(0, 65536), total=st.integers(0, 2**63),
+    begun=st.booleans(), body=st.binary(max_size=40), in_file=st.just(0), ahead=st.just(0),
+)  # fmt: skip
+numbers = st.integers(0, 2**64 - 1)
+
+
+@given(number=numbers, began=numbers, stage=st.sampled_from(Stage), state=st.none() | states)
+def test_any_returned_is_parsed_again(number: int, began: int, stage: Stage, state: ExchangeState | None) -> None:
+    returned = Returned(number, stage, began, state)
+    assert messages.parse_returned(messages.pack_returned(returned)) == returned
+
+
+@pytest.mark.parametrize("name", ["frame", "number", "pair", "fields", "state", "returned", "passed"])
+@given(data=st.binary(max_size=80))
+def test_any_bytes_are_parsed_or_refused(name: str, data: bytes) -> None:
+    with contextlib.suppress(FormatError):
+        getattr(messages, f"parse_{name}")(data)
+
+
+@given(data=st.data(), state=states)
+def test_any_changed_byte_is_parsed_or_refused(data: st.DataObject, state: ExchangeState) -> None:
+    body = bytearray(messages.pack_passed(Passed(1, 2, True, Stage.READING, 3, state)))
+    body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(FormatError):
+        passed = messages.parse_passed(bytes(body))
+        if passed.state is not None:
+            assert passed.state.ahead <= max(len(passed.state.body), passed.state.in_file)

@@ -9,6 +9,8 @@ import pytest
 
 from ipcsrv.supervision.commands import (
     Command,
+    DumpStacks,
+    DumpTemplateStacks,
     EndGeneration,
     GiveUp,
     Kill,
@@ -103,15 +105,11 @@ def test_a_template_that_dies_during_the_start_ends_it() -> None:
     assert pool.generation_lost(1, "killed", 1.0)[0] == GiveUp("killed", None)
 
 
-
-
 def test_without_a_startup_timeout_nothing_waits_for_the_time() -> None:
     pool = make(startup_timeout=None)
     pool.start(0.0)
     pool.generation_ready(1, 0.0)
     assert pool.next_deadline() is None
-
-
 
 
 def test_workers_that_die_at_their_start_are_tried_again_ever_later_until_the_first_reason_is_given() -> None:
@@ -261,8 +259,6 @@ def test_a_switched_generation_that_flaps_ends_the_server_with_its_own_first_rea
     assert without_reports(commands) == [GiveUp("reason 3", None), EndGeneration(2), Stopped()]
 
 
-
-
 def test_facts_about_a_worker_that_is_gone_or_has_never_been_change_nothing() -> None:
     pool = running()
     pool.exited(1, 1, "crashed", 5.0)
@@ -309,18 +305,12 @@ def test_the_replacement_of_a_worker_that_leaves_is_started_before_it_is_gone() 
     assert pool.restarts == 0
 
 
-
-
-
-
 def test_an_overdue_worker_that_dies_of_its_answer_is_not_killed() -> None:
     pool = running()
     pool.overdue(1, 5.0)
     pool.ready(3, 5.1)
     assert pool.exited(1, 1, "exited with status 1", 5.2) == []
     assert pool.next_deadline() is None
-
-
 
 
 # -- the system refuses to fork ---------------------------------------------------------------------------------
@@ -396,8 +386,6 @@ def test_a_reload_switches_when_every_new_worker_is_ready_and_ends_the_old_gener
     assert pool.next_deadline() is None
 
 
-
-
 def test_new_code_that_cannot_be_imported_leaves_the_old_generation_serving() -> None:
     pool = running()
     pool.reload(10.0)
@@ -406,8 +394,6 @@ def test_new_code_that_cannot_be_imported_leaves_the_old_generation_serving() ->
     assert reports(commands) == ["error: generation 2 failed: SyntaxError; generation 1 serves on\nTraceback ..."]
     assert (pool.generation, pool.last_error, pool.next_deadline()) == (1, "SyntaxError", None)
     assert pool.reload(12.0) == [StartGeneration(3)]
-
-
 
 
 def test_new_workers_that_die_at_their_start_leave_the_old_generation_serving() -> None:
@@ -432,8 +418,6 @@ def test_new_workers_that_die_once_ready_before_the_switch_have_died_at_their_st
     assert reports(pool.exited(3, 1, "died", 10.1)) == [
         "warning: a worker died at its start: died; the next attempt is in 0.1 s"
     ]
-
-
 
 
 def test_a_new_template_that_dies_fails_the_reload() -> None:
@@ -493,15 +477,7 @@ def test_workers_of_the_old_generation_that_were_starting_at_the_switch_finish_a
     assert pool.restarts == 1
 
 
-
-
-
-
-
-
 # -- a template dies ---------------------------------------------------------------------------------------------
-
-
 
 
 def test_a_template_that_dies_during_a_reload_is_succeeded_by_it() -> None:
@@ -644,14 +620,10 @@ def test_a_stop_drains_the_workers_and_ends_when_the_last_one_has_gone() -> None
     assert (pool.restarts, pool.next_deadline()) == (0, None)
 
 
-
-
 def test_a_stop_without_a_drain_timeout_waits() -> None:
     pool = running(drain_timeout=None)
     pool.stop(5.0)
     assert pool.next_deadline() is None
-
-
 
 
 def test_a_worker_that_is_ready_only_after_the_stop_has_no_longer_than_the_others() -> None:
@@ -661,8 +633,6 @@ def test_a_worker_that_is_ready_only_after_the_stop_has_no_longer_than_the_other
     pool.stop(6.0, 3.0)
     assert pool.ready(2, 7.0) == []
     assert pool.next_deadline() == 9.0
-
-
 
 
 def test_a_stop_can_be_hurried() -> None:
@@ -717,3 +687,109 @@ def test_a_failed_server_drains_and_stops() -> None:
     assert pool.state is PoolState.FAILED
     assert pool.exited(2, -9, "killed", 2.1) == []
     assert pool.exited(1, 0, "exited", 2.2) == [Stopped()]
+
+
+# -- what takes too long ----------------------------------------------------------------------------------------
+
+
+def test_import_in_time_limit_shows_stacks_before_the_start_fails() -> None:
+    pool = make()
+    pool.start(0.0)
+    assert pool.next_deadline() == 29.7
+    assert pool.tick(29.7) == [DumpTemplateStacks(1)]
+    assert pool.next_deadline() == 30.0
+    assert pool.tick(29.9) == []
+    reason = "the handler was not imported within 30 s"
+    assert pool.tick(30.0) == [GiveUp(reason, None), EndGeneration(1), Stopped()]
+
+
+def test_reload_with_a_slow_import_leaves_the_old_generation_serving() -> None:
+    pool = running()
+    pool.reload(10.0)
+    assert pool.tick(39.7) == [DumpTemplateStacks(2)]
+    commands = pool.tick(40.0)
+    assert without_reports(commands) == [EndGeneration(2)]
+    assert pool.generation == 1
+    assert not pool.reloading
+
+
+def test_slow_starter_shows_its_stacks_and_ends_the_start() -> None:
+    pool = make(1)
+    pool.start(0.0)
+    pool.generation_ready(1, 1.0)
+    assert pool.tick(31.0) == [DumpStacks(1)]
+    assert pool.next_deadline() == pytest.approx(31.3)
+    reason = "a worker was not ready within 30 s"
+    assert pool.tick(31.3) == [Kill(1, reason, "crashed"), GiveUp(reason, None), EndGeneration(1)]
+    assert (pool.restarts, pool.last_error) == (1, reason)
+
+
+def test_slow_starter_of_a_running_server_is_replaced_after_a_pause() -> None:
+    pool = running()
+    pool.exited(1, 1, "crashed", 5.0)
+    pool.tick(35.0)
+    commands = pool.tick(35.3)
+    assert without_reports(commands) == [Kill(3, "a worker was not ready within 30 s", "crashed")]
+    assert len(reports(commands)) == 1
+    assert pool.tick(35.4) == [Spawn(4, 2, 1)]
+
+
+def test_slow_starter_is_nobodys_failure_after_a_stop() -> None:
+    pool = running(1)
+    pool.exited(1, 1, "crashed", 5.0)
+    pool.stop(6.0)
+    assert pool.tick(26.0) == [DumpStacks(2)]
+    assert pool.tick(26.3) == [Kill(2, "drain_timeout is over", "crashed")]
+    assert pool.restarts == 1
+
+
+def test_overdue_worker_is_killed_after_its_stacks_and_replaced() -> None:
+    pool = running()
+    assert pool.overdue(1, 5.0) == [DumpStacks(1), Spawn(3, 2, 1)]
+    assert pool.overdue(1, 5.1) == []
+    reason = "the handler did not answer within request_timeout"
+    assert pool.tick(5.3) == [Kill(1, reason, "timeout")]
+    assert pool.exited(1, -9, "killed", 5.4) == []
+    assert pool.restarts == 1
+
+
+def test_leaving_worker_can_be_overdue_and_is_counted_once() -> None:
+    pool = running()
+    pool.leaving(1, 5.0)
+    assert pool.overdue(1, 6.0) == [DumpStacks(1)]
+    assert pool.restarts == 0
+
+
+def test_leaving_worker_is_killed_after_the_drain_timeout() -> None:
+    pool = running()
+    pool.leaving(1, 5.0)
+    pool.ready(3, 5.0)
+    assert pool.tick(25.0) == [DumpStacks(1)]
+    assert pool.tick(25.3) == [Kill(1, "drain_timeout is over", "stopping")]
+
+
+def test_worker_is_killed_once_however_often_it_is_told() -> None:
+    pool = running(1)
+    assert len(pool.stop_now(5.0)) == 2
+    assert pool.stop_now(6.0) == pool.tick(99.0) == []
+
+
+def test_longest_leaving_worker_is_ended_when_every_slot_is_taken() -> None:
+    pool = running(1, max_slots=2, drain_timeout=None)
+    pool.leaving(1, 5.0)
+    pool.ready(2, 5.0)
+    assert pool.leaving(2, 6.0) == [DumpStacks(1)]
+    assert pool.tick(6.1) == []  # one slot is wanted, and one worker is about to free it
+    assert pool.tick(6.3) == [Kill(1, "it does not end, and its place is needed", "stopping")]
+    assert pool.tick(9.0) == []
+    assert pool.exited(1, -9, "killed", 9.1) == [Spawn(3, 0, 1)]
+    assert phases(pool) == {2: "LEAVING", 3: "STARTING"}
+
+
+def test_only_leaving_workers_are_ended_for_their_slots() -> None:
+    pool = running(2, max_slots=4, drain_timeout=None)
+    for leaving, successor in ((1, 3), (2, 4)):
+        pool.leaving(leaving, 4.0 + leaving)
+        pool.ready(successor, 4.0 + leaving)
+    assert pool.leaving(4, 7.0) == [DumpStacks(1)]
+    assert pool.leaving(3, 8.0) == [DumpStacks(2)]  # now two slots are wanted

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -20,39 +20,7 @@ from ipcsrv.platform.client import DONTWAIT, Stream
 from ipcsrv.state import State
 
 PATIENCE = 20.0
-Server = Callable[[], tuple[Stream, serving.AcceptedConnection]]
-
-
-@pytest.fixture
-def rendezvous(sock_path: str) -> Iterator[serving.Rendezvous]:
-    """A listening server, that nobody has connected to."""
-    place = serving.Rendezvous(sock_path)
-    place.claim({"pid": os.getpid()})
-    place.listen()
-    yield place
-    place.close()
-
-
-def accepted(place: serving.Rendezvous) -> serving.AcceptedConnection:
-    """The next client's connection, waited for."""
-    with_poller = serving.poller()
-    assert place.listener is not None
-    with_poller.register(place.listener.fileno(), serving.READ)
-    try:
-        assert with_poller.poll(PATIENCE), "nobody connected"
-        return serving.adopt(place.accept())
-    finally:
-        with_poller.close()
-
-
-@pytest.fixture
-def pair(rendezvous: serving.Rendezvous) -> Iterator[tuple[Stream, serving.AcceptedConnection]]:
-    """Both ends of a connection: the client's, the server's."""
-    stream = platform.attempt(rendezvous.path)
-    connection = accepted(rendezvous)
-    yield stream, connection
-    stream.close()
-    connection.close()
+Accept = Callable[[serving.Rendezvous], serving.AcceptedConnection]
 
 
 # -- connecting -------------------------------------------------------------------------------------------------------
@@ -119,7 +87,7 @@ def test_a_full_server_is_waited_for_until_the_deadline(sock_path: str) -> None:
         place.close()
 
 
-def test_a_full_server_is_reached_once_it_accepts(sock_path: str) -> None:
+def test_a_full_server_is_reached_once_it_accepts(sock_path: str, accepted: Accept) -> None:
     place = serving.Rendezvous(sock_path, backlog=1)
     place.claim({})
     place.listen()

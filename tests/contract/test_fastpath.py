@@ -1,0 +1,362 @@
+"""The fast path: one routine, run unchanged on the one in Python and, where it was compiled, on the one in C.
+
+Each path has a slot of a real scoreboard, a real queue and both ends of a real connection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic_ns
+from typing import Any
+
+import pytest
+
+from ipcsrv.deadline import Deadline
+from ipcsrv.platform import server as serving
+from ipcsrv.platform.client import DONTWAIT, Stream
+from ipcsrv.protocol.pktline import MAX_DATA, encode
+from ipcsrv.request import Request
+from ipcsrv.supervision import scoreboard as board
+from ipcsrv.supervision.messages import ExchangeState, Passed, pack_passed, parse_passed
+from ipcsrv.supervision.messages import Stage as Progress
+from ipcsrv.supervision.scoreboard import Phase, Scoreboard, lent, parse_lent, take_ended
+from ipcsrv.worker import fastpath
+from ipcsrv.worker.stats import Stats
+
+HOUR_NS = 3600 * 10**9
+LONG_NS = fastpath.LONG_WAIT_NS + 1
+NUMBER = 7  # of the connection
+KINDS = ["python"] + ["compiled"] * (fastpath.compiled_path() is not None)
+Pair = tuple[Stream, serving.AcceptedConnection]
+
+
+@dataclass
+class Bench:
+    """A path and what is around it: `calls` is what it called, in order; `respond` is the handler."""
+
+    stream: Stream
+    connection: serving.AcceptedConnection
+    words: memoryview[int]
+    writer: serving.QueueWriter
+    reader: serving.QueueReader
+    pure: bool
+    respond: Callable[[Request], Any] = lambda request: b"pong"
+    calls: list[Any] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    path: Any = None
+
+    def make(self, most_in: int = MAX_DATA, most_out: int = MAX_DATA, timeout: float | None = None) -> Bench:
+        self.path = fastpath.fast_path(Stats(self.words), self.handle, most_in, most_out, timeout,
+                                       lambda: self.calls.append("busy"), self.note_answered, pure=self.pure)
+        return self
+
+    def handle(self, request: Request) -> Any:
+        self.requests.append(request)
+        self.phases.append(self.phase)
+        return self.respond(request)
+
+    def note_answered(self, *told: int) -> None:
+        self.calls.append(told)
+        self.phases.append(self.phase)
+
+    def run(self, waited: int = 0, patience: int = 0, asked: bool = False) -> int:
+        outcome: int = self.path.run(self.connection, NUMBER, waited, patience, asked)
+        return outcome
+
+    def take(self, ring: bool = True) -> int:
+        outcome: int = self.path.take(self.reader, 0, ring)
+        return outcome
+
+    def put(self, waited: int = 0, accepted: bool = True) -> None:
+        queued = monotonic_ns() - waited
+        self.writer.put(self.connection.fileno(), pack_passed(Passed(NUMBER, queued, accepted)))
+
+    def send(self, data: bytes) -> None:
+        assert self.stream.send(data, DONTWAIT) == len(data)
+
+    def receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = self.stream.receive(size - len(data), Deadline(20.0))
+            assert part
+            data += part
+        return data
+
+    @property
+    def phase(self) -> Phase:
+        number, phase = parse_lent(self.words[board.LENT])
+        assert number == (NUMBER if phase else 0)
+        return phase
+
+    def count(self, *counters: int) -> list[int]:
+        return [self.words[counter] for counter in counters]
+
+
+@pytest.fixture(params=KINDS)
+def bench(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Bench]:
+    writer, reader = serving.queue()
+    words = Scoreboard(bytearray(board.size(1)), 1).words(0)
+    bench = Bench(*pair, words, writer, reader, request.param == "python").make()
+    bench.words[board.LENT] = lent(NUMBER, Phase.TAKEN)
+    yield bench
+    if bench.path.connection is not None:
+        bench.path.connection.close()
+    writer.close()
+    reader.close()
+
+
+# -- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_request_is_answered_and_counted(bench: Bench) -> None:
+    bench.send(b"0008ping0000")
+    assert bench.run(waited=500_000) == fastpath.SILENT
+    assert bench.receive(12) == b"0008pong0000"
+    assert bench.requests == [b"ping"]
+    assert type(bench.requests[0]) is Request
+    assert bench.phases == [Phase.HANDLING, Phase.BETWEEN]
+    assert bench.phase is Phase.BETWEEN
+    assert bench.calls == [(4, 4, 500_000)]
+    assert bench.path.size == 4
+    words = bench.words
+    assert bench.count(board.REQUESTS, board.OK, board.BYTES_IN, board.BYTES_OUT, board.SINCE_NS) == [1, 1, 4, 4, 0]
+    took = words[board.LAST_NS] - words[board.BEGAN_NS]
+    assert words[board.BUSY_NS] == took > 0
+    assert bench.count(board.HANDLER + board.bucket(took), board.WHOLE + board.bucket(took + 500_000)) == [1, 1]
+
+
+def test_request_has_its_peer_and_deadline(bench: Bench) -> None:
+    since = []
+    bench.respond = lambda request: since.append(bench.words[board.SINCE_NS]) or b""  # type: ignore[func-returns-value]
+    bench.make(timeout=2.0).send(b"0008ping0000")
+    bench.run()
+    request = bench.requests[0]
+    assert request.peer is not None
+    assert request.peer.pid == os.getpid()
+    assert since == [bench.words[board.BEGAN_NS]]
+    assert request.deadline == since[0] / 1e9 + 2.0
+    assert not request.cancelled
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, MAX_DATA])
+def test_one_packet_of_any_size_is_answered(bench: Bench, size: int) -> None:
+    data = os.urandom(size)
+    bench.respond = bytes if size % 2 else (lambda request: request)
+    wire = b"".join(encode(data))
+    bench.send(wire)
+    assert bench.run() == fastpath.SILENT
+    assert bench.requests == [data]
+    assert bench.receive(len(wire)) == wire
+
+
+def test_silent_client_changes_nothing(bench: Bench) -> None:
+    assert bench.run() == fastpath.SILENT
+    assert bench.run(patience=1000, asked=True) == fastpath.SILENT
+    assert bench.phase is Phase.TAKEN
+    assert bench.calls == []
+
+
+def test_end_of_the_client_is_told(bench: Bench) -> None:
+    bench.stream.close()
+    assert bench.run() == fastpath.ENDED
+    assert bench.path.hung_up
+    assert bench.phase is Phase.TAKEN
+
+
+def test_client_that_left_after_a_long_wait_is_counted(bench: Bench) -> None:
+    bench.send(b"0008ping0000")
+    bench.stream.close()
+    assert bench.run(waited=LONG_NS) == fastpath.ENDED
+    assert bench.path.hung_up
+    assert bench.count(board.CANCELLED, board.PROBES, board.REQUESTS) == [1, 0, 0]
+    assert bench.requests == []
+
+
+def test_probe_that_left_after_a_long_wait_is_counted(bench: Bench) -> None:
+    bench.stream.close()
+    assert bench.run(waited=LONG_NS) == fastpath.ENDED
+    assert bench.count(board.CANCELLED, board.PROBES) == [0, 1]
+
+
+def test_turn_ends_after_its_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastpath, "SPAN_NS", HOUR_NS)  # whatever else this machine does
+    bench.respond = lambda request: bench.send(b"0008ping0000") or b""  # type: ignore[func-returns-value]
+    bench.make().send(b"0008ping0000")
+    assert bench.run(patience=HOUR_NS) == fastpath.TURN_OVER
+    assert len(bench.requests) == fastpath.TURNS
+
+
+def test_turn_ends_when_it_takes_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastpath, "SPAN_NS", 0)
+    bench.respond = lambda request: bench.send(b"0008ping0000") or b""  # type: ignore[func-returns-value]
+    bench.make().send(b"0008ping0000")
+    assert bench.run(patience=HOUR_NS) == fastpath.TURN_OVER
+    assert len(bench.requests) == 1
+
+
+@pytest.mark.parametrize("data", [
+    b"000", b"0008pin", b"0008ping", b"0008ping000", b"0003", b"00010000", b"zzzzping0000", b"0006ab0006cd0000",
+    b"fff1",
+])  # fmt: skip
+def test_data_that_is_no_whole_request_is_left(bench: Bench, data: bytes) -> None:
+    bench.send(data)
+    assert bench.run() == fastpath.PARTIAL
+    assert bench.phase is Phase.READING
+    assert bench.path.rest() == (data, None, None, None)
+    assert bench.path.rest() == (None, None, None, None)
+
+
+def test_pipelined_requests_are_answered_or_left_in_order(bench: Bench) -> None:
+    bench.respond = bytes
+    wire = b"".join(b"0006%02d0000" % number for number in range(100))
+    bench.send(wire)
+    assert bench.run() == fastpath.PARTIAL
+    assert bench.phase is Phase.READING
+    left = bench.path.rest()[0]
+    answered = len(wire) - len(left)
+    assert wire.endswith(left)
+    assert bench.receive(answered) == wire[:answered]
+    assert len(bench.requests) == answered // 10 < 100
+
+
+def test_larger_request_than_allowed_is_left(bench: Bench) -> None:
+    bench.make(most_in=3).send(b"0008ping0000")
+    assert bench.run() == fastpath.PARTIAL
+    assert bench.path.rest()[0] == b"0008ping0000"
+    assert bench.requests == []
+
+
+@pytest.mark.parametrize("response", [None, "text", bytearray(b"x"), [b"x"], b"x" * 5, 5])
+def test_response_that_is_no_small_packet_is_left(bench: Bench, response: object) -> None:
+    bench.respond = lambda request: response
+    bench.make(most_out=4).send(b"0008ping0000")
+    assert bench.run() == fastpath.RESPONSE
+    assert bench.phase is Phase.HANDLING
+    assert bench.path.rest() == (b"0008ping0000", response, None, None)
+    assert bench.words[board.SINCE_NS]
+    assert bench.count(board.REQUESTS) == [0]
+
+
+def test_error_of_the_handler_has_its_traceback(bench: Bench) -> None:
+    def fail(request: Request) -> bytes:
+        raise ValueError("no")
+
+    bench.respond = fail
+    bench.send(b"0008ping0000")
+    assert bench.run() == fastpath.RAISED
+    assert bench.phase is Phase.HANDLING
+    *nothing, error = bench.path.rest()
+    assert nothing == [None, None, None]
+    assert isinstance(error, ValueError)
+    assert error.__traceback__ is not None
+    assert error.__traceback__.tb_frame.f_code.co_name == "handle"
+
+
+def test_client_gone_before_its_response_is_told(bench: Bench) -> None:
+    bench.send(b"0008ping0000")
+    bench.respond = lambda request: bench.stream.close() or b"pong"  # type: ignore[func-returns-value]
+    assert bench.run() == fastpath.GONE
+    assert bench.phase is Phase.WRITING
+    assert bench.count(board.REQUESTS) == [0]
+
+
+def test_output_that_the_client_does_not_read_is_left(bench: Bench) -> None:
+    bench.respond = lambda request: b"x" * 60_000
+    outcome = fastpath.SILENT
+    for _ in range(1000):
+        bench.send(b"0008ping0000")
+        if (outcome := bench.run()) != fastpath.SILENT:
+            break
+    assert outcome == fastpath.UNSENT
+    assert bench.phase is Phase.WRITING
+    data, response, unsent, _ = bench.path.rest()
+    assert (data, response) == (b"0008ping0000", b"x" * 60_000)
+    assert unsent.endswith(b"0000")
+    assert len(unsent) <= 60_008
+
+
+def test_limit_is_told_when_it_is_reached(bench: Bench) -> None:
+    bench.path.next_check = 2
+    outcomes = []
+    for _ in range(3):
+        bench.send(b"0008ping0000")
+        outcomes.append(bench.run())
+    assert outcomes == [fastpath.SILENT, fastpath.LIMIT, fastpath.LIMIT]
+
+
+@pytest.mark.parametrize(("timeout", "watched", "told"), [(None, 0, []), (5.0, 0, ["busy"]), (5.0, 1, [])])
+def test_watchdog_is_told_of_a_request_once(bench: Bench, timeout: float | None, watched: int, told: list[str]) -> None:
+    bench.make(timeout=timeout).words[board.WATCHED] = watched
+    bench.send(b"0008ping0000")
+    bench.run()
+    assert bench.calls == [*told, (4, 4, 0)]
+
+
+# -- take -------------------------------------------------------------------------------------------------------------
+
+
+def test_empty_and_closed_queues_leave_the_slot_free(bench: Bench) -> None:
+    assert bench.take() == fastpath.EMPTY
+    assert bench.words[board.LENT] == 0
+    bench.writer.close()
+    assert bench.take() == fastpath.CLOSED
+    assert bench.words[board.LENT] == 0
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_taken_connection_is_served(bench: Bench, accepted: bool) -> None:
+    bench.send(b"0008ping0000")
+    bench.put(waited=400_000, accepted=accepted)
+    assert bench.take() == fastpath.SILENT
+    assert bench.receive(12) == b"0008pong0000"
+    assert bench.path.number == NUMBER
+    assert bench.path.waited >= 400_000
+    assert bench.phase is Phase.BETWEEN
+    assert bench.count(board.TAKEN, board.QUEUE_WAIT + board.bucket(bench.path.waited)) == [1, int(accepted)]
+
+
+def test_probe_goes_into_the_ring_and_is_closed(bench: Bench) -> None:
+    bench.put()
+    bench.stream.close()
+    assert bench.take() == fastpath.DONE
+    assert take_ended(bench.words) == [NUMBER]
+    assert bench.words[board.LENT] == 0
+    assert bench.path.connection is None
+
+
+def test_ended_connection_is_told_when_the_ring_may_not(bench: Bench) -> None:
+    bench.put()
+    bench.stream.close()
+    assert bench.take(ring=False) == fastpath.ENDED
+    assert take_ended(bench.words) == []
+    assert bench.path.connection is not None
+
+
+def test_ended_connection_is_told_when_the_ring_is_full(bench: Bench) -> None:
+    bench.words[board.RING_HEAD] = board.RING_SIZE
+    bench.put()
+    bench.stream.close()
+    assert bench.take() == fastpath.ENDED
+    assert bench.words[board.RING_HEAD] == board.RING_SIZE
+
+
+def test_message_with_a_state_is_left(bench: Bench) -> None:
+    passed = Passed(NUMBER, 1, False, Progress.READING, 2, ExchangeState(body=b"half"))
+    bench.writer.put(bench.connection.fileno(), pack_passed(passed))
+    assert bench.take() == fastpath.OTHER
+    message, raw, file = bench.path.message
+    assert parse_passed(message) == passed
+    assert file is None
+    serving.close_raw(raw)
+    assert bench.words[board.LENT] == board.TAKING
+
+
+def test_message_without_a_connection_is_left(bench: Bench) -> None:
+    bench.writer.put_plain(pack_passed(Passed(0, 5)))
+    assert bench.take() == fastpath.OTHER
+    message, *descriptors = bench.path.message
+    assert parse_passed(message) == Passed(0, 5)
+    assert descriptors == [None, None]

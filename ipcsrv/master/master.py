@@ -180,9 +180,9 @@ class Master:
             self.rendezvous.write_record(self.record())
 
     def _loop(self) -> None:
-        poll, callbacks, watched, on_event = (self._poller.poll, self._callbacks, self.dispatcher.watched,
-                                              self.dispatcher.on_event)  # fmt: skip
-        fresh = self._fresh
+        poll = serving.eager_poll(self._poller)
+        callbacks, fresh = self._callbacks, self._fresh
+        watched, on_event = self.dispatcher.watched, self.dispatcher.on_event
         while not self._finished:
             quiet = True
             events = poll(self._patience())

@@ -24,6 +24,8 @@ tests/contract):
     side learns that the other died.
 `poller()`
     The interface of `select.epoll`: register, modify, unregister, poll(seconds) -> [(fileno, READ | WRITE | HANGUP)].
+    `eager_poll(poller)`: its `poll`, which may look for events for a moment before it sleeps; `busy_poll_ns()`: for how
+    long that is worth it.
 `Process(pid)`
     A worker or template, for the master: `ask_for_stacks()`, `owes_stacks()`, `kill()`, `close()`.
 `SharedMemory(size)`

@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -38,6 +39,13 @@
 #define RECEIVE_SIZE 65536       /* bytes; any message that is one packet */
 #define NANOSECONDS 1000000000ULL
 
+/* The same as in platform/unix/poller.py. */
+#define MOST_VAIN 16
+#define SKIPPED 64
+#define LONG_YIELD_NS 1000000ULL
+#define LEAST_PAUSE_NS 50000000ULL
+#define MOST_PAUSE_NS 2000000000ULL
+
 /* Outcomes; the same numbers as in fastpath.py. */
 enum outcome {
     TURN_OVER, SILENT, ENDED, GONE, RAISED, PARTIAL, RESPONSE, UNSENT, LIMIT, EMPTY, CLOSED, OTHER, DONE, BROKEN = -1
@@ -52,6 +60,12 @@ struct layout {
     int taken, queue_wait, ring_head, ring_tail, ring, ring_size;
 };
 
+/* Looking for input for a moment before sleeping: platform/unix/poller.py says when that is worth it. */
+struct busy_poll {
+    uint64_t paused_until, pause_ns;
+    int vain, skip;              /* looks in a row that found nothing; waits until the next look */
+};
+
 typedef struct {
     PyObject_HEAD
     Py_buffer view;              /* of the slot; held for as long as this object lives */
@@ -62,6 +76,8 @@ typedef struct {
     uint64_t long_wait_ns;       /* a client that waited so long may have given up */
     uint64_t span_ns;            /* for which a client has its turn: other connections may wait */
     long turns;                  /* requests in a turn at most */
+    uint64_t busy_poll_ns;       /* for which input is looked for before sleeping, 0 for never */
+    struct busy_poll for_client, for_queue;
     unsigned long long next_check;
     char hung_up;                /* the client of the outcome ENDED has closed both directions */
     PyObject *data, *response, *unsent, *error;
@@ -307,11 +323,57 @@ static enum outcome answer_all(Path *self, PyObject *connection, int fd, Py_ssiz
     return self->words[self->at.requests] >= self->next_check ? LIMIT : TURN_OVER;
 }
 
+/* Let other processes run and look again: 1 for input, -1 for none yet, 0 if it is not worth it any more. */
+static int look_again(struct busy_poll *state, struct pollfd *entry, uint64_t until)
+{
+    uint64_t before = monotonic_ns();
+    if (before >= until) {
+        if (++state->vain >= MOST_VAIN)
+            state->skip = SKIPPED;
+        return 0;
+    }
+    sched_yield();
+    if (monotonic_ns() - before > LONG_YIELD_NS) { /* there is more to do than CPUs: sleepers are woken sooner */
+        state->pause_ns = state->pause_ns ? state->pause_ns * 2 : LEAST_PAUSE_NS;
+        if (state->pause_ns > MOST_PAUSE_NS)
+            state->pause_ns = MOST_PAUSE_NS;
+        state->paused_until = before + state->pause_ns;
+        return 0;
+    }
+    if (poll(entry, 1, 0) <= 0)
+        return -1;
+    state->vain = 0;
+    state->pause_ns -= state->pause_ns / 64;
+    return 1;
+}
+
+/* Look for input for a moment: to be woken costs more than most clients take to ask again. */
+static int busy_poll(const Path *self, struct busy_poll *state, struct pollfd *entry)
+{
+    uint64_t now;
+    int found = -1;
+    if (self->busy_poll_ns == 0)
+        return 0;
+    if (state->skip > 0) {
+        state->skip--;
+        return 0;
+    }
+    if ((now = monotonic_ns()) < state->paused_until)
+        return 0;
+    Py_BEGIN_ALLOW_THREADS
+    while (found < 0)
+        found = look_again(state, entry, now + self->busy_poll_ns);
+    Py_END_ALLOW_THREADS
+    return found;
+}
+
 /* Wait for a client: what poll(2) says of it, 0 if it stays silent for so long, -2 if a signal handler raised. */
-static int wait_for(int fd, uint64_t patience)
+static int wait_for(Path *self, int fd, uint64_t patience)
 {
     struct pollfd entry = {fd, POLLIN, 0};
     struct timespec time = {(time_t)(patience / NANOSECONDS), (long)(patience % NANOSECONDS)};
+    if (patience && (poll(&entry, 1, 0) > 0 || busy_poll(self, &self->for_client, &entry)))
+        return entry.revents;
     for (;;) {
         int ready;
         Py_BEGIN_ALLOW_THREADS
@@ -351,14 +413,18 @@ static int has_closed(int fd)
     return poll(&entry, 1, 0) > 0;
 }
 
+static int has_asked(int fd)
+{
+    char byte;
+    return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
 /* After a long wait: whether the client has given up, and what it may have asked with it. */
 static int has_left(Path *self, int fd)
 {
-    char byte;
     if (!has_closed(fd))
         return 0;
-    int asked = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
-    self->words[asked ? self->at.cancelled : self->at.probes]++;
+    self->words[has_asked(fd) ? self->at.cancelled : self->at.probes]++;
     return 1;
 }
 
@@ -372,12 +438,13 @@ static enum outcome serve(Path *self, PyObject *connection, int fd, uint64_t num
     }
     for (long turn = 0; turn < self->turns; turn++) {
         if (asked) {
-            int ready = wait_for(fd, patience);
+            int ready = wait_for(self, fd, patience);
             if (ready == -2)
                 return BROKEN;
             if (ready == 0)
                 return SILENT;
-            if (ready & POLLHUP) { /* both directions: there is no reader left */
+            if (ready & (POLLHUP | POLLERR)) { /* both directions: there is no reader left */
+                self->words[self->at.cancelled] += (uint64_t)has_asked(fd);
                 self->hung_up = 1;
                 return ENDED;
             }
@@ -506,17 +573,28 @@ static enum outcome finish(Path *self, int fd)
     return closed == NULL ? BROKEN : DONE;
 }
 
+/* The same, and the slot says meanwhile that something is being taken: the master's audit waits for that. */
+static ssize_t take_openly(Path *self, int queue, int fds[2], int *fd_count)
+{
+    uint64_t *lent = &self->words[self->at.lent];
+    __atomic_store_n(lent, TAKING, __ATOMIC_SEQ_CST);
+    ssize_t size = take_message(self, queue, fds, fd_count);
+    if (size <= 0)
+        *lent = 0;
+    return size;
+}
+
 static enum outcome take(Path *self, int queue, uint64_t patience, int ring)
 {
     int fds[2], fd_count;
     struct passed passed;
+    struct pollfd entry = {queue, POLLIN, 0};
     uint64_t *lent = &self->words[self->at.lent];
-    __atomic_store_n(lent, TAKING, __ATOMIC_SEQ_CST);
-    ssize_t size = take_message(self, queue, fds, &fd_count);
-    if (size <= 0) {
-        *lent = 0;
+    ssize_t size = take_openly(self, queue, fds, &fd_count);
+    if (size == -1 && patience && busy_poll(self, &self->for_queue, &entry))
+        size = take_openly(self, queue, fds, &fd_count);
+    if (size <= 0)
         return size == -2 ? BROKEN : size == 0 ? CLOSED : EMPTY;
-    }
     if (size != PASSED_SIZE || fd_count != 1)
         return leave_message(self, size, fds, fd_count);
     memcpy(&passed, self->in, sizeof passed);
@@ -569,12 +647,13 @@ static int read_layout(struct layout *at, PyObject *tuple)
 static int path_init(Path *self, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"words", "layout", "handler", "request_type", "most_in", "most_out", "timeout",
-                            "tell_busy", "on_answered", "adopt", "long_wait_ns", "turns", "span_ns", NULL};
+                            "tell_busy", "on_answered", "adopt", "long_wait_ns", "turns", "span_ns",
+                            "busy_poll_ns", NULL};
     PyObject *words, *layout, *handler, *request_type, *timeout, *busy, *answered, *adopt;
-    unsigned long long long_wait_ns, span_ns;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO!OOnnOOOOKlK", names, &words, &PyTuple_Type, &layout, &handler,
+    unsigned long long long_wait_ns, span_ns, busy_poll_ns;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO!OOnnOOOOKlKK", names, &words, &PyTuple_Type, &layout, &handler,
                                      &request_type, &self->most_in, &self->most_out, &timeout, &busy, &answered,
-                                     &adopt, &long_wait_ns, &self->turns, &span_ns))
+                                     &adopt, &long_wait_ns, &self->turns, &span_ns, &busy_poll_ns))
         return -1;
     if (self->words != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a path is made once");
@@ -587,7 +666,7 @@ static int path_init(Path *self, PyObject *args, PyObject *keywords)
         PyErr_SetString(PyExc_ValueError, "words: too short for a slot");
         return -1;
     }
-    self->long_wait_ns = long_wait_ns, self->span_ns = span_ns;
+    self->long_wait_ns = long_wait_ns, self->span_ns = span_ns, self->busy_poll_ns = busy_poll_ns;
     self->next_check = UINT64_MAX;
     self->handler = Py_NewRef(handler);
     self->request_type = Py_NewRef(request_type);

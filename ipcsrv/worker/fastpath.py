@@ -11,17 +11,18 @@ There are two of one kind: `PurePath`, which is the specification and runs every
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final, Protocol
 
 from ..config.handlers import Handler
-from ..platform.server import DONTWAIT, AcceptedConnection, QueueReader, adopt
+from ..platform.server import DONTWAIT, AcceptedConnection, QueueReader, adopt, busy_poll_ns
 from ..protocol.pktline import FLUSH, MAX_DATA, decode_exact
 from ..request import Request
 from ..supervision import scoreboard as board
-from ..supervision.messages import Stage, parse_passed
+from ..supervision.messages import FormatError, Passed, Stage, parse_passed
 from ..supervision.scoreboard import LENT, Phase, push_ended
 from .stats import Stats
 
@@ -125,10 +126,14 @@ class PurePath:
             self._words[LENT] = 0
             return CLOSED
         message, raw, file = item
-        passed = parse_passed(message)
-        if raw is None or passed.stage is not Stage.BETWEEN:
-            self.message = message, raw, file
-            return OTHER
+        with contextlib.suppress(FormatError):
+            passed = parse_passed(message)
+            if raw is not None and passed.stage is Stage.BETWEEN:
+                return self._take_connection(passed, raw, patience, ring)
+        self.message = message, raw, file
+        return OTHER
+
+    def _take_connection(self, passed: Passed, raw: int, patience: int, ring: bool) -> int:
         self._stats.enter(passed.number, Phase.TAKEN)
         self.number, self.waited = passed.number, max(0, monotonic_ns() - passed.queued_ns)
         self._stats.taken(self.waited if passed.accepted else None)
@@ -157,8 +162,14 @@ class PurePath:
             self.hung_up = True
             return ENDED
         for _ in range(TURNS):
-            if asked and not connection.wait_readable(patience / 1e9):
-                return SILENT
+            if asked:
+                if not connection.wait_readable(patience / 1e9):
+                    return SILENT
+                if connection.gone():  # both directions: there is no reader left
+                    if connection.has_input():
+                        self._stats.count(board.CANCELLED)
+                    self.hung_up = True
+                    return ENDED
             between = words[LENT]
             words[LENT] = number << 3 | Phase.READING  # before it is read: no other process could read it again
             try:
@@ -262,7 +273,7 @@ def fast_path(stats: Stats, handler: Handler, most_in: int, most_out: int, timeo
     if compiled is None:
         return PurePath(stats, handler, most_in, most_out, timeout, tell_busy, on_answered)
     path: FastPath = compiled(stats.words, LAYOUT, handler, Request, most_in, most_out, timeout, tell_busy, on_answered,
-                              adopt, LONG_WAIT_NS, TURNS, SPAN_NS)
+                              adopt, LONG_WAIT_NS, TURNS, SPAN_NS, busy_poll_ns())
     return path
 
 

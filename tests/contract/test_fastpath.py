@@ -6,6 +6,7 @@ Each path has a slot of a real scoreboard, a real queue and both ends of a real 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic_ns
@@ -19,7 +20,7 @@ from ipcsrv.platform.client import DONTWAIT, Stream
 from ipcsrv.protocol.pktline import MAX_DATA, encode
 from ipcsrv.request import Request
 from ipcsrv.supervision import scoreboard as board
-from ipcsrv.supervision.messages import ExchangeState, Passed, pack_passed, parse_passed
+from ipcsrv.supervision.messages import PASSED_SIZE, ExchangeState, Passed, pack_passed, parse_passed
 from ipcsrv.supervision.messages import Stage as Progress
 from ipcsrv.supervision.scoreboard import Phase, Scoreboard, lent, parse_lent, take_ended
 from ipcsrv.worker import fastpath
@@ -179,6 +180,22 @@ def test_probe_that_left_after_a_long_wait_is_counted(bench: Bench) -> None:
     bench.stream.close()
     assert bench.run(waited=LONG_NS) == fastpath.ENDED
     assert bench.count(board.CANCELLED, board.PROBES) == [0, 1]
+
+
+def test_client_that_left_after_its_next_request_is_counted(bench: Bench) -> None:
+    bench.send(b"0008ping0000")
+    bench.stream.close()
+    assert bench.run(patience=10**9, asked=True) == fastpath.ENDED
+    assert bench.path.hung_up
+    assert bench.count(board.CANCELLED, board.PROBES, board.REQUESTS) == [1, 0, 0]
+    assert bench.requests == []
+
+
+def test_client_that_left_between_requests_is_not_counted(bench: Bench) -> None:
+    bench.stream.close()
+    assert bench.run(patience=10**9, asked=True) == fastpath.ENDED
+    assert bench.path.hung_up
+    assert bench.count(board.CANCELLED, board.PROBES, board.REQUESTS) == [0, 0, 0]
 
 
 def test_turn_ends_after_its_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,3 +377,42 @@ def test_message_without_a_connection_is_left(bench: Bench) -> None:
     message, *descriptors = bench.path.message
     assert parse_passed(message) == Passed(0, 5)
     assert descriptors == [None, None]
+
+
+def test_malformed_message_is_left(bench: Bench) -> None:
+    bench.writer.put(bench.connection.fileno(), b"\xff" * PASSED_SIZE)
+    assert bench.take() == fastpath.OTHER
+    message, raw, _ = bench.path.message
+    assert message[:PASSED_SIZE] == b"\xff" * PASSED_SIZE
+    serving.close_raw(raw)
+
+
+# -- looking for a moment before sleeping -----------------------------------------------------------------------------
+
+
+def test_request_that_follows_at_once_is_answered(bench: Bench) -> None:
+    """Whether the path looks for it or is woken: 200 times, so that both happen."""
+    answered = []
+
+    def ask() -> None:
+        for _ in range(200):
+            bench.send(b"0008ping0000")
+            answered.append(bench.receive(12))
+
+    client = threading.Thread(target=ask)
+    client.start()
+    while len(answered) < 200 and bench.run(patience=2 * 10**9, asked=True) == fastpath.TURN_OVER:
+        pass
+    client.join(20)
+    assert answered == [b"0008pong0000"] * 200
+
+
+def test_long_silence_ends_after_its_patience(bench: Bench) -> None:
+    """The path stops looking after some times in vain, and then sleeps at once."""
+    for _ in range(40):
+        began = monotonic_ns()
+        assert bench.run(patience=200_000, asked=True) == fastpath.SILENT
+        assert monotonic_ns() - began >= 150_000
+    bench.send(b"0008ping0000")
+    assert bench.run(patience=10**9, asked=True) == fastpath.SILENT
+    assert bench.receive(12) == b"0008pong0000"

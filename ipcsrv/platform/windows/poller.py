@@ -252,3 +252,13 @@ class Poller:
 def poller() -> Poller:
     """Return a readiness poller with `select.epoll`'s interface."""
     return Poller()
+
+
+def busy_poll_ns() -> int:
+    """Nanoseconds for which a process looks for input before it sleeps: none here."""
+    return 0
+
+
+def eager_poll(poller: Poller) -> Callable[[float | None], list[tuple[int, int]]]:
+    """Return the `poll` of a poller that is quick where events follow each other."""
+    return poller.poll

@@ -5,15 +5,16 @@ else is on the wire, so all there is to this module is speed and suspicion:
 
 - **Small messages take no loop.** Nearly every message is one packet that one read brings whole: `decode_exact`
   recognises it, and `encode` makes it as one object.
-- **Large messages are not copied to be taken apart.** A piece of a packet is a view of the bytes that were fed; the
-  message is put together once, at its flush. Sending slices views too.
-- **A sender cannot make us hold much more than it sent.** Small pieces are copied together, so that a flood of
-  1-byte packets costs its payload and not an object each; views that keep alive more than they show are copied out;
-  a message is refused at the header that takes it past the limit, before its data has come.
+- **Large messages are copied once.** A piece of a packet is a view of the bytes that were fed, and goes into place
+  while it is in the processor's cache. Sending slices views too.
+- **A sender cannot make the receiver hold much more than it sent.** What was fed is freed when its data is in place; a
+  message is refused at the header that takes it past the limit, before its data has come.
 - **Work is linear in the input** however the input is cut.
 """
 
 from __future__ import annotations
+
+from io import BytesIO
 
 from ..errors import ProtocolError, TooLarge
 
@@ -29,10 +30,8 @@ FLUSH = b"0000"
 QUOTE = ": "  # before the peer's own bytes at the end of an error's text
 _MAX_HEADER = b"%04x" % MAX_PACKET
 
-#: Bytes from which on a piece is kept as a view: below it, the view object weighs as much as the copy it saves.
+#: Bytes from which on a piece is a view: below it, the view object weighs as much as the copy that it saves.
 _SMALL = 2048
-#: Bytes of fed buffers that views may keep alive beyond four times what they show, before they are copied out.
-_SLACK = 1 << 20
 
 _MEANINGLESS = {1: "a delim packet (0001)", 2: "a response-end packet (0002)", 3: "a packet of the illegal length 3"}
 
@@ -85,46 +84,26 @@ def decode_exact(data: bytes) -> bytes | None:
 
 
 class Assembly:
-    """Pieces of one message, put together once. Keeps alive at most four times their size and 1 MiB."""
+    """The data of one message, as it comes.
 
-    __slots__ = ("_chunk", "_pieces", "_pinned", "_small", "size")
+    Each piece is copied at once, while it is in the processor's cache, so that what it was cut from can be freed.
+    """
+
+    __slots__ = ("_data", "size")
 
     def __init__(self) -> None:
-        self.size = 0
-        self._pieces: list[bytes | bytearray | memoryview] = []
-        self._small = bytearray()
-        self._chunk: object = None
-        self._pinned = 0
+        self._data = BytesIO()
+        self.size = 0  # bytes
 
     def append(self, piece: bytes | memoryview) -> None:
         """Add the next piece."""
-        size = len(piece)
-        self.size += size
-        if size < _SMALL:
-            self._small += piece
-            return
-        if self._small:
-            self._pieces.append(self._small)
-            self._small = bytearray()
-        self._pieces.append(piece)
-        if type(piece) is memoryview and piece.obj is not self._chunk:
-            self._pin(piece.obj)
+        self.size += self._data.write(piece)
 
     def join(self) -> bytes:
-        """The message; the assembly is empty afterwards, ready for the next one."""
-        self._pieces.append(self._small)
-        whole = b"".join(self._pieces)
+        """Return the message, without a copy; the assembly is empty afterwards, ready for the next one."""
+        whole = self._data.getvalue()
         self.__init__()  # type: ignore[misc]
         return whole
-
-    def _pin(self, chunk: object) -> None:
-        """Count a buffer that a view keeps alive, and copy out when that is too much: linear, as each copy is paid
-        for by at least as many bytes that came since the last one."""
-        self._chunk = chunk
-        self._pinned += len(chunk)  # type: ignore[arg-type]
-        if self._pinned > 4 * self.size + _SLACK:
-            self._pieces = [b"".join(self._pieces)]
-            self._pinned = self.size
 
 
 class Decoder:

@@ -389,7 +389,7 @@ def test_reads_that_carry_little_are_not_kept_alive_by_the_little_they_carry():
 
     def work():
         for _ in range(50):
-            read = bytes(1 << 18)  # a packet worth a view, and then empty packets only
+            read = bytes(1 << 18)  # one packet with data, and then empty packets only
             assembly.append(memoryview(read)[:2048])
 
     assert peak_of(work) < 2 << 20  # of 13 MB that came

@@ -23,7 +23,7 @@ from ..platform.aio import AsyncStream
 from ..platform.attempts import Attempts
 from ..protocol.pktline import FLUSH, Assembly, encode_data
 from .exchanging import RECEIVE_SIZE, PendingExchange, outgoing
-from .pool import FIRST_LOOK
+from .pool import FIRST_LOOK, PoolBase
 from .sync import check_trust, deadline_of
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ class Connection:
                 self.close()
 
 
-class Pool:
+class Pool(PoolBase):
     """Up to `size` kept connections to the server at `path`, shared by the tasks of one event loop.
 
     It behaves as `ipcsrv.Pool`; a call that is cancelled closes its connection and frees its place.
@@ -324,43 +324,7 @@ class Pool:
         size: The largest number of connections.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        size: int = 8,
-        *,
-        trust: Trust = (),
-        wait_if_busy: bool = True,
-        wait_if_not_found: bool = False,
-        max_response_size: int | None = None,
-    ) -> None:
-        """Make a pool; connections are made when calls need them.
-
-        Args:
-            path: Where the server listens.
-            size: The largest number of connections.
-            trust: As for `ipcsrv.connect`.
-            wait_if_busy: As for `ipcsrv.connect`.
-            wait_if_not_found: As for `ipcsrv.connect`.
-            max_response_size: As for `ipcsrv.connect`.
-
-        Raises:
-            ValueError: `size` is below 1.
-        """
-        if size < 1:
-            raise ValueError(f"a pool's size must be at least 1, not {size}")
-        self.path = os.fspath(path)
-        self.size = size
-        self._trust = trust
-        self._wait_if_busy = wait_if_busy
-        self._wait_if_not_found = wait_if_not_found
-        self._max_response_size = max_response_size
-        self._closed = False
-        #: Whether the server keeps connections open between exchanges; None until the first one was used again.
-        self._kept: bool | None = None
-        self._places = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
-        self._in_use = 0
+    _idle: list[Connection]
 
     def __repr__(self) -> str:
         """Return the path, the connections in use and idle, and the size."""
@@ -411,6 +375,11 @@ class Pool:
         """Close the pool."""
         self.close()
 
+    def _start(self) -> None:
+        self._idle = []
+        self._places = asyncio.Semaphore(self.size)
+        self._in_use = 0
+
     async def _call(self, data: Buffer, deadline: Deadline) -> bytes | None:
         """Make the call; None where its connection had been closed while idle, and nothing was sent."""
         if self._closed:
@@ -418,13 +387,13 @@ class Pool:
         connection = await self._idle_connection()
         kept = connection is not None
         if connection is None:
-            connection = await self._connect(deadline)
+            connection = await connect(self.path, deadline, **self._options)
         try:
             response = await connection.call(data, deadline)
         except ConnectionLost as error:
             if not kept:
                 raise
-            self._kept = False if self._kept is None else None
+            self._note_closed()
             self._close_idle()
             if error.progress is not Progress.NOTHING_SENT:
                 raise
@@ -456,16 +425,6 @@ class Pool:
                 self._kept = False
                 return None
         return connection
-
-    async def _connect(self, deadline: Deadline) -> Connection:
-        return await connect(
-            self.path,
-            deadline,
-            trust=self._trust,
-            wait_if_busy=self._wait_if_busy,
-            wait_if_not_found=self._wait_if_not_found,
-            max_response_size=self._max_response_size,
-        )
 
     def _close_idle(self) -> None:
         while self._idle:

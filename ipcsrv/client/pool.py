@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ..deadline import Deadline
-    from .sync import Connection, Path, Timeout, Trust
+    from .sync import CallOptions, Connection, Path, Timeout, Trust
 
     Places = SimpleQueue["_Place | None"]
 
@@ -42,17 +42,8 @@ class _Place:
             free.put(_Place(self._free))
 
 
-class Pool:
-    """Up to `size` kept connections to the server at `path`, shared by the threads of this process.
-
-    A thread takes the connection that was used last, so that no more are open than are needed at the same time, and
-    waits for one while all are in use.  Where the server closed a connection while it was idle, the call is repeated
-    on another one: nothing had been sent.  Connections to a server that closes after each response, as Git's does,
-    are not kept.  A forked child starts with no connections.
-
-    Example:
-        >>> with ipcsrv.Pool("./z.sock") as pool:
-        ...     pool.call(b"data")
+class PoolBase:
+    """What `ipcsrv.Pool` and `ipcsrv.aio.Pool` share: their arguments, and what they know of the server.
 
     Attributes:
         path: Where the server listens.
@@ -74,10 +65,10 @@ class Pool:
         Args:
             path: Where the server listens.
             size: The largest number of connections.
-            trust: As for `connect`.
-            wait_if_busy: As for `connect`.
-            wait_if_not_found: As for `connect`.
-            max_response_size: As for `connect`.
+            trust: As for `ipcsrv.connect`.
+            wait_if_busy: As for `ipcsrv.connect`.
+            wait_if_not_found: As for `ipcsrv.connect`.
+            max_response_size: As for `ipcsrv.connect`.
 
         Raises:
             ValueError: `size` is below 1.
@@ -86,16 +77,45 @@ class Pool:
             raise ValueError(f"a pool's size must be at least 1, not {size}")
         self.path = os.fspath(path)
         self.size = size
-        self._trust = trust
-        self._wait_if_busy = wait_if_busy
-        self._wait_if_not_found = wait_if_not_found
-        self._max_response_size = max_response_size
+        self._options: CallOptions = {
+            "trust": trust,
+            "wait_if_busy": wait_if_busy,
+            "wait_if_not_found": wait_if_not_found,
+            "max_response_size": max_response_size,
+        }
         self._closed = False
         #: Whether the server keeps connections open between exchanges; None until the first one was used again.
         self._kept: bool | None = None
-        self._free: Places
-        self._idle: list[Connection]
         self._start()
+
+    def _start(self) -> None:
+        """Begin without connections: a new pool, or one in a forked child."""
+        raise NotImplementedError
+
+    def _note_closed(self) -> None:
+        """Note that the server closed a kept connection: either it closes each of them, or it was restarted."""
+        self._kept = False if self._kept is None else None
+
+
+class Pool(PoolBase):
+    """Up to `size` kept connections to the server at `path`, shared by the threads of this process.
+
+    A thread takes the connection that was used last, so that no more are open than are needed at the same time, and
+    waits for one while all are in use.  Where the server closed a connection while it was idle, the call is repeated
+    on another one: nothing had been sent.  Connections to a server that closes after each response, as Git's does,
+    are not kept.  A forked child starts with no connections.
+
+    Example:
+        >>> with ipcsrv.Pool("./z.sock") as pool:
+        ...     pool.call(b"data")
+
+    Attributes:
+        path: Where the server listens.
+        size: The largest number of connections.
+    """
+
+    _free: Places
+    _idle: list[Connection]
 
     def __repr__(self) -> str:
         """Return the path, the connections in use and idle, and the size."""
@@ -126,7 +146,7 @@ class Pool:
                 connection = self._idle_connection()
                 kept = connection is not None
                 if connection is None:
-                    connection = self._connect(deadline)
+                    connection = connect(self.path, deadline, **self._options)
                 response = connection.call(data, deadline)
                 if kept:
                     self._kept = True
@@ -134,7 +154,8 @@ class Pool:
             except ConnectionLost as error:
                 if not kept:
                     raise
-                self._was_closed()
+                self._note_closed()
+                self._close_idle()
                 if error.progress is not Progress.NOTHING_SENT:
                     raise
             finally:
@@ -188,21 +209,6 @@ class Pool:
             connection.close()
             return None
         return connection
-
-    def _was_closed(self) -> None:
-        """Note that the server closed a kept connection: either it closes each of them, or it was restarted."""
-        self._kept = False if self._kept is None else None
-        self._close_idle()
-
-    def _connect(self, deadline: Deadline) -> Connection:
-        return connect(
-            self.path,
-            deadline,
-            trust=self._trust,
-            wait_if_busy=self._wait_if_busy,
-            wait_if_not_found=self._wait_if_not_found,
-            max_response_size=self._max_response_size,
-        )
 
     def _give_back(self, connection: Connection) -> None:
         if connection.closed or self._closed or self._kept is False:

@@ -33,32 +33,16 @@ sides keep them light.  What a system must offer (implemented by `posix` and `wi
     Sending to, or receiving from, a peer that is gone raises `ConnectionError`.
 """
 
+# ruff: noqa: F403, F405
+
 from __future__ import annotations
 
 import sys
 
 if sys.platform == "win32":
-    from .windows.client import (
-        DONTWAIT,
-        Stream,
-        attempt,
-        connect,
-        probe,
-        read_within,
-        runtime_folder,
-        trusted,
-    )
+    from .windows.client import *
 else:
-    from .unix.client import (
-        DONTWAIT,
-        Stream,
-        attempt,
-        connect,
-        probe,
-        read_within,
-        runtime_folder,
-        trusted,
-    )
+    from .unix.client import *
 
 __all__ = [
     "DONTWAIT", "Stream", "attempt", "connect", "probe", "read_within", "runtime_folder", "trusted",

@@ -3,65 +3,17 @@
 Runs in the process of whoever starts or stops a server.
 """
 
+# ruff: noqa: F403, F405
+
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-
-fork_detached: Callable[[Callable[[int], int], str | None], tuple[int, int]] | None
 
 if sys.platform == "win32":
-    from .windows.lifecycle import (
-        LockWatch,
-        ask_to_stop,
-        clean_up,
-        detached,
-        end_start,
-        held_interrupts,
-        identity,
-        is_elsewhere,
-        is_locked,
-        kill,
-        kill_all,
-        leave_alone,
-        log_folder,
-        open_log,
-        reap_left_alone,
-        record,
-        remains,
-        unblocked_signals,
-        use_known_state,
-        wait_gone,
-    )
-
-    fork_detached = None
+    from .windows.lifecycle import *
 else:
-    from .unix import lifecycle as posix_lifecycle
-    from .unix.lifecycle import (
-        LockWatch,
-        ask_to_stop,
-        clean_up,
-        detached,
-        end_start,
-        held_interrupts,
-        identity,
-        is_elsewhere,
-        is_locked,
-        kill,
-        kill_all,
-        leave_alone,
-        log_folder,
-        open_log,
-        reap_left_alone,
-        record,
-        remains,
-        unblocked_signals,
-        use_known_state,
-        wait_gone,
-    )
-
-    fork_detached = posix_lifecycle.fork_detached
+    from .unix.lifecycle import *
 
 __all__ = [
     "LockWatch",

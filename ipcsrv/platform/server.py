@@ -38,6 +38,7 @@ In a child: `child_hygiene`, `dump_stacks_on_request`, `end_with_parent`, `end_a
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
 if sys.platform == "win32":
@@ -56,3 +57,11 @@ else:
     from .unix.queue import *
     from .unix.rendezvous import *
     from .unix.sockets import Listener as Listener
+
+
+def end_after(seconds: float | None, descriptor: int) -> None:
+    """End this process with its stacks in `descriptor` after so many seconds, unless this is called again with None."""
+    if seconds is None:
+        faulthandler.cancel_dump_traceback_later()
+    else:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=descriptor)

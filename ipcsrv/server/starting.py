@@ -246,16 +246,13 @@ def start(path: str, source: HandlerSource, settings: Settings, caller: Deadline
 
 def _fork(path: str, source: HandlerSource, settings: Settings) -> Start | None:
     """Fork a detached server off; None where that cannot be done."""
-    if lifecycle.fork_detached is None:
-        return None
-
     def run(descriptor: int) -> int:
         from .background import Order, serve_forked
 
         return serve_forked(Order(path, source, settings, None, detached=True), descriptor)
 
-    pid, descriptor = lifecycle.fork_detached(run, settings.log_file)
-    return Start(settings, pid, descriptor, None)
+    forked = lifecycle.fork_detached(run, settings.log_file)
+    return None if forked is None else Start(settings, *forked, None)
 
 
 def _spawn(path: str, source: HandlerSource, settings: Settings, *, detached: bool, cwd: str | None) -> Start:

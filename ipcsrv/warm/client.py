@@ -17,7 +17,7 @@ from typing import NoReturn
 from ..client import sync
 from ..errors import IpcError
 from ..platform import client as platform
-from ..protocol.pktline import encode
+from ..protocol.pktline import discard, encode
 from . import stamps, wire
 from .program import Place, Program
 
@@ -112,17 +112,9 @@ def _send(connection: platform.Stream, request: wire.RunRequest, theirs: int) ->
         while buffers:
             sent = connection.sendmsg(buffers[:16], rights, platform.DONTWAIT & ~socket.MSG_DONTWAIT)
             rights = []
-            _discard(buffers, sent)
+            discard(buffers, sent)
     except OSError as error:
         raise Cold(f"the server does not take the request: {error.strerror}") from None
-
-
-def _discard(buffers: list[bytes | memoryview], count: int) -> None:
-    """Drop what has been sent."""
-    while buffers and count >= len(buffers[0]):
-        count -= len(buffers.pop(0))
-    if count:
-        buffers[0] = memoryview(buffers[0])[count:]
 
 
 def _await_ready(control: socket.socket) -> None:

@@ -29,6 +29,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from ..platform import logs
+from ..platform.unix.descriptors import close_all_but
 from . import title
 from .template import ImportEffects
 from .wire import RunRequest
@@ -60,14 +61,6 @@ def forget_server(keep: Iterable[int], *, foreign: bool) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _forget_modules(foreign=foreign)
     gc.enable()
-
-
-def close_all_but(kept: set[int]) -> None:
-    """Close every other descriptor."""
-    for number in [int(name) for name in os.listdir("/dev/fd") if name.isdigit()]:
-        if number not in kept:
-            with contextlib.suppress(OSError):
-                os.close(number)
 
 
 def _forget_modules(*, foreign: bool) -> None:

@@ -18,6 +18,7 @@ from importlib.machinery import PathFinder, SourceFileLoader
 from typing import Any
 
 from ..errors import HandlerImportError
+from ..platform.unix.descriptors import open_descriptors
 from . import stamps
 from .program import read_lines
 
@@ -83,14 +84,14 @@ class ImportEffects:
     @contextmanager
     def observed(self) -> Iterator[None]:
         """Note the changes of the block."""
-        environment, handlers, descriptors = os.environb.copy(), _handlers(), _open_descriptors()
+        environment, handlers, descriptors = os.environb.copy(), _handlers(), open_descriptors()
         yield
         for name in {*environment, *os.environb}:
             if os.environb.get(name) != environment.get(name):
                 self.environment[name] = os.environb.get(name)
         self.signals = {number: now for number, now in _handlers().items() if now is not handlers[number]}
         self.path = list(sys.path)
-        self.descriptors = frozenset(_open_descriptors() - descriptors)
+        self.descriptors = frozenset(open_descriptors() - descriptors)
 
 
 def _handlers() -> dict[int, Any]:
@@ -205,16 +206,3 @@ def import_all(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except (Exception, SystemExit):
             sys.modules.pop(name, None)
-
-
-def _open_descriptors() -> set[int]:
-    found = [int(name) for name in os.listdir("/dev/fd") if name.isdigit()]
-    return {number for number in found if _is_open(number)}  # not the one that listed them
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from ..client import control as control_socket
 from ..errors import HandlerImportError
+from ..platform.unix.descriptors import close_all_but
 from . import learning, run, stamps, starting, title, wire
 from .template import VARIABLE, Template
 
@@ -191,7 +192,7 @@ def _reload() -> None:
         return
     try:
         if os.fork() == 0:
-            run.close_all_but({0, 1, 2})
+            close_all_but({0, 1, 2})
             with starting.lock(_template.spec["lock"]) as locked:
                 if locked:
                     control_socket.request(_template.spec["socket"], "reload", timeout=starting.START_TIMEOUT)

@@ -1121,13 +1121,6 @@ def test_the_limit_of_each_step_is_rounded_up_to_whole_milliseconds() -> None:
     assert [posix.milliseconds(seconds) for seconds in (None, 0.0, 0.0001, 0.001, 1.5)] == [None, 0, 1, 1, 1500]
 
 
-def test_discarding_what_was_sent_keeps_the_rest_in_order() -> None:
-    for count in range(7):
-        buffers: list[bytes | memoryview] = [b"ab", b"cde", b"f"]
-        posix.discard(buffers, count)
-        assert b"".join(buffers) == b"abcdef"[count:]
-
-
 @linux_only
 def test_credentials_are_read_from_the_kernels_own_layout() -> None:
     import struct

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipcsrv.errors import ProtocolError, TooLarge
-from ipcsrv.protocol.pktline import FLUSH, MAX_DATA, MAX_PACKET, Assembly, Decoder, decode_exact, encode, encode_data
+from ipcsrv.protocol.pktline import (
+    FLUSH,
+    MAX_DATA,
+    MAX_PACKET,
+    Assembly,
+    Decoder,
+    decode_exact,
+    discard,
+    encode,
+    encode_data,
+)
 
 SIZES = [0, 1, 4, 100, 2047, 2048, MAX_DATA - 1, MAX_DATA, MAX_DATA + 1, 2 * MAX_DATA, 2 * MAX_DATA + 1, 300_000]
 
@@ -93,6 +103,13 @@ def test_every_packet_is_full_but_the_last_and_a_flush_ends_the_message(size):
 def test_data_packets_are_the_message_without_its_flush(size):
     data = payload_of(size)
     assert b"".join([*encode_data(data), FLUSH]) == wire_of(data)
+
+
+def test_discard_keeps_what_was_not_sent_in_order():
+    for count in range(7):
+        buffers = [b"ab", b"cde", b"f"]
+        discard(buffers, count)
+        assert b"".join(buffers) == b"abcdef"[count:]
 
 
 @pytest.mark.parametrize("size", [0, 5, MAX_DATA, MAX_DATA + 5])

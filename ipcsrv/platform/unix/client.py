@@ -17,6 +17,7 @@ import os
 
 from ...errors import Denied, InvalidPath, NotListening, PathNotFound
 from ...peer import Peer
+from ...protocol.pktline import discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,17 +103,6 @@ def _wait(ready: select.poll, deadline: Deadline) -> bool:
     if not events:
         raise TimeoutError
     return bool(events[0][1] & ~select.POLLOUT)
-
-
-def discard(buffers: Buffers, count: int) -> None:
-    """Drop the first `count` bytes of `buffers`, in place."""
-    whole = 0
-    while whole < len(buffers) and count >= len(buffers[whole]):
-        count -= len(buffers[whole])
-        whole += 1
-    del buffers[:whole]
-    if count:
-        buffers[0] = memoryview(buffers[0])[count:]
 
 
 # -- connecting -------------------------------------------------------------------------------------------------------

@@ -89,10 +89,11 @@ def _nearest_owner(path: str) -> int:
             path = os.path.dirname(path)
 
 
-def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int, int]:
+def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int, int] | None:
     """Fork a process with a session and streams of its own, in which `run` is called with the write end of a pipe.
 
-    Only for a process without other threads.  Returns its pid and the read end; `run` returns its exit status.
+    Only for a process without other threads.  Returns its pid and the read end, None where there is no fork(2); `run`
+    returns its exit status.
     The caller has closed none of the standard streams (`open_standard_streams`).
     """
     null = os.open(os.devnull, os.O_RDWR)

@@ -165,14 +165,6 @@ def dump_stacks_on_request(descriptor: int) -> None:
     faulthandler.enable(file=descriptor, all_threads=True)
 
 
-def end_after(seconds: float | None, descriptor: int) -> None:
-    """End this process with its stacks in `descriptor` after so many seconds, unless this is called again with None."""
-    if seconds is None:
-        faulthandler.cancel_dump_traceback_later()
-    else:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=descriptor)
-
-
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -298,11 +290,6 @@ class Process:
                 signal.pidfd_send_signal(self._handle, number)
             elif self.pid > 0:
                 os.kill(self.pid, number)
-
-
-def become_daemon_child() -> None:
-    """Detach from the caller's terminal and session (setsid(2))."""
-    os.setsid()
 
 
 def descriptor_limit() -> int:

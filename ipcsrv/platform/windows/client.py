@@ -18,6 +18,7 @@ import os
 
 from ...errors import Denied, InvalidPath, NotListening, PathNotFound
 from ...peer import Peer
+from ...protocol.pktline import discard
 from .pipe import DONTWAIT, PIECE, Pipe, give_up, milliseconds, wait_any, wait_readable
 
 TYPE_CHECKING = False
@@ -128,17 +129,6 @@ class Stream(Pipe):
         from . import win32
 
         return Peer(win32.server_process(self._handle), win32.owner_of_pipe(self._handle))
-
-
-def discard(buffers: Buffers, count: int) -> None:
-    """Drop the first `count` bytes of `buffers`, in place."""
-    whole = 0
-    while whole < len(buffers) and count >= len(buffers[whole]):
-        count -= len(buffers[whole])
-        whole += 1
-    del buffers[:whole]
-    if count:
-        buffers[0] = memoryview(buffers[0])[count:]
 
 
 # -- connecting -------------------------------------------------------------------------------------------------------

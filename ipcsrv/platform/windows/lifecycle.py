@@ -40,6 +40,11 @@ def detached() -> dict[str, Any]:
     return {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
 
 
+def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int, int] | None:
+    """Return None: there is no fork(2)."""
+    return None
+
+
 def log_folder() -> str:
     """Return the folder for the logs of this user's servers, below the local application data; make it if missing.
 

@@ -24,7 +24,7 @@ import time
 import weakref
 from collections.abc import Callable
 from ctypes.wintypes import BOOL, HANDLE
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from .pipe import INFINITE, Pipe, milliseconds
 from .win32 import declare_kernel32
@@ -49,19 +49,6 @@ reset_event = declare_kernel32("ResetEvent", BOOL, HANDLE)
 def new_event(*, by_hand: bool = True) -> int:
     """Return a new event, not set; by_hand: it stays set until it is reset, else one wait resets it."""
     return int(_CreateEvent(None, by_hand, False, None))
-
-
-class Waitable(Protocol):
-    """What a poller can wait for."""
-
-    def fileno(self) -> int:
-        """The number under which it is reported."""
-
-    def begin_wait(self) -> Any:
-        """None if it is readable now; else an object whose `event` is set once it is, to be ended by `end_wait`."""
-
-    def end_wait(self, waiting: Any) -> None:
-        """Take back what `begin_wait` gave."""
 
 
 class Event:
@@ -140,7 +127,11 @@ def source_of(thing: Any) -> Any:
 
 
 class Poller:
-    """`select.epoll`'s interface; numbers or objects with `fileno()` are registered, and numbers are reported."""
+    """`select.epoll`'s interface; numbers or objects with `fileno()` are registered, and numbers are reported.
+
+    An object has `begin_wait()`, which returns None if it is readable now and otherwise an object whose `event` is set
+    once it is, and `end_wait(waiting)`, which takes that back; one watched for WRITE has `begin_output_wait()` too.
+    """
 
     def __init__(self) -> None:
         self._port = overlapped.CreateIoCompletionPort(_INVALID_HANDLE, _NO_PORT, 0, 0)

@@ -246,14 +246,6 @@ def _dump_stacks(event: int, descriptor: int) -> None:
         reset_event(event)  # which tells the master that they are written
 
 
-def end_after(seconds: float | None, descriptor: int) -> None:
-    """End this process with its stacks in `descriptor` after so many seconds, unless this is called again with None."""
-    if seconds is None:
-        faulthandler.cancel_dump_traceback_later()
-    else:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=descriptor)
-
-
 def end_with_parent(wanted: bool) -> None:
     """Nothing: the job object that `child_hygiene` has joined ends this process with the master."""
 
@@ -381,10 +373,6 @@ class Process:
         handle, self._handle = self._handle, _NO_HANDLE
         if handle != _NO_HANDLE:
             _winapi.CloseHandle(handle)
-
-
-def become_daemon_child() -> None:
-    """Nothing: who starts us in the background gives us no console."""
 
 
 def descriptor_limit() -> int:

@@ -70,7 +70,7 @@ class Rival:
         """One round."""
         command = [*load, self.path, mode, "1", str(seconds)]
         report = {"requests": 0}
-        while not report["requests"]:  # a machine may be so busy that nobody has a turn in so short a time
+        while not report["requests"]:  # a machine may be so busy that no client gets a turn in so short a time
             before = self.cpu_seconds()
             report = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
         self.rates.append(report["requests"] / report["seconds"])

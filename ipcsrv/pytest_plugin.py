@@ -201,7 +201,7 @@ class TestServer:
         try:
             self._failed = self.status()["totals"]["handler_errors"]
         except (ipcsrv.IpcError, KeyError):
-            pass  # the log tells as well
+            pass  # the log has it too
         if not self.inline:
             self._server.stop(TIMEOUT)
             return

@@ -13,7 +13,7 @@ class State(enum.Enum):
     LISTENING = "listening"
     """A server accepts connections."""
     NOT_LISTENING = "not listening"
-    """A socket is there, and nobody answers at it (or its queue is full)."""
+    """A socket is there, and no server accepts on it (or its queue is full)."""
     PATH_NOT_FOUND = "path not found"
     """Nothing is there, or a folder on the way is missing."""
     INVALID_PATH = "invalid path"

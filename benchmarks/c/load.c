@@ -10,7 +10,7 @@
  *
  * Each client is a process, so that no lock and no thread of ours is measured. The request is `ping`, or
  * REQUEST_BYTES bytes in maximal packets, or what REQUEST_FILE holds. A response is whatever comes until
- * its flush packet or, with REQUEST_FILE (a protocol of somebody else's), until a read ends with SUFFIX; an
+ * its flush packet or, with REQUEST_FILE (another protocol), until a read ends with SUFFIX; an
  * end of file before it is a failure. Prints one JSON object: requests, failures, seconds, CPU seconds of
  * the clients, bytes received, and latency percentiles in microseconds.
  */

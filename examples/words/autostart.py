@@ -1,6 +1,6 @@
 """A client that starts its server unless it runs: `python autostart.py "to be or not to be"`.
 
-However many of these run at once, one server is started. It stops by itself when nobody has asked for ten minutes.
+However many of these run at once, one server is started. It stops by itself after ten minutes without a client.
 """
 
 import sys

@@ -432,7 +432,7 @@ class Pool(PoolBase):
 
 
 class Exchange(PendingExchange):
-    """One exchange on a stream: where the request does not fit at once, a task sends while we receive."""
+    """One exchange on a stream: where the request does not fit at once, a task sends it while this one receives."""
 
     ended = False  # the response has been given out whole
     _sender: asyncio.Task[None] | None = None
@@ -469,7 +469,7 @@ class Exchange(PendingExchange):
         try:
             count = self._stream.send_now(buffers[0])
         except ConnectionError:
-            buffers.clear()  # it takes no more, but may have said why
+            buffers.clear()  # the server takes no more, but may have sent the reason
             return
         self.sent = count > 0
         if count < len(buffers[0]):
@@ -484,7 +484,7 @@ class Exchange(PendingExchange):
             if parts is not None:
                 async for part in parts:
                     await self._send_each(part)
-                    await asyncio.sleep(0)  # a server that keeps up must not make us keep the loop
+                    await asyncio.sleep(0)  # other tasks run also while the server takes everything at once
             self.sending = False
         except ConnectionError:
             pass  # as above

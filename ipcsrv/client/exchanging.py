@@ -1,9 +1,9 @@
-"""A client's exchange that needs more than one send and one receive.  Loaded when the first such is met.
+"""A client's exchange that needs more than one send and one receive.  Loaded for the first such exchange.
 
-`PendingExchange` is what the waiting client and the asyncio one have in common: bytes that came go in, pieces of the
-response or the error to raise come out. `Exchange` is the waiting client's. It sends and listens at the same time: a
+`PendingExchange` is what the blocking client and the asyncio one have in common: bytes that came go in, pieces of the
+response or the error to raise come out. `Exchange` is the blocking client's. It sends and receives at the same time: a
 server may answer, or give its reason for not answering, before it has read the whole request, and then neither side
-may wait for the other; and when the server takes no more, what it has said is still read.
+may wait for the other; and when the server takes no more, what it has sent is still read.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class PendingExchange:
 
 
 class Exchange(PendingExchange):
-    """One exchange on a stream; whoever made it closes the stream if it does not come to its end."""
+    """One exchange on a stream; the caller closes the stream if the exchange does not come to its end."""
 
     def attach(self, stream: Stream, buffers: Buffers, parts: Parts | None, received: bytes | None) -> None:
         """Go on from here: `buffers` and `parts` are still to be sent, `received` has come."""
@@ -139,7 +139,7 @@ class Exchange(PendingExchange):
             if data is not None:
                 return data
             if self._buffers:
-                break  # the server takes no more: it may have said why
+                break  # the server takes no more: it may have sent the reason
         else:
             self.sending = False
         return None

@@ -1,6 +1,6 @@
 """Where an application's socket belongs, so that server and clients agree without being told.  Runs in either.
 
-The folder is one that nobody else can enter (`platform.runtime_folder`); the name is the application's and, for a
+The folder is one that no other user can enter (`platform.runtime_folder`); the name is the application's and, for a
 program with one server a repository, project or profile, a key's. The same user, application and key give the same
 path in every process. Names stay short, since a socket's path may have about 100 bytes, and lower case, since not
 every file system tells upper case from it: names and keys that are not short and plain are replaced by their hash.

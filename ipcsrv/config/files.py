@@ -23,8 +23,9 @@ _WHERE = re.compile(r"\(at line (\d+)")
 def project_file(folder: str) -> str | None:
     """Return the path of `ipcsrv.toml` in `folder`, checked; None if there is none.
 
-    The file must be a regular file, not a symbolic link; it and its folder must belong to this user or root, and nobody
-    else may be able to write the file, or to replace it (a folder that others can write is accepted if it is sticky).
+    The file must be a regular file, not a symbolic link; it and its folder must belong to this user or root, and no
+    other user may be able to write the file or to replace it (a folder that others can write is accepted if it is
+    sticky).
 
     Args:
         folder: the folder to look in; "" is the current folder.

@@ -1,6 +1,6 @@
 """The kinds of value a setting can have: text or a Python value in, a checked value out, and back to text.
 
-One setting reaches us as a keyword (`max_rss=1 << 30`), a TOML value (`mode = 0o660`), or text (`--drain-timeout 5m`,
+A setting is given as a keyword (`max_rss=1 << 30`), a TOML value (`mode = 0o660`), or text (`--drain-timeout 5m`,
 `IPCSRV_WORKERS=4`). A `Kind` takes them all, so that the four ways cannot differ, and `show` writes what `parse`
 reads. Pure; runs in whichever process reads settings, and in the command line for its own times.
 """

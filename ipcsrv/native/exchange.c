@@ -54,7 +54,7 @@ static int write_out(const char *data, size_t size) {
         ssize_t written = write(1, data, size);
         if (written < 0 && errno == EPIPE)
             return EXIT_BROKEN_PIPE;
-        if (written < 0 && errno == EAGAIN) { /* standard output is not ours to make blocking */
+        if (written < 0 && errno == EAGAIN) { /* the caller has made standard output non-blocking */
             poll(&(struct pollfd){.fd = 1, .events = POLLOUT}, 1, -1);
             continue;
         }

@@ -1,4 +1,4 @@
-"""Starting Python processes of our own: with no module of the current folder in the place of the standard library's.
+"""Start a server's Python processes: no module of the current folder takes the place of the standard library's.
 
 `python -c` and `python -m` search the current folder first, so a file `signal.py` that lies there would run in each
 process of a server.  Our own commands have the option -P (`command`).  multiprocessing makes its own (for spawn and for
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from ..folders import working_folder
 
 _VARIABLE = "PYTHONSAFEPATH"
-_OURS = "ipcsrv"  # the value by which the variable is known to be ours
+_OURS = "ipcsrv"  # the value by which `started` recognises it
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 # This very package is imported from where it is; then its folder is searched last, where it is not searched anyway.
 _BOOT = (

@@ -1,7 +1,7 @@
-"""The client's half of the platform seam: the contract, and the one choice of system for it.
+"""The contract with the operating system for the client side, and the choice of system.
 
-Everything above this floor is the same code on every system.  Imports here are paid by every `ipcsrv call`, so both
-sides keep them light.  What a system must offer (implemented by `posix` and `windows`):
+The packages that use it are the same code on every system.  Imports here are paid by every `ipcsrv call`, so both
+systems keep them light.  What a system must offer (implemented in `unix` and in `windows`):
 
 `attempt(path) -> Stream`
     One try to connect, which never waits.  Raises `BlockingIOError` where the server's queue is full (or its pipe
@@ -15,11 +15,11 @@ sides keep them light.  What a system must offer (implemented by `posix` and `wi
     Whether a server with these credentials is one's own, root's, or named by `trust` (docs/protocol.md section 5).
 `read_within(descriptor, size, deadline) -> bytes`
     At most `size` bytes of what comes on a descriptor that others made (standard input), `b""` at its end;
-    `TimeoutError` past the deadline, after which nobody reads it any more.
+    `TimeoutError` past the deadline; the descriptor must not be read again then.
 `runtime_folder(override=None) -> str`
     A folder that belongs to this user alone, made if need be, and checked (`InvalidPath` says what is wrong).
 `Stream`
-    A connection.  It belongs to whoever called `connect`, who closes it.
+    A connection, which the caller of `connect` closes.
 
     `send(data, DONTWAIT) -> int`      what fits at once; `BlockingIOError` if nothing does
     `recv(size) -> bytes`              waits for ever; `b""` is the peer's end
@@ -28,7 +28,7 @@ sides keep them light.  What a system must offer (implemented by `posix` and `wi
                                        send from the front of `buffers` (consumed in place) and listen meanwhile:
                                        bytes as soon as some arrive while sending has to wait, else None once all is
                                        sent or the peer takes no more (what it refused is then left in `buffers`)
-    `peer() -> Peer`                   the credentials of whoever listens, from the kernel
+    `peer() -> Peer`                   the credentials of the listening process, from the kernel
     `close()`                          may be called twice
     Sending to, or receiving from, a peer that is gone raises `ConnectionError`.
 """

@@ -1,15 +1,15 @@
 """Looking at a path without touching it, for `ipcsrv doctor`: what systems differ in.
 
-Runs in the process of whoever asks.  What a system must offer:
+Runs in the client's process.  What a system must offer:
 
 `place(path) -> Iterator[Finding]`
-    What can be said of the path before anybody is asked: its length, the file system, the folders, the files there.
+    What can be said of the path without asking a server: its length, the file system, the folders, the files there.
 `lock_holder(path) -> LockHolder | None`
     Which process holds the server's lock; None if none does.  Asks without taking the lock itself, where it can.
 `command_of(pid) -> str | None`
     A process's command line.
 `user_of(uid) -> str`
-    A user as a person knows them.
+    The user's name, or the number where it has none.
 `descriptor_limits(pid) -> tuple[int, int] | None`
     How many descriptors a process (None: this one) may open, and how far it may raise that; None if it cannot be told.
 """

@@ -1,6 +1,6 @@
-"""Looking after a server from outside, in what systems differ: its lock, its processes, its ways to be stopped.
+"""What systems differ in when a server is started and stopped from outside: its lock, its processes, its log.
 
-Runs in the process of whoever starts or stops a server.
+Runs in the process that starts or stops a server.
 """
 
 # ruff: noqa: F403, F405

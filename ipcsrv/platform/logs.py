@@ -323,7 +323,7 @@ def configure(settings: Settings) -> None:
     if settings.log_file is None and _program_handlers():
         return
     _target = ToOutput(open_output(settings.log_file), settings)
-    logger = logging.getLogger("ipcsrv")  # records that others make below our name are ours too
+    logger = logging.getLogger("ipcsrv")  # records that others make below this name are the server's too
     logger.addHandler(Bridge())
     logger.setLevel(LEVELS[settings.log_level])
     logger.propagate = False
@@ -360,7 +360,7 @@ def _release() -> None:
 def configure_worker(settings: Settings) -> None:
     """Set up the log, the standard streams and the environment of a template or worker, before the handler is imported.
 
-    A forked process keeps the log that it has.  Records of the application go into ours as long as the application
+    A forked process keeps the log that it has.  Records of the application go into it as long as the application
     has not set up logging itself (docs/operations.md).
     """
     global _target
@@ -378,7 +378,7 @@ def configure_worker(settings: Settings) -> None:
 
 
 def _take_application_records(settings: Settings) -> None:
-    """Write what the application logs where nobody has set up logging: by logging's own handler of last resort.
+    """Write what the application logs if it has not set up logging: by logging's own handler of last resort.
 
     Not by a handler on the root logger: with one there, `logging.basicConfig` of the application would do nothing.
     """

@@ -2,10 +2,10 @@
 
 A worker process has no terminal, and a debugger that stops it has not stopped the others.  So here the one worker
 runs in the main thread of the process that was started, where `breakpoint()` has standard input and Ctrl-C, and the
-master in a second thread beside it.  Nothing else changes: the master supervises, parks and answers for the server, and
-it hands connections over as it always does; only what it starts is not a process.
+master in a second thread beside it.  Nothing else changes: the master supervises, holds idle connections and answers
+`status`, and it passes connections as it always does; only its worker is not a process.
 
-What a person at a prompt would only curse is off: nobody is timed out, replaced, reloaded or killed.
+Timeouts, replacement, reload and kills of workers are off: they would disturb a person at a debugger's prompt.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INTERRUPTED = 130  # as the exit status of a process that Ctrl-C ended
 
 @dataclass(frozen=True)
 class Engagement:
-    """A worker that the main thread is to be, and how its end is told."""
+    """A worker that the main thread is to run, and the channel that reports its end."""
 
     job: Job
     slot: int
@@ -47,7 +47,7 @@ class Engagement:
 
 
 class InlineSpawner:
-    """Has the main thread be the worker, by way of `engagements`."""
+    """Has the main thread run the worker, by way of `engagements`."""
 
     reports_late = False
 
@@ -128,7 +128,7 @@ def _run_beside(master: Master, engagements: queue.SimpleQueue[Engagement | None
 
 
 def _work(engagement: Engagement) -> None:
-    """Be the worker, to its end."""
+    """Run the worker to its end."""
     status = 0
     with contextlib.closing(engagement.channel), contextlib.closing(engagement.ending):
         try:
@@ -145,7 +145,7 @@ def _work(engagement: Engagement) -> None:
 
 
 def _leaving_interrupts(handler: Handler) -> Handler:
-    """`handler`, after which Ctrl-C is ours again: pdb's `continue` takes it, to come back to its prompt."""
+    """`handler`, after which Ctrl-C is the server's again: pdb's `continue` replaces the signal handler."""
     if threading.current_thread() is not threading.main_thread():
         return handler
 
@@ -166,9 +166,9 @@ def _interrupts_stop(master: Master) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ear, mouth = os.pipe()
-    master.watch_lifeline(serving.lifeline(ear))
-    ours = [mouth]
+    reader, writer = os.pipe()
+    master.watch_lifeline(serving.lifeline(reader))
+    ours = [writer]
 
     def interrupted(*_: Any) -> None:
         while ours:
@@ -181,6 +181,6 @@ def _interrupts_stop(master: Master) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(ear)
+        os.close(reader)
         while ours:
             os.close(ours.pop())

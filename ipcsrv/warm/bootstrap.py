@@ -6,8 +6,8 @@
 SPEC is JSON (`starting.spec_of`).  ipcsrv and filelock need not be installed for this interpreter: they are found in
 the folders that SPEC names, which are not on `sys.path`, so that the program imports what it would import cold.
 
-The syntax is that of old versions too, with types in comments: an interpreter too old for us still has to get as far
-as running the program cold.
+The syntax is that of old versions too, with types in comments: an interpreter that is too old for ipcsrv must still be
+able to run the program cold.
 """
 
 import sys
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Finder(object):  # noqa: UP004
-    """Finds our own packages, and nothing else, in the folders where the client has them."""
+    """Finds ipcsrv and filelock, and nothing else, in the folders where the client has them."""
 
     def __init__(self, folders):
         # type: (dict[str, str]) -> None
@@ -32,7 +32,7 @@ class Finder(object):  # noqa: UP004
 
     def find_spec(self, name, path=None, target=None):
         # type: (str, object, object) -> ModuleSpec | None
-        """Return the spec of one of our packages, for the import system."""
+        """Return the spec of one of these packages, for the import system."""
         from importlib.machinery import PathFinder
 
         folder = self._folders.get(name)
@@ -41,7 +41,7 @@ class Finder(object):  # noqa: UP004
 
 def prepare(spec):
     # type: (dict[str, Any]) -> None
-    """Make our packages importable; raises ImportError where the interpreter is too old for them."""
+    """Make these packages importable; raises ImportError where the interpreter is too old for them."""
     if sys.version_info < (3, 11):  # noqa: UP036
         raise ImportError("ipcsrv needs Python 3.11 or newer")
     if not sys.flags.safe_path:  # in a cold run the script's folder is there in place of this file's
@@ -57,7 +57,7 @@ def main():
         try:
             prepare(spec)
             from ipcsrv.warm.learning import run_and_learn
-        except Exception:  # nothing of ours may keep the program from running
+        except Exception:  # no fault of ipcsrv may keep the program from running
             os.execv(spec["cold"][0], spec["cold"] + arguments)
         return run_and_learn(spec, arguments)
     prepare(spec)

@@ -1,4 +1,4 @@
-"""Pass a run to a warm server and be its stand-in: relay signals, end as it ends.  In the client."""
+"""Pass a run to a warm server, relay signals to it, and end as it ends.  In the client."""
 
 from __future__ import annotations
 

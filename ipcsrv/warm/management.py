@@ -33,7 +33,7 @@ def servers() -> Iterator[tuple[str, str]]:
 
 
 def show_servers() -> int:
-    """Print a line for each server: program, process, room, runs and memory."""
+    """Print a line for each server: program, process, busy workers, runs and memory."""
     rows = [("PROGRAM", "PID", "BUSY", "RUNS", "MEMORY", "SOCKET")]
     for program, path in servers():
         try:

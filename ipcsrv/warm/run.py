@@ -45,7 +45,7 @@ _FLUSH_FAILED = 120  # exit status of an interpreter that could not flush its st
 def forget_server(keep: Iterable[int], *, foreign: bool) -> None:
     """Give up what the worker has and a fresh interpreter has not: its descriptors, signals, log and process group.
 
-    foreign: our own packages are not installed for this interpreter, and are to be gone too.
+    foreign: ipcsrv and filelock are not installed for this interpreter, and are to be gone too.
     """
     os.setpgid(0, 0)
     close_all_but({0, 1, 2, *keep})
@@ -71,7 +71,7 @@ def _forget_modules(*, foreign: bool) -> None:
 
 
 def forget_packages(*, foreign: bool) -> None:
-    """Give up the finder of our own packages and, where they are foreign to the interpreter, the packages."""
+    """Give up the finder of ipcsrv's packages and, where they are foreign to the interpreter, the packages."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "__main__"]
     if foreign:
         for name in [name for name in sys.modules if name.partition(".")[0] in OUR_PACKAGES]:

@@ -52,7 +52,7 @@ def run_cold(program: Program, arguments: list[str]) -> NoReturn:
 
 
 def run_cold_and_start(program: Program, place: Place, arguments: list[str], options: dict[str, str]) -> NoReturn:
-    """Become the program, while a starter sees to the server; a first run shows it what the program imports."""
+    """Become the program, while a starter starts the server; a first run shows what the program imports."""
     first = not os.path.exists(place.learned)
     _fork_starter(program, place, options, wait_for=os.getpid() if first else None)
     if not first:
@@ -77,7 +77,7 @@ def spec_of(program: Program, place: Place) -> dict[str, Any]:
 
 
 def _own_folders() -> dict[str, str]:
-    """Return where our own packages are, for an interpreter that has not got them installed."""
+    """Return where ipcsrv's packages are, for an interpreter in which they are not installed."""
     found = {}
     for name in OUR_PACKAGES:
         spec = importlib.util.find_spec(name)

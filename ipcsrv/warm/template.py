@@ -68,7 +68,7 @@ def _importing() -> bool:
 
 
 def is_foreign(search_path: list[str]) -> bool:
-    """Return whether our own packages are not installed for this interpreter."""
+    """Return whether ipcsrv is not installed for this interpreter."""
     return PathFinder.find_spec("ipcsrv", search_path) is None
 
 

@@ -1,4 +1,4 @@
-"""The handler of a warm server: hand a request to a process forked beforehand, relay signals, say how it ended.
+"""The handler of a warm server: pass a request to a process forked beforehand, relay signals, report how it ended.
 
 In the worker.  Each worker keeps one child, the *spare*, which has everything imported and waits for a run.  The spare
 becomes the program, and the worker forks the next one while the program runs, so that no run waits for a fork and none

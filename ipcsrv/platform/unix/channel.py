@@ -51,7 +51,7 @@ class Channel(Sendable):
         try:
             size = FRAME_SIZE + MAX_BODY if _HAS_RECORDS else FRAME_SIZE
             data, ancillary, _, _ = self.recvmsg(size, _ANCILLARY, flags)
-        except _GONE:  # the other side died with messages of ours unread
+        except _GONE:  # the other side died before it read all messages
             return None
         if not data:
             return None

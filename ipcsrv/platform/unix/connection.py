@@ -161,7 +161,7 @@ def close_raw(raw: int) -> None:
 
 
 class Admission:
-    """Who may ask (docs/protocol.md, trust): our own user and root, and whom `allow` adds.
+    """The users who are served (docs/protocol.md section 5): the server's own, root, and those that `allow` adds.
 
     allow: entries as the setting takes them: `uid:N`, `gid:N`, `user:NAME`, `group:NAME`.
     Raises `SettingsError` for a name that this system does not know.

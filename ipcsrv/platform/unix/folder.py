@@ -1,4 +1,4 @@
-"""Where a user's sockets belong on Unix: a folder that nobody else can enter.  Loaded only to find a default path."""
+"""Where a user's sockets belong on Unix: a folder that no other user can enter.  Loaded only to find a default path."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _parent_fault(parent: str) -> str | None:
 def _fault(folder: str) -> str | None:
     """Why `folder` is not this user's alone, or None."""
     try:
-        # Not through a symbolic link at the end: whoever planted it could turn it elsewhere after this look.
+        # Not through a symbolic link at the end: the user who made the link could change it after this check.
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         return f"the folder cannot be opened: {error.strerror}"

@@ -221,7 +221,7 @@ def _status(path: str) -> os.stat_result | None:
 
 
 def lock_holder(path: str) -> LockHolder | None:
-    """Who holds the lock: by /proc/locks, which disturbs nobody, and where that knows nothing, by trying it.
+    """Return who holds the lock: by /proc/locks, which disturbs no process, and where that is missing, by trying it.
 
     It knows nothing of a holder in another container, nor, on some file systems (btrfs), of the file by its device.
     """

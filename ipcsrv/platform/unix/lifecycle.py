@@ -1,4 +1,4 @@
-"""Looking after a server from outside, on Unix (see `lifecycle`)."""
+"""Starting and stopping a server from outside, on Unix (see `platform.lifecycle`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ...errors import IpcError, StartError
 from .descriptors import close_all_but
 from .rendezvous import CONTROL_SUFFIX, LOCK_SUFFIX, Rendezvous, read_record, record_in
 
-REPORT_INTERVAL = 5.0  # seconds between two words on what is being waited for
+REPORT_INTERVAL = 5.0  # seconds between two reports of what is being waited for
 _LOG_FLAGS = (  # without O_NONBLOCK, opening a named pipe would wait for a reader
     os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 )
@@ -32,7 +32,7 @@ _LOG_ERRORS = {
     errno.EISDIR: "it is a folder",
     errno.ENXIO: "it is a named pipe, a socket or a device",
 }
-POLL = 0.005  # seconds between two looks at a lock
+POLL = 0.005  # seconds between two checks of a lock
 
 
 def detached() -> dict[str, Any]:
@@ -99,7 +99,7 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
     null = os.open(os.devnull, os.O_RDWR)
     log = open_log(log_file)
     read, write = os.pipe()
-    gc.freeze()  # modules, mostly, of which neither will be rid: the collector need not look, nor copy pages by marking
+    gc.freeze()  # modules, mostly: the collector need not visit them, and does not copy their pages
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -107,7 +107,7 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
             os.setsid()
             for ours, standard in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(ours, standard)
-            close_all_but({0, 1, 2, write})  # those of the starter and its caller, who may wait for their end
+            close_all_but({0, 1, 2, write})  # the starter's caller may wait for the end of file of one of the others
             use_known_state()
             status = run(write)
         finally:
@@ -159,7 +159,7 @@ def is_locked(path: str) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not hinder each other
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two checks do not collide
     except OSError:
         return True
     finally:
@@ -168,7 +168,7 @@ def is_locked(path: str) -> bool:
 
 
 def record(path: str) -> dict[str, Any] | None:
-    """What the server that holds the lock of `path` says of itself; None if no server of ours or of root's does."""
+    """Return the record of the server that holds the lock of `path`; None if no server of this user or root does."""
     return read_record(path + LOCK_SUFFIX) if is_locked(path) and _is_ours(path + LOCK_SUFFIX) else None
 
 
@@ -202,7 +202,7 @@ def _started(pid: int) -> int:
 
 
 def is_elsewhere(record: dict[str, Any]) -> bool:
-    """Whether a server's pids are of another namespace (a container's), so that here they are those of strangers."""
+    """Whether a server's pids are of another namespace (a container's): here they belong to other processes."""
     theirs, ours = record.get("pid_namespace"), _namespace()
     return bool(theirs and ours and theirs != ours)
 

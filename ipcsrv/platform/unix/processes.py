@@ -128,7 +128,7 @@ def start_methods() -> tuple[str, ...]:
 
 
 def child_hygiene(keep: Iterable[int] | None = None) -> None:
-    """In a new child of ours: close every descriptor but `keep`, and leave signals to the master.
+    """In a new process of the server: close every descriptor but `keep`, and leave signals to the master.
 
     keep: None in a fresh interpreter, which has only what it was given.
 
@@ -259,7 +259,7 @@ class Process:
         self._send(signal.SIGUSR1)
 
     def owes_stacks(self) -> bool:
-        """Whether it has been asked for its stacks and has not written all of them; False where nobody can tell.
+        """Whether it has been asked for its stacks and has not written all of them; False where that is not known.
 
         While the signal waits it is pending; while its handler runs it is blocked (proc_pid_status(5), sigaction(2));
         for the instant in between it is neither, which looks as if it were done.

@@ -2,11 +2,11 @@
 
 Three files stand at an agreed path while a server lives: the socket itself, `<path>.ipcsrv.lock` (an flock held for
 the master's whole life; the kernel releases it however the master dies) and, where it can be made, the control socket
-`<path>.control`.  A fourth, `<path>.lock`, is Git's: an exclusive-create file that is taken only while we look and
-bind, so that a Git server and ours can never both think the path theirs (docs/protocol.md section 3).
+`<path>.control`.  A fourth, `<path>.lock`, is Git's: a file that is created exclusively while the path is examined and
+bound, so that a Git server and this one never bind at the same time (docs/protocol.md section 3).
 
-Everything is done relative to one descriptor of the folder, opened and checked first: whoever swaps the folder
-afterwards finds that we work in the old one and notice.
+Everything is done relative to one descriptor of the folder, opened and checked first: if the folder is replaced
+afterwards, the server still works in the old one, and notices.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ CONTROL_SUFFIX = ".control"
 GIT_LOCK_SUFFIX = ".lock"
 LARGEST_RECORD = 16 << 20  # bytes; it names every file of the handler's code
 GIT_LOCK_PATIENCE = 1.0  # seconds; a Git server holds its lock file for as long as one probe and one bind take
-LOOKER_PATIENCE = 0.05  # seconds; a look at a lock takes microseconds
-PROBE_TIMEOUT = 1.0  # seconds for a connect to whoever may listen at the path
+LOOKER_PATIENCE = 0.05  # seconds; a process that only checks the lock holds it for microseconds
+PROBE_TIMEOUT = 1.0  # seconds for a connect to what may listen at the path
 
 
 class Rendezvous:
@@ -67,14 +67,14 @@ class Rendezvous:
     # -- taking the path ------------------------------------------------------------------------------------------
 
     def claim(self, record: dict[str, Any], adopted: socket.socket | None = None) -> None:
-        """Lock the path, and make sure that it can be ours; nobody can connect yet.
+        """Lock the path, and make sure that a server can be there; no client can connect yet.
 
         The listener exists from here on, so that children can be given it; only `listen` binds it.
 
         record: what the lock file tells others of this server (its pid and command, above all).
-        adopted: a listening socket that a supervisor made (sd_listen_fds(3)): the path is then its business.
+        adopted: a listening socket that a supervisor made (sd_listen_fds(3)), which also owns the path then.
         Raises `AddressInUse` where another server lives, holds the lock or may be starting, and `InvalidPath`
-        where the path cannot be a socket; then nothing of anybody's has been touched.
+        where the path cannot be a socket; then no file has been changed.
         """
         self.adopted = adopted is not None
         self.listener = Listener(fileno=adopted.detach()) if adopted is not None else _new_listener()
@@ -103,7 +103,7 @@ class Rendezvous:
     def write_record(self, record: dict[str, Any]) -> None:
         """Put `record` into the lock file, in place of what it says now."""
         data = json.dumps(record).encode()
-        os.pwrite(self._lock, data.ljust(os.fstat(self._lock).st_size), 0)  # one write: nobody reads half of it
+        os.pwrite(self._lock, data.ljust(os.fstat(self._lock).st_size), 0)  # one write: no reader gets half of it
         os.ftruncate(self._lock, len(data))
 
     def _open_folder(self) -> int:
@@ -124,7 +124,7 @@ class Rendezvous:
         return descriptor
 
     def _take_lock(self) -> int:
-        from filelock import lock_descriptor  # here: whoever only asks after a server needs no lock
+        from filelock import lock_descriptor  # here: a process that only looks for a server needs no lock
 
         while True:
             descriptor = self._open_lock_file()
@@ -196,7 +196,7 @@ class Rendezvous:
         return ours
 
     def _clear(self, name: str) -> None:
-        """Remove a socket that nobody listens on; raises as `_must_be_free` does, or where it is not ours to remove."""
+        """Remove a socket without a listener; raises as `_must_be_free` does, and if it cannot be removed."""
         if not self._must_be_free(name):
             return
         try:
@@ -209,7 +209,7 @@ class Rendezvous:
             raise InvalidPath(path, reason) from None
 
     def _must_be_free(self, name: str) -> bool:
-        """True if a socket that nobody listens on is there, False if nothing is; raises for anything else."""
+        """True if a socket without a listener is there, False if nothing is; raises for anything else."""
         path = os.path.join(os.path.dirname(self.path), name)
         try:
             info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
@@ -226,7 +226,7 @@ class Rendezvous:
         return True
 
     def _probe(self, name: str) -> AddressInUse | None:
-        """None if a connect to the socket is refused (nobody listens), else what to raise."""
+        """None if a connect to the socket is refused, that is, without a listener; else what to raise."""
         with socket.socket(socket.AF_UNIX) as probe, address(name, folder=self._folder) as target:
             probe.settimeout(PROBE_TIMEOUT)
             try:
@@ -285,7 +285,7 @@ class Rendezvous:
     def still_ours(self) -> bool:
         """Whether the path still leads to the socket that we bound (one system call)."""
         if self._identity is None:
-            return True  # a supervisor's socket: its path is the supervisor's business
+            return True  # a supervisor's socket: the supervisor owns the path
         try:
             info = os.lstat(self.path)
         except OSError:
@@ -325,9 +325,9 @@ class Rendezvous:
             self.close()
 
     def withdraw(self) -> None:
-        """Remove the path and refuse whoever has resolved it already; connections in the backlog can be accepted.
+        """Remove the path and refuse further connections; those in the backlog can still be accepted.
 
-        A supervisor's listener stays as it is: what comes now is for whoever it starts next.
+        A supervisor's listener stays as it is: connections that come now are for the server that it starts next.
         """
         self._unlink(self._name, self._identity)
         if self.listener is not None and not self.adopted:
@@ -367,7 +367,7 @@ class Rendezvous:
 
 
 def _locked_soon(lock: Callable[[], bool]) -> bool:
-    """Try for a moment: whoever only looks whether a server holds the lock, holds it too while he does."""
+    """Try for a moment: a process that only checks whether a server holds the lock holds it meanwhile."""
     deadline = time.monotonic() + LOOKER_PATIENCE
     while not lock():
         if time.monotonic() >= deadline:
@@ -425,7 +425,7 @@ def record_in(descriptor: int) -> dict[str, Any]:
 
 
 def in_use(path: str, record: dict[str, Any]) -> AddressInUse:
-    """The error that names who has the path."""
+    """Return the error that names the server at the path."""
     return AddressInUse(path, pid=record.get("pid"), command=record.get("command") or command_of(record.get("pid")))
 
 

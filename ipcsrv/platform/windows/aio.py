@@ -1,6 +1,6 @@
 """A pipe for asyncio, over the proactor of the loop that runs: the same handle, waited for by the loop's own port.
 
-The loop's public way, `create_pipe_connection`, opens the pipe itself, with the server free to act as us; so the
+The loop's public way, `create_pipe_connection`, opens the pipe itself, and lets the server act as the client; so the
 handle that `windows.attempt` opened is given to the proactor that this way uses.
 """
 

@@ -1,10 +1,10 @@
-"""The client's half of the platform seam on Windows: named pipes.  Runs in the client's process.
+"""The client side of the platform on Windows: named pipes.  Runs in the client's process.
 
 A path stands for a pipe name, made from it as Git makes it (docs/protocol.md section 4).
 Nothing needs to exist at the path.
 
-Whom we talk to is read from the open pipe itself.  Its owner is whoever made its first instance, and only the owner
-(and SYSTEM) may add further ones, so no process id that could meanwhile be another's comes into it.
+The server's user is read from the open pipe itself: the pipe's owner is the user who made its first instance, and only
+the owner and SYSTEM may add further ones.  So it does not depend on a process id, which may have been reused.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PIPE_NAME_LIMIT = 256  # characters, with the prefix (CreateNamedPipe)
 # Reading and writing, but not FILE_CREATE_PIPE_INSTANCE, which GENERIC_WRITE would ask for: what `allow` grants others
 PIPE_ACCESS = 0x0012019B
 _FILE_FLAG_OVERLAPPED = 0x40000000
-_IDENTIFICATION_ONLY = 0x00100000 | 0x00010000  # SECURITY_SQOS_PRESENT: a false server cannot act as us
+_IDENTIFICATION_ONLY = 0x00100000 | 0x00010000  # SECURITY_SQOS_PRESENT: a false server cannot act as the client
 _OPEN_EXISTING = 3
 
 # winerror.h
@@ -220,7 +220,7 @@ def trusted(peer: Peer, trust: Trust = ()) -> bool:
 def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
     """Read what comes within `deadline` (see the contract).
 
-    What others made, a pipe of a shell's above all, tells nobody when it has something.  So a thread reads it, and is
+    A pipe that another program made, such as a shell's, has no event for new data.  So a thread reads it, and is
     left behind where nothing comes.  It reads a handle of its own: to close a descriptor that is being read would wait
     for the end of that.
     """

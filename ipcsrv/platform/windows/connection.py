@@ -229,7 +229,7 @@ def accept_raw(listener: Listener) -> int:
 
 
 def backlog_depth(listener: Listener) -> int | None:
-    """Return how many clients have come that nobody has accepted."""
+    """Return how many clients have connected and are not accepted yet."""
     return listener.depth()
 
 

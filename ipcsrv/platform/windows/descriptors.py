@@ -34,7 +34,7 @@ _names = itertools.count(1)
 
 
 def private_pipe(size: int) -> tuple[int, int]:
-    """Return both ends of a new pipe of messages that holds `size` bytes; nobody else can open it."""
+    """Return both ends of a new pipe of messages that holds `size` bytes; no other process can open it."""
     name = rf"\\.\pipe\ipcsrv-{os.getpid()}-{next(_names)}-{secrets.token_hex(8)}"
     descriptor = SecurityDescriptor(f"D:P(A;;GA;;;{own_sid()})")
     ours = _winapi.CreateNamedPipe(

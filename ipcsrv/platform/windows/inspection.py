@@ -41,7 +41,7 @@ def place(path: str) -> Iterator[Finding]:
 
 
 def lock_holder(path: str) -> LockHolder | None:
-    """Who holds the lock: the system tells that it is held, the file by whom."""
+    """Return who holds the lock: the system tells whether it is held, the file by which process."""
     if not lifecycle.is_locked(os.path.abspath(path)):
         return None
     record = read_record(os.path.abspath(path) + LOCK_SUFFIX)

@@ -1,4 +1,4 @@
-"""Looking after a server from outside, on Windows (see `lifecycle`)."""
+"""Starting and stopping a server from outside, on Windows (see `platform.lifecycle`)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .processes import ask_to_stop_by_event
 from .processes import kill as kill
 from .rendezvous import LOCK_SUFFIX, read_record
 
-REPORT_INTERVAL: Final = 5.0  # seconds between two words on what is being waited for
-POLL: Final = 0.01  # seconds between two looks at a lock
-_APPEND: Final = 0x00100004  # FILE_APPEND_DATA, SYNCHRONIZE: every write goes to the end, whoever else writes
+REPORT_INTERVAL: Final = 5.0  # seconds between two reports of what is being waited for
+POLL: Final = 0.01  # seconds between two checks of a lock
+_APPEND: Final = 0x00100004  # FILE_APPEND_DATA, SYNCHRONIZE: every write goes to the end, also when others write
 _SHARE_ALL: Final = 7  # others may read, write, rename and delete it (log rotation)
 _OPEN_ALWAYS: Final = 4
 _SYNCHRONIZE: Final = 0x00100000

@@ -1,11 +1,11 @@
-"""One end of a connected pipe, with a socket's methods.  Used by both halves of the Windows seam, in every process.
+"""One end of a connected pipe, with a socket's methods.  Used by client and server on Windows, in every process.
 
 A pipe has no readiness that could be asked for.  Every read and write is started *overlapped*, with an event of its
-own, and then waited for; what does not end in time is cancelled.  Two rules make sockets' promises of that:
+own, and then waited for; what does not end in time is cancelled.  Two rules give it the semantics of a socket:
 
-- A cancelled read takes no data with it only if it asked for none.  So whoever waits for data without wanting it yet
-  has a read of zero bytes pending: it ends when data (or the end) is there, and leaves it there (as libuv does).
-- A write that cannot end at once is *not* cancelled, since nobody would know how much of it the peer has read.  It
+- A cancelled read loses no data only if it asked for none.  So a process that waits for data without reading it yet has
+  a read of zero bytes pending: it ends when data (or the end) is there, and leaves it there (as libuv does).
+- A write that cannot end at once is *not* cancelled, since it would not be known how much of it the peer has read.  It
   stays, `send` says `BlockingIOError`, and the caller's next `send`, which begins with the same bytes, is told how
   many went.  A count that was returned is in the kernel's hands: closing the handle then loses none of it.  (A next
   `send` of other bytes means that the caller has given those up; it begins once they are through.)
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Buffer = bytes | bytearray | memoryview
 
-DONTWAIT = 0x40  # any bit: no flag of ours reaches Windows
+DONTWAIT = 0x40  # any bit: the flag is not passed to Windows
 PIECE = 65536  # bytes of one write: what a pipe takes at once if its reader has kept up
 CLOSED = -1
 INFINITE = 0xFFFFFFFF
@@ -175,7 +175,7 @@ class Pipe:
         return self._writing
 
     def detach(self) -> int:
-        """The handle, for somebody else to own."""
+        """Give the handle away: its new owner closes it."""
         handle, self._handle = self._handle, CLOSED
         return handle
 
@@ -200,7 +200,7 @@ class Pipe:
 
 
 class MessagePipe(Pipe):
-    """One end of a private pipe of messages: each read takes one whole message, whoever else reads there."""
+    """One end of a private pipe of messages: each read takes one whole message, also with several readers."""
 
     __slots__ = ()
 
@@ -245,7 +245,7 @@ def wait_readable(handle: int) -> _winapi.Overlapped | None:
 
 
 def give_up(operation: _winapi.Overlapped | None) -> None:
-    """Cancel an operation whose result nobody wants, and wait until Windows has let go of it."""
+    """Cancel an operation whose result is not needed, and wait until Windows has let go of it."""
     if operation is None:
         return
     operation.cancel()

@@ -54,11 +54,11 @@ _CONSOLE_EVENTS: Final = {0: "SIGINT", 1: "SIGTERM", 2: "SIGTERM", 5: "SIGTERM",
 
 
 class SignalInbox:
-    """What the console tells its programs, as the signals that mean the same elsewhere.
+    """Events of the console, as the signals that mean the same elsewhere.
 
     Ctrl-C is SIGINT; Ctrl-Break, closing the window, logging off and shutting down are SIGTERM.  Each comes in a thread
     that Windows makes for it.  So is an event that `stop` sets where a server has no control pipe.
-    `signal.raise_signal` and the like reach us as SIGINT and SIGTERM too.
+    `signal.raise_signal` and the like are received as SIGINT and SIGTERM too.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -211,7 +211,7 @@ def open_descriptors() -> set[int]:
 
 
 def child_hygiene(keep: Iterable[int] | None = None) -> None:
-    """In a new child of ours: end with the master, and leave the console's signals to it."""
+    """In a new process of the server: end with the master, and leave the console's signals to it."""
     _join_job()
     for number in (signal.SIGINT, signal.SIGBREAK, signal.SIGTERM):
         signal.signal(number, _ignore)
@@ -308,7 +308,7 @@ def start_ticks(pid: int) -> int:
     times = [ctypes.c_uint64() for _ in range(4)]  # the first one is that of creation
     try:
         if _winapi.WaitForSingleObject(process, 0) == _winapi.WAIT_OBJECT_0:
-            return 0  # it has ended, and somebody has it open
+            return 0  # it has ended, and another process has it open
         _GetProcessTimes(process, *map(byref, times))
     except OSError:
         return 0
@@ -403,7 +403,7 @@ def keep_freed_memory(_size: int) -> None:
 
 
 def anonymous_file(name: str) -> int:
-    """Return a descriptor of a new file that nobody else opens and that goes with its last handle."""
+    """Return a descriptor of a new file that no other process opens and that is deleted with its last handle."""
     path = os.path.join(tempfile.gettempdir(), f"{name}-{os.getpid()}-{secrets.token_hex(8)}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_BINARY | os.O_NOINHERIT
     return os.open(path, flags | os.O_TEMPORARY | os.O_SHORT_LIVED, 0o600)

@@ -5,9 +5,9 @@ The pipe that stands for a path (`windows.pipe_name`) is no file; what stands at
 first instance of the pipe is made with the flag that says so, which fails where anybody, a Git server too, has
 the name already.  No `<path>.lock` is taken: on Windows Git's server relies on that flag as well.
 
-The first instance sets the security of them all: the owner and SYSTEM, and whom `allow` adds, who may talk but not
-add instances of their own.  A pipe's backlog is its instances that wait for a client: several are, and each that is
-taken is replaced.
+The first instance sets the security of them all: the owner, SYSTEM and those that `allow` adds; the latter may read and
+write, but not add instances of their own.  A pipe's backlog is its instances that wait for a client: several do, and
+each that is taken is replaced.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ LOCK_SUFFIX: Final = ".ipcsrv.lock"
 CONTROL_SUFFIX: Final = ".control"
 WAITING: Final = 16  # instances that wait for a client, so that a burst does not see the pipe busy
 PATIENCE: Final = 1.0  # seconds for what a dead server's workers and clients still hold open to go away
-LOOK: Final = 0.1  # seconds; whoever only looks whether the lock file is locked is done with it by then
+LOOK: Final = 0.1  # seconds; a process that only checks whether the lock file is locked is done by then
 PIPE_BUFFER: Final = 65536  # bytes in either direction that need no reader yet
-_RECORD_OFFSET: Final = 1  # the first byte is the one that is locked, which nobody else can read
+_RECORD_OFFSET: Final = 1  # the first byte is the one that is locked, which no other process can read
 
 _PIPE_ACCESS_DUPLEX: Final = 3
 _FILE_FLAG_OVERLAPPED: Final = 0x40000000
@@ -103,7 +103,7 @@ class _Instance:
         return True
 
     def _is_connected(self) -> bool:
-        """Whether a client has opened it though nobody waits for one, as it may until it is closed."""
+        """Whether a client has opened it while the server does not wait for one (possible until it is closed)."""
         try:
             _winapi.PeekNamedPipe(self.handle, 0)
         except OSError:
@@ -172,7 +172,7 @@ class Listener:
         self._instances.clear()
 
     def close(self) -> None:
-        """Withdraw, and close whom nobody has accepted; may be called twice."""
+        """Withdraw, and close connections that are not accepted; may be called twice."""
         self.withdraw()
         while self._come:
             _winapi.CloseHandle(self._come.pop())
@@ -199,7 +199,7 @@ class Listener:
         )  # fmt: skip
 
     def _first(self) -> int:
-        """The first instance.  Where the name exists but nobody listens, what holds it may just be going away."""
+        """Make the first instance.  Where the name exists without a listener, its holder may be about to end."""
         until = time.monotonic() + PATIENCE
         while True:
             if not exists_unheard(self.name, self.path):
@@ -210,9 +210,9 @@ class Listener:
             time.sleep(0.01)  # a name has no event that would say it is free
 
     def _among_remains(self) -> int:
-        """An instance beside those of a dead server of ours that some client still has open.
+        """Make an instance beside those of a dead server of this user that a client still has open.
 
-        Nobody listens, and we hold the lock.  That the pipe was ours is told by its owner and its access list.
+        The pipe has no listener, and this process holds the lock.  Owner and access list show whose the pipe was.
         """
         try:
             handle = self._create(first=False)
@@ -225,7 +225,7 @@ class Listener:
 
 
 def exists_unheard(name: str, path: str) -> bool:
-    """Whether there is a pipe of this name, at which nobody listens; raises `AddressInUse` if somebody does."""
+    """Whether there is a pipe of this name without a listener; raises `AddressInUse` if it has one."""
     try:
         _winapi.WaitNamedPipe(name, 1)
     except OSError as error:
@@ -239,7 +239,7 @@ class Rendezvous:
     path: where clients connect; backlog: how many instances wait at most; allow: who may connect beside the owner and
     SYSTEM; control: make the control pipe too; mode: 0600, since a pipe has none.  `insecure_dir` means nothing here: a
     folder does not decide who can take a pipe's name.
-    Raises `SettingsError` for another mode: whoever sets one relies on it.
+    Raises `SettingsError` for another mode: a user who sets one relies on it.
     """
 
     def __init__(self, path: str, *, mode: int = 0o600, backlog: int = 1024, insecure_dir: bool = False,
@@ -261,7 +261,7 @@ class Rendezvous:
     # -- taking the path ------------------------------------------------------------------------------------------
 
     def claim(self, record: dict[str, Any], adopted: Any = None) -> None:
-        """Lock the path, and make sure that it can be ours; nobody can connect yet.
+        """Lock the path, and make sure that a server can be there; no client can connect yet.
 
         record: what the lock file tells others of this server (its pid and command, above all).
         Raises `AddressInUse` where another server lives or holds the lock, `InvalidPath` where the path cannot stand
@@ -335,13 +335,13 @@ class Rendezvous:
         return True
 
     def restore_lock_file(self) -> bool:
-        """Return False: nobody can remove a file that is open here."""
+        """Return False: a file that is open here cannot be removed."""
         return False
 
     # -- giving it back ---------------------------------------------------------------------------------------------
 
     def withdraw(self) -> None:
-        """Let nobody new come; those who have come can still be accepted."""
+        """Admit no further client; those that have connected can still be accepted."""
         if self.listener is not None:
             self.listener.withdraw()
 
@@ -363,7 +363,7 @@ def _unlink(lock_path: str) -> None:
     while time.monotonic() < until:
         try:
             os.unlink(lock_path)
-        except PermissionError:  # somebody looks whether it is locked, perhaps
+        except PermissionError:  # another process checks whether it is locked, perhaps
             time.sleep(LOOK / 10)
         except OSError:
             return

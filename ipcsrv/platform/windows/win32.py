@@ -188,7 +188,7 @@ def sid_of_pipe_client(pipe: int) -> str:
 
 
 def owner_of_pipe(pipe: int) -> str:
-    """The SID that owns a pipe: nobody but its creator could set it, and only an owner may add instances.
+    """Return the SID that owns a pipe: only its creator could set it, and only an owner may add instances.
 
     Read from the open handle, so that no process id that might meanwhile be another's comes into it.
     """
@@ -246,7 +246,7 @@ def _sid_text(sid: c_void_p) -> str:
 
 
 def _taken(text: LPWSTR) -> str:
-    """The string that a call allocated for us, which is freed."""
+    """Return the string that a call has allocated, and free it."""
     value = text.value or ""
     _LocalFree(ctypes.cast(text, c_void_p))
     return value

@@ -26,7 +26,6 @@ MOST_LINGERING = 64  # refused connections; the oldest is closed
 MOST_READY = 256  # connections that wait here for room in the queue; then the backlog holds the load back
 
 STOPPING = ("stopping", "the server has stopped")
-CRASHED = "crashed"
 
 
 class ConnectionState(Enum):
@@ -106,8 +105,8 @@ class Record:
 
     since: when it entered its state; served: whether it was ever passed to a worker; stage, began_ns, state: of the
     exchange that it is in the middle of; passed: when it was queued last; queue: the generation whose queue that was;
-    progress: when its client took output last;
-    discarded: bytes since it was refused; holder: the worker that keeps its suspended stream, 0 for none.
+    progress: when its client took output last; discarded: bytes since it was refused; due: when the time of its state
+    is over, 0 for never; holder: the worker that keeps its suspended stream, 0 for none.
     """
 
     __slots__ = ("began_ns", "discarded", "due", "holder", "number", "passed", "progress", "queue", "served", "since",
@@ -144,7 +143,7 @@ class Timeouts(NamedTuple):
 class Dispatch:
     """The connections of one master.
 
-    timeouts: of stalled exchanges. Facts are methods that return commands; `queued_next` and `ready` are how the
+    timeouts: of stalled exchanges. Facts are methods that return commands; `next_ready` and `ready` are how the
     dispatcher moves connections into the queue.
     """
 
@@ -159,14 +158,16 @@ class Dispatch:
         self._idle: dict[int, Record] = {}  # NEW and IDLE, the longest silent first
         self._lingering: dict[int, Record] = {}
         self._stalled: dict[int, Record] = {}
+        self._places = {
+            ConnectionState.NEW: self._idle,
+            ConnectionState.IDLE: self._idle,
+            ConnectionState.STALLED: self._stalled,
+            ConnectionState.LINGERING: self._lingering,
+        }
         self._buffered = 0
         self._timers: list[tuple[float, int]] = []
 
     # -- for status -------------------------------------------------------------------------------------------------
-
-    def count(self, *states: ConnectionState) -> int:
-        """Return how many connections are in one of these states."""
-        return sum(record.status in states for record in self.all())
 
     @property
     def buffered(self) -> int:
@@ -188,23 +189,14 @@ class Dispatch:
         """How many exchanges make no progress."""
         return len(self._stalled)
 
-    @property
-    def lingering(self) -> int:
-        """How many refused connections are still open."""
-        return len(self._lingering)
-
     # -- a connection comes, speaks, ends ---------------------------------------------------------------------------
 
     def accept(self, now: float, *, readable: bool) -> tuple[int, list[Command]]:
         """Return the number of a new connection, and what to do: nothing if it is READY, else to watch it."""
         self._last = number = self._last + 1
         record = self.records[number] = Record(number, now)
-        if readable:
-            record.status = ConnectionState.READY
-            self.ready.append(number)
-            return number, []
-        self._idle[number] = record
-        return number, [Command(Act.WATCH, number)]
+        self._enter(record, ConnectionState.READY if readable else ConnectionState.NEW, now)
+        return number, [] if readable else [Command(Act.WATCH, number)]
 
     @property
     def next_number(self) -> int:
@@ -249,11 +241,7 @@ class Dispatch:
     def readable(self, number: int, now: float) -> list[Command]:
         """A watched connection has input (or output space, if it is STALLED in a response)."""
         record = self.records[number]
-        if record.status is ConnectionState.STALLED:
-            self._move(record, Event.RESUME, now)
-        else:
-            self._move(record, Event.READABLE, now)
-        self.ready.append(number)
+        self._move(record, Event.RESUME if record.status is ConnectionState.STALLED else Event.READABLE, now)
         return [Command(Act.UNWATCH, number)]
 
     def ended(self, number: int) -> list[Command]:
@@ -268,7 +256,6 @@ class Dispatch:
             return self._close(record)
         if found:
             self._move(record, Event.READABLE, now)
-            self.ready.append(number)
             return []
         if self.draining:
             return self._end_silent(record, now)
@@ -326,7 +313,6 @@ class Dispatch:
             return [Command(Act.CHECK, record.number)]
         if stage is Stage.AHEAD:
             self._move(record, Event.RETURN_AHEAD, now)
-            self.ready.append(record.number)
             return []
         if stage is Stage.LINGERING:
             return self._linger(record, now)
@@ -351,7 +337,6 @@ class Dispatch:
         """Nothing was done with it: another worker shall have it if there is something to read."""
         if record.state is not None:
             self._move(record, Event.RETURN_AHEAD, now)
-            self.ready.append(record.number)
             return []
         self._move(record, Event.REQUEUE, now)
         return [Command(Act.CHECK, record.number)]
@@ -385,11 +370,9 @@ class Dispatch:
         record.stage, record.began_ns, record.state = Stage.AHEAD, 0, state
         self._buffered += record.buffered
         self._move(record, Event.RESUME, now)
-        self.ready.append(record.number)
         return [Command(Act.UNWATCH, record.number)]
 
     def _begin_stall(self, record: Record, now: float) -> list[Command]:
-        self._stalled[record.number] = record
         if record.stage is Stage.WRITING:
             self._set_due(record, now + self._timeouts.write)
             return [Command(Act.WATCH_OUTPUT, record.number)]
@@ -422,7 +405,6 @@ class Dispatch:
         self._forget_state(record)
         record.holder = 0
         self._move(record, Event.REFUSE, now)
-        self._lingering[record.number] = record
         self._set_due(record, now + LINGER_TIME)
         commands = [Command(Act.WATCH, record.number)]
         while len(self._lingering) > MOST_LINGERING:
@@ -517,7 +499,6 @@ class Dispatch:
         if not found:
             return self._close(record)
         self._move(record, Event.READABLE, now)
-        self.ready.append(number)
         return []
 
     def give_up(self, now: float) -> list[Command]:
@@ -564,15 +545,19 @@ class Dispatch:
         status = TRANSITIONS[record.status].get(event)
         if status is None:
             raise ValueError(f"{event.name} is not possible in the state {record.status.name}")
-        self._leave(record)
-        record.status, record.since = status, now
-        if status is ConnectionState.IDLE:
-            self._idle[record.number] = record
-
-    def _leave(self, record: Record) -> None:
-        for place in (self._idle, self._stalled, self._lingering):
-            place.pop(record.number, None)
+        # A READY connection stays in `ready` until its turn comes: `next_ready` skips those that are not READY any more.
+        if record.status in self._places:
+            del self._places[record.status][record.number]
         record.due = 0.0
+        self._enter(record, status, now)
+
+    def _enter(self, record: Record, status: ConnectionState, now: float) -> None:
+        """Put a record into the place of its new state, behind those that are there."""
+        record.status, record.since = status, now
+        if status is ConnectionState.READY:
+            self.ready.append(record.number)
+        elif status in self._places:
+            self._places[status][record.number] = record
 
     def _forget_state(self, record: Record) -> None:
         self._buffered -= record.buffered

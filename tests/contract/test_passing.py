@@ -104,7 +104,7 @@ class Bench:
             connection.close()
 
     def count(self, state: ConnectionState) -> int:
-        return self.dispatcher.dispatch.count(state)
+        return sum(record.status is state for record in self.dispatcher.dispatch.all())
 
     def counted(self, name: str) -> int:
         counted: int = getattr(self.scoreboard.totals(), name)

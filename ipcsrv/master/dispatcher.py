@@ -77,7 +77,6 @@ class Target(Protocol):
     writer: serving.QueueWriter | None
     reader: serving.QueueReader
     passed: int
-    taken_by_departed: int
 
     @property
     def number(self) -> int:
@@ -222,8 +221,6 @@ class Dispatcher:
         if raws:
             self.last_client = now
         self.pump()
-        if self.dispatch.draining:
-            self.go_on_draining()
 
     def _accept_batch(self) -> list[int]:
         accept = self._rendezvous.accept
@@ -299,6 +296,13 @@ class Dispatcher:
         else:
             self._watch_room(False)
         self._watch_listener(self._may_accept())
+
+    def _go_on(self) -> None:
+        """Pass what an event has made ready; a server that drains may be done by it."""
+        if self.dispatch.draining:
+            self.go_on_draining()
+        else:
+            self.pump()
 
     def _pass(self, target: Target, record: Record, now: float) -> bool:
         assert target.writer is not None
@@ -382,15 +386,12 @@ class Dispatcher:
         self._do(self.dispatch.returned(returned, monotonic()))
         if returned.stage is Stage.LINGERING and returned.number in self._connections:
             self._connections[returned.number].linger()
-        self.pump()
-        if self.dispatch.draining:
-            self.go_on_draining()
+        self._go_on()
 
     def ended(self, number: int) -> None:
         """A worker has ended a connection."""
         self._do(self.dispatch.ended(number))
-        if self.dispatch.draining:
-            self.go_on_draining()
+        self._go_on()
 
     def reap(self) -> None:
         """Close the copies of connections that workers have ended, as their rings say."""
@@ -411,15 +412,15 @@ class Dispatcher:
         for number in board.take_ended(words):
             self._do(self.dispatch.ended(number))
         number, phase = board.parse_lent(words[board.LENT])
-        if words[board.SINCE_NS] or phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING):
+        may_reply = phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING)  # no part of a packet is out
+        if words[board.SINCE_NS] or may_reply:
             self._count_lost(words, code)
         if number and (number in self._connections or number in self._raw):
             untouched = phase in (Phase.TAKEN, Phase.BETWEEN)
             if not untouched:
                 self._log_line(self._connection(number).peer(), code)
-            self._do(self.dispatch.worker_died(
-                number, untouched=untouched, may_reply=phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING),
-                code=code, text=text, now=monotonic()))
+            self._do(self.dispatch.worker_died(number, untouched=untouched, may_reply=may_reply, code=code, text=text,
+                                               now=monotonic()))
         self._do(self.dispatch.holder_died(worker))
         if not clean and self._target is not None:
             self._suspects |= {record.number: record.passed for record in self.dispatch.in_queue(self._target.number)}
@@ -452,13 +453,10 @@ class Dispatcher:
             number = parse_passed(message).number
             queued.add(number)
             self._put_again(target, number, message)
-        slots = [words[board.LENT] for words in self._workers()]
-        if board.TAKING in slots and self._audits < MOST_AUDITS:
+        if board.TAKING in self._read_slots(now) and self._audits < MOST_AUDITS:
             self._audits += 1
             self._host.set_timer("audit", now + AUDIT_PAUSE)
             return
-        for word in slots:
-            self.dispatch.taken(board.parse_lent(word)[0], now)
         suspects, self._suspects = self._suspects, {}
         self._host.hear_workers()  # after the slots: a worker reports first and clears its slot then
         self.reap()
@@ -466,6 +464,13 @@ class Dispatcher:
             if record.number not in queued and suspects.get(record.number) == record.passed:  # not queued again
                 self._requeue(record.number)
         self.pump()
+
+    def _read_slots(self, now: float) -> list[int]:
+        """Note which connections the workers say that they have; returns what each has in LENT."""
+        slots = [words[board.LENT] for words in self._workers()]
+        for word in slots:
+            self.dispatch.taken(board.parse_lent(word)[0], now)
+        return slots
 
     def _put_again(self, target: Target, number: int, message: bytes) -> None:
         if (number not in self._connections and number not in self._raw) or target.writer is None:
@@ -548,9 +553,7 @@ class Dispatcher:
             self._client_gone(record)
         else:
             self._do(self.dispatch.readable(number, monotonic()))
-            self.pump()
-        if self.dispatch.draining:
-            self.go_on_draining()
+        self._go_on()
 
     def _client_gone(self, record: Record) -> None:
         """Both directions are closed: there is no reader left for a response."""
@@ -592,7 +595,6 @@ class Dispatcher:
         if at >= size:
             self._count(board.OK)
         self._do(self.dispatch.wrote(number, size - at, monotonic()))
-        self.pump()
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -602,26 +604,22 @@ class Dispatcher:
 
     def tick(self, now: float) -> None:
         """Time has passed."""
-        self._count_timeouts(now)
-        self._do(self.dispatch.tick(now))
-        self.pump()
-        if self.dispatch.draining:
-            self.go_on_draining()
+        commands = self.dispatch.tick(now)
+        for number, stage in self.dispatch.overdue:
+            self._report_overdue(number, stage)
+        self._do(commands)
+        self._go_on()
 
-    def _count_timeouts(self, now: float) -> None:
-        due = self.dispatch.next_deadline()
-        if due is None or due > now:
-            return
-        for record in [record for record in self.dispatch.records.values()
-                       if record.status is ConnectionState.STALLED and record.due and record.due <= now]:
-            if record.stage is Stage.WRITING:
-                self._count(board.LOST)
-                log.warning("closed the connection of pid %s: it did not read its response for %g s",
-                            self._connection(record.number).peer().pid, self._settings.write_timeout)
-            elif now >= record.began_ns / 1e9 + self._settings.read_timeout:
-                self._count(board.TIMEOUTS)
-                log.warning("refused a request from pid %s: it was not complete within read_timeout",
-                            self._connection(record.number).peer().pid)
+    def _report_overdue(self, number: int, stage: Stage) -> None:
+        """Count and log a stalled exchange that is about to end since its client took too long."""
+        pid = self._connection(number).peer().pid
+        if stage is Stage.WRITING:
+            self._count(board.LOST)
+            log.warning("closed the connection of pid %s: it did not read its response for %g s", pid,
+                        self._settings.write_timeout)
+        else:
+            self._count(board.TIMEOUTS)
+            log.warning("refused a request from pid %s: it was not complete within read_timeout", pid)
 
     def _count(self, counter: int, number: int = 1) -> None:
         if self.scoreboard is not None:
@@ -767,8 +765,7 @@ class Dispatcher:
         """Return how many connections wait for a worker, since when the first does, and whether more are accepted."""
         self.reap()
         now = monotonic()
-        for words in self._workers():
-            self.dispatch.taken(board.parse_lent(words[board.LENT])[0], now)
+        self._read_slots(now)
         waiting = [record.since for record in self.dispatch.all()
                    if record.status in (ConnectionState.READY, ConnectionState.QUEUED)]
         listener = self._rendezvous.listener

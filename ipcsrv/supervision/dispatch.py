@@ -144,7 +144,8 @@ class Dispatch:
     """The connections of one master.
 
     timeouts: of stalled exchanges. Facts are methods that return commands; `next_ready` and `ready` are how the
-    dispatcher moves connections into the queue.
+    dispatcher moves connections into the queue. overdue: the connections whose stalled exchange the last `tick` ended,
+    and the stage of it (READING or WRITING).
     """
 
     def __init__(self, timeouts: Timeouts) -> None:
@@ -165,6 +166,7 @@ class Dispatch:
             ConnectionState.LINGERING: self._lingering,
         }
         self._buffered = 0
+        self.overdue: list[tuple[int, Stage]] = []
         self._timers: list[tuple[float, int]] = []
 
     # -- for status -------------------------------------------------------------------------------------------------
@@ -432,6 +434,7 @@ class Dispatch:
     def tick(self, now: float) -> list[Command]:
         """Time has passed."""
         commands: list[Command] = []
+        self.overdue = []
         while (due := self.next_deadline()) is not None and due <= now:
             record = self.records[heapq.heappop(self._timers)[1]]
             record.due = 0.0
@@ -445,8 +448,10 @@ class Dispatch:
         if record.status is not ConnectionState.STALLED:
             return self._end_silent(record, now) if self.draining and record.number in self._idle else []
         if record.stage is Stage.WRITING:
+            self.overdue.append((record.number, record.stage))
             return self._close(record)
         if now >= self._read_by(record):
+            self.overdue.append((record.number, record.stage))
             return self._refuse(record, now, "timeout", "the request was not complete within read_timeout")
         self._set_due(record, self._read_by(record))
         return [Command(Act.WATCH, record.number)]
@@ -545,7 +550,7 @@ class Dispatch:
         status = TRANSITIONS[record.status].get(event)
         if status is None:
             raise ValueError(f"{event.name} is not possible in the state {record.status.name}")
-        # A READY connection stays in `ready` until its turn comes: `next_ready` skips those that are not READY any more.
+        # One that was READY stays in `ready` until its turn comes, when `next_ready` skips it.
         if record.status in self._places:
             del self._places[record.status][record.number]
         record.due = 0.0

@@ -28,7 +28,6 @@ class FakeTarget:
     """A generation without workers: `number` is its own."""
 
     number = 1
-    taken_by_departed = 0
 
     def __init__(self) -> None:
         writer, self.reader = serving.queue()

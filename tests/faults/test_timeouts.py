@@ -263,8 +263,11 @@ def test_a_client_that_goes_away_before_its_turn_is_not_served(server: ServerFac
     running = server("handlers_for_faults:counts_what_it_serves", "--workers", "1", env=environment)
     stays = load.raw(running.path, load.message(b"stays"))
     load.wait_until(lambda: load.workers_of(running)[0]["state"] == "busy", "the only worker is busy")
+    accepted = running.status()["totals"]["connections"]
     goes = [load.raw(running.path, load.message(b"goes")) for _ in range(5)]
     last = load.raw(running.path, load.message(b"last"))
+    load.wait_until(lambda: running.status()["totals"]["connections"] == accepted + 6,
+                    "all wait in the queue, where a worker looks whether they are still there")
     for client in goes:
         client.close()
     Path(f"{served}.go").touch()

@@ -23,6 +23,7 @@ from ..peer import Peer
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.access_log import AccessLog, access_log
+from ..platform.compiled import compiled_module
 from ..platform.server import DONTWAIT, EDGE, HANGUP, READ, WRITE, AcceptedConnection, Admission, Rendezvous, adopt
 from ..protocol.exchange import failure_packet
 from ..supervision import scoreboard as board
@@ -52,17 +53,6 @@ _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own e
 
 # Outcomes of `_passing.c`.
 _PASSED, _SILENT, _READY, _STRANGER = range(4)
-
-
-def compiled_passing() -> Any:
-    """Return the module of `_passing.c`, or None where it is not compiled or not wanted."""
-    if os.environ.get("IPCSRV_PURE_PYTHON"):
-        return None
-    try:
-        from . import _passing
-    except ImportError:
-        return None
-    return _passing
 
 
 def close_all(descriptors: list[int]) -> None:
@@ -108,7 +98,7 @@ class Dispatcher:
         self.dispatch = Dispatch(timeouts)
         self._connections: dict[int, AcceptedConnection] = {}  # by number
         self._raw: dict[int, int] = {}  # descriptors of those that were passed at once, by number
-        self._compiled = compiled_passing() if serving.PASSES_CREDENTIALS else None
+        self._compiled = compiled_module("master._passing") if serving.PASSES_CREDENTIALS else None
         self._impatient = 0  # turns in which no new client is waited for
         self._files: dict[int, int] = {}  # of stalled exchanges, by the connection's number
         self._sent: dict[int, int] = {}  # bytes of a stalled response, by number

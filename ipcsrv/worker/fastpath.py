@@ -12,12 +12,12 @@ There are two of one kind: `PurePath`, which is the specification and runs every
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final, Protocol
 
 from ..config.handlers import Handler
+from ..platform.compiled import compiled_module
 from ..platform.server import DONTWAIT, AcceptedConnection, QueueReader, adopt, busy_poll_ns
 from ..protocol.pktline import FLUSH, MAX_DATA, decode_exact
 from ..request import Request
@@ -250,14 +250,9 @@ def without_own_frames(error: BaseException) -> BaseException:
 
 
 def compiled_path() -> Any:
-    """Return the type of the compiled path (`_fastpath.c`), or None where it is not compiled or not wanted."""
-    if os.environ.get("IPCSRV_PURE_PYTHON"):
-        return None
-    try:
-        from . import _fastpath
-    except ImportError:
-        return None
-    return _fastpath.CompiledPath
+    """Return the type of the compiled path (`_fastpath.c`), None where there is none."""
+    module = compiled_module("worker._fastpath")
+    return None if module is None else module.CompiledPath
 
 
 def fast_path(stats: Stats, handler: Handler, most_in: int, most_out: int, timeout: float | None,

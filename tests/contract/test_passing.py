@@ -11,17 +11,17 @@ import pytest
 
 from ipcsrv.config.settings import make
 from ipcsrv.deadline import Deadline
-from ipcsrv.master import dispatcher as module
 from ipcsrv.master.dispatcher import Dispatcher
 from ipcsrv.platform import client as platform
 from ipcsrv.platform import server as serving
 from ipcsrv.platform.client import DONTWAIT, Stream
+from ipcsrv.platform.compiled import compiled_module
 from ipcsrv.supervision import scoreboard as board
 from ipcsrv.supervision.dispatch import ConnectionState
 from ipcsrv.supervision.messages import Passed, Stage, parse_passed
 from ipcsrv.supervision.scoreboard import Scoreboard
 
-KINDS = ["python"] + ["compiled"] * (module.compiled_passing() is not None and serving.PASSES_CREDENTIALS)
+KINDS = ["python"] + ["compiled"] * (compiled_module("master._passing") is not None and serving.PASSES_CREDENTIALS)
 
 
 class FakeTarget:

@@ -1,6 +1,0 @@
-from ..platform.server import Listener, QueueWriter
-
-def accept_and_pass(
-    listener: Listener, queue: QueueWriter, first: int, most: int, users: bytes, patience: int
-) -> tuple[list[tuple[int, int]], int, int]: ...
-def close_all(descriptors: list[int]) -> None: ...

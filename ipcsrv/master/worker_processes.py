@@ -167,7 +167,7 @@ class WorkerProcesses:
         for generation in [*self._generations.values(), *self._past]:
             generation.spawner.close()  # which may forget the generation
             generation.slots.clear()
-            self._slots_known = None
+        self._slots_known = None
         for generation in [*self._generations.values(), *self._past]:
             generation.stacks.close()
         self._generations.clear()
@@ -293,6 +293,11 @@ class WorkerProcesses:
                                  for words in generation.slots.values()]
         return self._slots_known
 
+    def _forget_slot(self, worker: WorkerProcess) -> None:
+        """A worker is gone: its slot can be another's."""
+        self._generations[worker.generation].slots.pop(worker.number, None)
+        self._slots_known = None
+
     def has_queued(self, worker: WorkerProcess) -> bool:
         """Whether something waits in the queue that this worker reads."""
         generation = self._generations[worker.generation]
@@ -346,7 +351,11 @@ class WorkerProcesses:
     def generation_failed(self, generation: int, reason: str, traceback_text: str | None) -> None:
         """The template could not import the handler, or be started."""
         self._host.error_told(reason)
-        plain = _without_target(reason, self._source)
+        self._import_failed(generation, reason, traceback_text)
+
+    def _import_failed(self, generation: int, reason: str, traceback_text: str | None) -> None:
+        """The handler cannot be imported: a start, or a reload, has failed."""
+        plain = reason.removeprefix(f"handler {self._source.target}: ")
         self._import_error = HandlerImportError(self._source.target, traceback_text, plain)
         self.obey(self.supervisor.generation_failed(generation, reason, traceback_text, monotonic()))
 
@@ -362,16 +371,15 @@ class WorkerProcesses:
     def born(self, number: int, pid: int) -> None:
         """A worker has a process."""
         worker = self.workers.get(number)
-        if worker is not None:
-            worker.process = Process(pid)
-            if not self._generations[worker.generation].spawner.reports_late:
-                pass
-            elif worker.process.fileno() < 0:  # it has ended already
-                worker.exited = True
-                self._host.set_timer("exited", monotonic() + REPORT_PATIENCE)
+        if worker is None:
+            return
+        worker.process = Process(pid)
+        if self._generations[worker.generation].spawner.reports_late:
+            if worker.process.fileno() < 0:  # it has ended already
+                self._exited(worker)
             else:
                 self._host.watch(worker.process.fileno(), lambda: self._exited(worker))
-            self._host.workers_changed()
+        self._host.workers_changed()
 
     def _exited(self, worker: WorkerProcess) -> None:
         """A worker's process has ended. Its template reports how, unless it was stopped or dies too."""
@@ -390,8 +398,7 @@ class WorkerProcesses:
         worker = self.workers.pop(number, None)
         if worker is not None:
             self._close_channel(worker)
-            self._generations[worker.generation].slots.pop(number, None)
-            self._slots_known = None
+            self._forget_slot(worker)
         self.obey(self.supervisor.spawn_failed(number, reason, monotonic()))
 
     def dead(self, number: int, status: int | None) -> None:
@@ -406,10 +413,8 @@ class WorkerProcesses:
         served = bool(words[board.TAKEN])
         reason = worker.reason or describe(status)
         self._tell_clients(worker, words, status, reason)
-        generation = self._generations[worker.generation]
-        generation.taken_by_departed += words[board.TAKEN]
-        generation.slots.pop(number, None)
-        self._slots_known = None
+        self._generations[worker.generation].taken_by_departed += words[board.TAKEN]
+        self._forget_slot(worker)
         self.scoreboard.fold(worker.slot)
         if worker.process is not None:
             self._host.unwatch(worker.process.fileno())
@@ -493,12 +498,8 @@ class WorkerProcesses:
         """A worker reports why it cannot start; its exit follows."""
         fields = parse_fields(body)
         worker.reason, worker.traceback_text = str(fields.get("reason")), fields.get("traceback")
-        if fields.get("importing"):
-            reason = _without_target(worker.reason, self._source)
-            self._import_error = HandlerImportError(self._source.target, worker.traceback_text, reason)
-            # No other worker would fare better: a start, or a reload, has failed.
-            self.obey(self.supervisor.generation_failed(worker.generation, worker.reason, worker.traceback_text,
-                                                        monotonic()))
+        if fields.get("importing"):  # no other worker would fare better
+            self._import_failed(worker.generation, worker.reason, worker.traceback_text)
 
     def _close_channel(self, worker: WorkerProcess) -> None:
         if worker.channel is not None:
@@ -520,7 +521,3 @@ class WorkerProcesses:
         for generation in [generation for generation in self._past if generation.spawner.lost]:
             self._past.remove(generation)
             generation.stacks.close()
-
-
-def _without_target(reason: str, source: HandlerSource) -> str:
-    return reason.removeprefix(f"handler {source.target}: ")

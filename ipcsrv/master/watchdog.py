@@ -24,14 +24,35 @@ STACKS_LOOK = 0.01  # seconds between two looks whether a worker has written its
 STACKS_PATIENCE = 0.5  # seconds for a worker that does not write any, because it is stopped, say
 
 
+class StacksAsked:
+    """The process that was asked last for its stacks."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+        self._at = -math.inf
+
+    def note(self, process: Process | None, now: float) -> None:
+        """It was asked for its stacks just now."""
+        self._process, self._at = process, now
+
+    def still_writing(self, now: float) -> bool:
+        """Whether it may not have written all of its stacks, and has not had too long for that.
+
+        Between the moments in which the signal is pending and blocked it is neither (`Process.owes_stacks`), so that
+        it is too early to look just after the signal was sent.
+        """
+        if self._process is None or now - self._at > STACKS_PATIENCE:
+            return False
+        return now - self._at < STACKS_LOOK or self._process.owes_stacks()
+
+
 class Watchdog:
     """Looks after the requests of the workers; request_timeout: in seconds, None for no limit."""
 
     def __init__(self, processes: WorkerProcesses, request_timeout: float | None) -> None:
         self._processes, self._limit = processes, request_timeout
         self._seen: dict[int, tuple[tuple[int, int], float]] = {}  # by worker: LENT and TAKEN, and since when they are
-        self._asked: WorkerProcess | None = None
-        self._asked_at = 0.0
+        self._asked = StacksAsked()
 
     def begin(self) -> float:
         """A request has begun, or a connection was passed, while nothing looked; return in how many seconds to look."""
@@ -57,12 +78,12 @@ class Watchdog:
         limit = self._limit + words[board.GRACE_NS] / 1e9
         if age < limit:
             return limit - age
-        if not self._has_written_stacks(now):
+        if self._asked.still_writing(now):  # the next one's would be mixed up with them
             return STACKS_LOOK
         if decided := self._processes.supervisor.overdue(worker.number, now):
             log.warning("worker %d has been at one request for %.1f s (request_timeout)", worker.number, age)
             self._processes.obey(decided)
-            self._asked, self._asked_at = worker, now
+            self._asked.note(worker.process, now)
         return self._limit
 
     def _age(self, worker: WorkerProcess, words: memoryview[int], now: float) -> float | None:
@@ -80,13 +101,6 @@ class Watchdog:
             return 0.0
         return now - before[1]
 
-    def _has_written_stacks(self, now: float) -> bool:
-        """Whether the log has, or never will have, the stacks of the worker that was given up last."""
-        last = self._asked
-        if last is None or last.number not in self._processes.workers or last.process is None:
-            return True
-        return now - self._asked_at > STACKS_PATIENCE or not last.process.owes_stacks()
-
 
 class StackRound:
     """Has all workers write their stacks into the log, one after the other."""
@@ -94,8 +108,7 @@ class StackRound:
     def __init__(self, processes: WorkerProcesses) -> None:
         self._processes = processes
         self._waiting: deque[int] = deque()
-        self._asked: Process | None = None
-        self._patient_until = 0.0
+        self._asked = StacksAsked()
 
     def begin(self) -> None:
         """Ask all workers that there are, after those that still wait to be asked."""
@@ -103,12 +116,11 @@ class StackRound:
 
     def go_on(self, now: float) -> float:
         """Ask the next one if the last has written its stacks, or never will; return when to call again."""
-        if self._asked is not None and now < self._patient_until and self._asked.owes_stacks():
+        if self._asked.still_writing(now):
             return now + STACKS_LOOK
-        self._asked = None
         while self._waiting:
             asked = self._processes.dump_stacks(self._waiting.popleft())
             if asked is not None:
-                self._asked, self._patient_until = asked, now + STACKS_PATIENCE
+                self._asked.note(asked, now)
                 return now + STACKS_LOOK
         return math.inf

@@ -28,14 +28,14 @@ from ..platform.server import (
     write_at,
 )
 from ..protocol.exchange import PeerClosed, RequestReceived, ServerExchange, Truncated
-from ..protocol.pktline import Assembly
+from ..protocol.pktline import Assembly, discard
 from ..request import QUIT, Request
 from ..supervision import scoreboard as board
 from ..supervision.messages import ExchangeState, Passed, Returned, Stage
 from ..supervision.scoreboard import Phase
 from .failures import Failure, type_name
 from .fastpath import without_own_frames
-from .streaming import Coalescer, Gone, drop_sent
+from .streaming import Coalescer, Gone
 
 if TYPE_CHECKING:
     from .loop import Worker
@@ -438,7 +438,7 @@ class Exchange:
                     self._leave_output(buffers)
             else:
                 moved += sent
-                drop_sent(buffers, sent)
+                discard(buffers, sent)
         self._worker.stats.enter(self.number, Phase.BETWEEN if self._server.idle else Phase.READING)
 
     def _leave_output(self, buffers: list[Any]) -> None:
@@ -453,7 +453,7 @@ class Exchange:
         """Send the whole packets before a failure reply, or end the connection."""
         while buffers:
             try:
-                drop_sent(buffers, self.connection.sendmsg(buffers[:BUFFERS_A_CALL], (), DONTWAIT))
+                discard(buffers, self.connection.sendmsg(buffers[:BUFFERS_A_CALL], (), DONTWAIT))
             except BlockingIOError:
                 if not self.connection.wait_writable(LAST_PATIENCE):
                     self._worker.end(self.connection, self.number)

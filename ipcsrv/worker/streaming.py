@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from ..platform.server import DONTWAIT, AcceptedConnection
-from ..protocol.pktline import encode_data
+from ..protocol.pktline import discard, encode_data
 from ..supervision.scoreboard import LENT, Phase
 
 FLUSH_INTERVAL = 0.003  # seconds; with the switch interval below it keeps the promise of 5 ms
@@ -107,7 +107,7 @@ class Coalescer:
             while self._packets:
                 sent = self._connection.sendmsg(self._packets[:BUFFERS_A_CALL], (), DONTWAIT)
                 self.unsent -= sent
-                drop_sent(self._packets, sent)
+                discard(self._packets, sent)
         except BlockingIOError:
             return
         except OSError:
@@ -115,19 +115,6 @@ class Coalescer:
             self._packets.clear()
             self.unsent = 0
         words[LENT] = base | Phase.STREAMING  # between two packets: a failure reply could be sent
-
-
-def drop_sent(buffers: list[Any], sent: int) -> None:
-    """Take the first `sent` bytes off a list of buffers."""
-    count = 0
-    for buffer in buffers:
-        if sent < len(buffer):
-            break
-        sent -= len(buffer)
-        count += 1
-    del buffers[:count]
-    if sent:
-        buffers[0] = memoryview(buffers[0])[sent:]
 
 
 class Flusher:

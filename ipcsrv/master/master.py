@@ -21,6 +21,7 @@ from typing import Any
 from .._version import __version__
 from ..config.handlers import HandlerSource
 from ..config.settings import Settings
+from ..deadline import LONGEST
 from ..errors import HandlerImportError, SettingsError, SocketStolen, to_fields
 from ..folders import working_folder
 from ..platform import lifecycle, logs
@@ -40,7 +41,6 @@ from .worker_processes import GenerationProcesses, WorkerProcesses
 log = logs.get("ipcsrv.master")
 
 NOT_WITHOUT_WORKERS = "workers is 0, so the handler is in the server's own process; restart it"
-LONGEST_WAIT = 86400.0  # seconds; a poller takes milliseconds in 31 bits, which is 24 days
 REAP_AGAIN = 0.1  # seconds until orphans are looked for again
 IDENTITY_INTERVAL = 4.0  # seconds between looks at whether the path is still ours: it is noticed within 5
 
@@ -225,7 +225,7 @@ class Master:
 
     def _patience(self) -> float | None:
         """Seconds until there is something to do without an event; None if there never will be."""
-        return None if self._wake_at == math.inf else min(LONGEST_WAIT, max(0.0, self._wake_at - monotonic()))
+        return None if self._wake_at == math.inf else min(LONGEST, max(0.0, self._wake_at - monotonic()))
 
     def set_timer(self, name: str, when: float) -> None:
         """Call the function of this name in `_TIMERS` at `when` (monotonic seconds), and not when it was due before."""

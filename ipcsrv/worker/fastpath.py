@@ -120,10 +120,10 @@ class PurePath:
         try:
             item = queue.get(DONTWAIT)
         except BlockingIOError:
-            self._words[LENT] = 0
+            self._stats.leave()
             return EMPTY
         if isinstance(item, str):
-            self._words[LENT] = 0
+            self._stats.leave()
             return CLOSED
         message, raw, file = item
         with contextlib.suppress(FormatError):
@@ -149,7 +149,7 @@ class PurePath:
             self._stats.count(board.PROBES)
         if not self.hung_up:
             connection.end()
-        self._words[LENT] = 0
+        self._stats.leave()
         self.connection = None
         connection.close()
         return DONE

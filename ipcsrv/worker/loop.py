@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from ..config.handlers import Handler
 from ..config.settings import Settings
+from ..deadline import LONGEST
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.server import DONTWAIT, READ, SHARED, WRITE, AcceptedConnection, Channel, QueueReader, adopt
@@ -55,7 +56,6 @@ LINGER_PATIENCE = 0.001  # seconds to see a refused client leave before the mast
 LINGER_SIZE = 256 * 1024
 LINGER_READS = 4
 EXHAUSTED_PAUSE = 0.1  # seconds before a worker that has no descriptor left leaves
-LONGEST_WAIT = 86400.0  # seconds; a poller takes milliseconds in 31 bits, which is 24 days
 
 log = logs.get("ipcsrv.worker")
 
@@ -132,7 +132,7 @@ class Worker:
         pause = None if self.observer is None else self.observer.flush()
         dues = [exchange.due - self.clock() for exchange in self._suspended.values()]
         dues += [] if pause is None else [pause]
-        events = self._poller.poll(max(0.0, min([*dues, LONGEST_WAIT])) if dues else None)
+        events = self._poller.poll(max(0.0, min([*dues, LONGEST])) if dues else None)
         keys = [key for key, _ in events]
         if self._channel_key in keys:
             self._obey()
@@ -322,7 +322,7 @@ class Worker:
             connection.end()  # the master is dead: no other process could go on
         if file is not None:
             os.close(file)
-        self.words[LENT] = 0
+        self.stats.leave()
         connection.close()
 
     def _client_ended(self, connection: AcceptedConnection, number: int) -> None:
@@ -341,10 +341,9 @@ class Worker:
 
     def _forget(self, connection: AcceptedConnection, number: int) -> None:
         """Close this copy and let the master know that it can close its own."""
-        words = self.words
-        if self._header[board.DRAINING] == 1 or not push_ended(words, number):
+        if self._header[board.DRAINING] == 1 or not push_ended(self.words, number):
             self.tell(Kind.ENDED, pack_number(number))
-        words[LENT] = 0
+        self.stats.leave()
         connection.close()
 
     def refuse(self, connection: AcceptedConnection, number: int, code: str, message: str) -> None:
@@ -380,7 +379,7 @@ class Worker:
         self.words[board.SUSPENDED] = len(self._suspended)
         self._poller.register(key, WRITE)
         self.tell(Kind.HELD, pack_number(exchange.number))
-        self.words[LENT] = 0
+        self.stats.leave()
 
     def _release(self, exchange: Exchange) -> None:
         key = exchange.connection.fileno()

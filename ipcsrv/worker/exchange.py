@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..platform.server import (
     DONTWAIT,
@@ -150,21 +150,23 @@ class Exchange:
         self._server.receive_data(data)
         self._began_ns = monotonic_ns()
 
-    def _answer_first(self, data: bytes, response: Any) -> None:
-        self._take(data)
+    def _take_first(self, data: bytes) -> None:
+        """Take data whose first request the handler has had; when a next one began to arrive is not known."""
+        self._server.receive_data(data)
         event = self._server.next_event()
         assert isinstance(event, RequestReceived)
         self.bytes_in = len(event.payload)
+
+    def _answer_first(self, data: bytes, response: Any) -> None:
+        self._take_first(data)
         try:
             self._respond(response)
         except Failure as failure:
             self._fail(failure)
 
     def _send_first(self, data: bytes, size: int, unsent: bytes) -> None:
-        self._take(data)
-        event = self._server.next_event()
-        assert isinstance(event, RequestReceived)
-        self.bytes_in, self.bytes_out = len(event.payload), size
+        self._take_first(data)
+        self.bytes_out = size
         self._server.end_response()
         self._send([unsent])
         self._ended_well()
@@ -268,33 +270,30 @@ class Exchange:
     # -- giving the connection back -----------------------------------------------------------------------------------
 
     def _stall_reading(self) -> None:
+        """The client does not send: another worker goes on when there is more."""
         header, left, total, begun = self._server.snapshot()
         assembly = self._server.assembly
         file: int | None
         if isinstance(assembly, FileAssembly) and assembly.file >= 0:
-            state, file = ExchangeState(header, left, total, begun, in_file=assembly.size), assembly.file
+            state, file = ExchangeState(in_file=assembly.size), assembly.file
         else:
-            body, file = in_message_or_file(assembly.join())
-            in_file = 0 if file is None else len(body)
-            state = ExchangeState(header, left, total, begun, b"" if in_file else body, in_file)
-        self._give_back(Stage.READING, state, file)
+            state, file = state_with(assembly.join())
+        self._give_back(Stage.READING, state._replace(header=header, left=left, total=total, begun=begun), file)
 
     def _return_ahead(self) -> None:
-        body, file = in_message_or_file(self._server.take_ahead())
-        state = ExchangeState(body=body) if file is None else ExchangeState(in_file=len(body))
-        self._give_back(Stage.AHEAD, state, file)
+        """The client has had its turn: a worker goes on with its next requests when it is its turn again."""
+        self._give_back(Stage.AHEAD, *state_with(self._server.take_ahead()))
 
     def _return_output(self, buffers: list[Any]) -> None:
         """The client does not read: the master sends the rest."""
         ahead = self._server.take_ahead()
-        body, file = in_message_or_file(b"".join((*buffers, ahead)))
-        in_file = 0 if file is None else len(body)
+        state, file = state_with(b"".join((*buffers, ahead)))
         self._log("ok")  # the master counts it when the client has read it
         self._worker.stats.sent(self.bytes_out)
-        state = ExchangeState(body=b"" if in_file else body, in_file=in_file, ahead=len(ahead))
-        self._give_back(Stage.WRITING, state, file)
+        self._give_back(Stage.WRITING, state._replace(ahead=len(ahead)), file)
 
-    def _give_back(self, stage: Stage, state: ExchangeState, file: int | None) -> None:
+    def _give_back(self, stage: Stage, state: ExchangeState, file: int | None) -> NoReturn:
+        """Return the connection with this state; `give_back` of the worker closes the file here."""
         began = self._began_ns if stage is Stage.READING else 0
         self._worker.give_back(self.connection, Returned(self.number, stage, began, state), file)
         raise HandedOver
@@ -478,23 +477,24 @@ class Exchange:
             self._worker.observer.exchange_ended(self, outcome)
         self.handler_ns = 0
 
-    def _fail(self, failure: Failure) -> None:
-        """Answer with a failure reply, which ends the connection."""
+    def _fail(self, failure: Failure) -> NoReturn:
+        """The handler has failed."""
         self._worker.stats.count(failure.counter)
-        self._log(failure.code)
-        self._worker.refuse(self.connection, self.number, failure.code, failure.message)
-        raise HandedOver
+        self._reply_failure(failure.code, failure.message)
 
-    def _truncated(self) -> None:
+    def _truncated(self) -> NoReturn:
         """The client has ended its side in the middle of a request; one that only ended its output can still read."""
-        self._worker.reporter.malformed(self.connection.peer(), "the request ends in the middle")
-        self._log("malformed")
-        self._worker.refuse(self.connection, self.number, "malformed", "the request ends in the middle")
-        raise HandedOver
+        text = "the request ends in the middle"
+        self._worker.reporter.malformed(self.connection.peer(), text)
+        self._reply_failure("malformed", text)
 
-    def _refuse(self, code: str, message: str) -> None:
+    def _refuse(self, code: str, message: str) -> NoReturn:
         """Answer a request that cannot be read."""
         self._worker.reporter.refused(self.connection.peer(), code, message)
+        self._reply_failure(code, message)
+
+    def _reply_failure(self, code: str, message: str) -> NoReturn:
+        """Answer with a failure reply, which ends the connection."""
         self._log(code)
         self._worker.refuse(self.connection, self.number, code, message)
         raise HandedOver
@@ -510,15 +510,15 @@ def read_file(file: int, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def in_message_or_file(body: bytes) -> tuple[bytes, int | None]:
-    """Return bytes, and a new anonymous file that holds them if they are too many for a message."""
+def state_with(body: bytes) -> tuple[ExchangeState, int | None]:
+    """Return a state that carries `body`, and the new anonymous file that holds it if it is too long for a message."""
     if len(body) <= INLINE_LIMIT:
-        return body, None
+        return ExchangeState(body=body), None
     file = anonymous_file("ipcsrv-stalled")
     view = memoryview(body)
     while view:
         view = view[os.write(file, view) :]
-    return body, file
+    return ExchangeState(in_file=len(body)), file
 
 
 def as_bytes_like(response: Any) -> Any:

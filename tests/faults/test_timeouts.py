@@ -254,6 +254,17 @@ def test_stalled_clients_in_any_number_cost_the_others_nothing_and_are_gone_in_t
         client.close()
 
 
+def test_request_sent_ahead_has_a_read_timeout_of_its_own(server: ServerFactory) -> None:
+    running = server("handlers_for_faults:long_or_short", "--workers", "1", "--read-timeout", "0.5")
+    first, second = load.message(b"stream 900"), load.message(b"second")
+    with load.raw(running.path, first + second[:6]) as client:
+        response = b""
+        while not response.endswith(b"0000"):
+            response += client.recv(100)
+        client.sendall(second[6:])
+        assert (response, client.recv(100)) == (load.message(b"chunk"), second)
+
+
 # -- cancellation ---------------------------------------------------------------------------------------------------
 
 

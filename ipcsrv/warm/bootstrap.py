@@ -33,10 +33,12 @@ class Finder(object):  # noqa: UP004
     def find_spec(self, name, path=None, target=None):
         # type: (str, object, object) -> ModuleSpec | None
         """Return the spec of one of these packages, for the import system."""
+        folder = self._folders.get(name)
+        if folder is None:
+            return None
         from importlib.machinery import PathFinder
 
-        folder = self._folders.get(name)
-        return None if folder is None else PathFinder.find_spec(name, [folder])
+        return PathFinder.find_spec(name, [folder])
 
 
 def prepare(spec):
@@ -46,7 +48,7 @@ def prepare(spec):
         raise ImportError("ipcsrv needs Python 3.11 or newer")
     if not sys.flags.safe_path:  # in a cold run the script's folder is there in place of this file's
         sys.path[0] = os.path.dirname(os.path.realpath(spec["path"]))
-    sys.meta_path.append(Finder(spec["folders"]))
+    sys.meta_path.insert(0, Finder(spec["folders"]))  # the environment may have other versions for the program
 
 
 def main():
@@ -60,9 +62,13 @@ def main():
         except Exception:  # no fault of ipcsrv may keep the program from running
             os.execv(spec["cold"][0], spec["cold"] + arguments)
         return run_and_learn(spec, arguments)
+    imported = [module.__file__ for module in sys.modules.values() if getattr(module, "__file__", None)]
     prepare(spec)
     import runpy
 
+    from ipcsrv.warm import base
+
+    spec["base"] = base.record(spec["path"], [path for path in imported if path and path != __file__])
     spec["search_path"] = list(sys.path)
     spec["streams"] = [[stream.encoding, stream.errors] for stream in (sys.stdin, sys.stdout, sys.stderr)]
     os.environ["IPCSRV_WARM_SPEC"] = json.dumps(spec)

@@ -14,12 +14,12 @@ from typing import Any
 
 from .program import read_lines
 from .run import Run, forget_packages
-from .template import LEARN_NOTHING, Recorder, is_foreign, note_variables, write_lines
+from .template import LEARN_NOTHING, Recorder, note_variables, write_lines
 
 
 def run_and_learn(spec: dict[str, Any], arguments: list[str]) -> int:
     """Run the program in this process; when it ends, write the names of the modules that it has imported."""
-    forget_packages(foreign=is_foreign(list(sys.path)))
+    forget_packages({})
     recorder = Recorder()
     recorder.only_imports = True
     present = {*sys.modules}

@@ -72,10 +72,9 @@ def restart(name: str, options: dict[str, str]) -> int:
     program = find(name)
     place = Place(program)
     place.make_folder()
-    starting.start_or_reload(program, place, options)
+    place = starting.start_or_reload(program, place, options)
     while (moved := Place(program)).socket != place.socket:  # the import has read variables that were not known
-        place = moved
-        starting.start_or_reload(program, place, options)
+        place = starting.start_or_reload(program, moved, options)
     return 0
 
 

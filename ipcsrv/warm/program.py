@@ -131,22 +131,25 @@ class Place:
     `key` is the text whose hash names them.  `learned`, `preload` and `variables` are named for the key alone; the
     rest also for the values of the variables in the file `variables`: names that the program reads while it is
     imported, so that a server is never asked by a client in whose environment the import would have been different.
+    `start_of_key` is the part of the key that all servers of the program have in common.
     """
 
     def __init__(self, program: Program, environ: dict[bytes, bytes] | None = None) -> None:
         environ = os.environb.copy() if environ is None else environ
         folder = os.path.join(platform.runtime_folder(os.environ.get(OVERRIDE)), FOLDER)
         key = _key(program, environ)
-        self.folder = folder
-        self.base = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
-        self.learned, self.preload, self.variables = (f"{self.base}.{name}" for name in ("learned", "preload", "env"))
-        self.lock = f"{self.base}.starting"
+        self.folder, self.start_of_key = folder, key
+        stem = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
+        self.learned, self.preload, self.variables = (f"{stem}.{name}" for name in ("learned", "preload", "env"))
+        self.lock = f"{stem}.starting"
         for name in read_lines(self.variables):
             value = environ.get(name)
             key += name + (b"\0" if value is None else b"=" + value + b"\0")
         self.key = key
         stem = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
-        self.socket, self.stamps, self.failed = (f"{stem}.{name}" for name in ("sock", "stamps", "failed"))
+        self.socket, self.stamps, self.failed, self.base_file = (
+            f"{stem}.{name}" for name in ("sock", "stamps", "failed", "base")
+        )
 
     def make_folder(self) -> None:
         """Make the folder of all servers that run warm; its parent is this user's alone."""

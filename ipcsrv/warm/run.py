@@ -31,10 +31,9 @@ from typing import Any
 from ..platform import logs
 from ..platform.unix.descriptors import close_all_but
 from . import title
-from .template import ImportEffects
+from .template import ImportEffects, own_finders, take_out_packages
 from .wire import RunRequest
 
-OUR_PACKAGES = ("ipcsrv", "filelock")
 _CATCHABLE = [number for number in range(1, 32) if number not in (signal.SIGKILL, signal.SIGSTOP)]
 _FLUSH_FAILED = 120  # exit status of an interpreter that could not flush its standard streams
 
@@ -42,10 +41,10 @@ _FLUSH_FAILED = 120  # exit status of an interpreter that could not flush its st
 # -- what a fresh process has -----------------------------------------------------------------------------------------
 
 
-def forget_server(keep: Iterable[int], *, foreign: bool) -> None:
+def forget_server(keep: Iterable[int], packages: dict[str, ModuleType]) -> None:
     """Give up what the worker has and a fresh interpreter has not: its descriptors, signals, log and process group.
 
-    foreign: ipcsrv and filelock are not installed for this interpreter, and are to be gone too.
+    packages: the program's own copies of the packages that the server consists of.
     """
     os.setpgid(0, 0)
     close_all_but({0, 1, 2, *keep})
@@ -59,23 +58,18 @@ def forget_server(keep: Iterable[int], *, foreign: bool) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    _forget_modules(foreign=foreign)
+    _become_main_process()
+    logs.forget()
+    forget_packages(packages)
     gc.enable()
 
 
-def _forget_modules(*, foreign: bool) -> None:
-    """Undo what the server's processes leave behind in modules of the standard library."""
-    _become_main_process()
-    logs.forget()
-    forget_packages(foreign=foreign)
-
-
-def forget_packages(*, foreign: bool) -> None:
-    """Give up the finder of ipcsrv's packages and, where they are foreign to the interpreter, the packages."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "__main__"]
-    if foreign:
-        for name in [name for name in sys.modules if name.partition(".")[0] in OUR_PACKAGES]:
-            del sys.modules[name]
+def forget_packages(packages: dict[str, ModuleType]) -> None:
+    """Replace the server's packages, and their finder, by what the program has imported by their names."""
+    for finder in own_finders():
+        sys.meta_path.remove(finder)
+    take_out_packages()
+    sys.modules.update(packages)
 
 
 def _become_main_process() -> None:

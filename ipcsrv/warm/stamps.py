@@ -17,6 +17,7 @@ import os
 from .program import FORMAT
 
 Stamp = tuple[int, int]
+Stamps = dict[str, Stamp]
 ABSENT: Stamp = (-1, -1)
 
 

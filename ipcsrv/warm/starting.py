@@ -16,6 +16,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import secrets
 import select
 import subprocess
 import time
@@ -26,12 +27,13 @@ from typing import Any, NoReturn
 from ..client import control, sync
 from ..errors import IpcError, StartError
 from ..state import State
+from . import base, stamps
 from .program import Place, Program, ProgramError, read_lines
-from .run import OUR_PACKAGES
-from .template import write_lines
+from .template import OUR_PACKAGES, write_lines
 
 RETRY_AFTER = 60.0  # seconds after a start that failed, in which no other is tried
 START_TIMEOUT = 60.0  # seconds
+EPOCH = b"IPCSRV_WARM_EPOCH_"  # in the file of variables: a name that no environment has
 OPTIONS = {"idle-exit": "1h", "drain-timeout": "1d", "startup-timeout": "60s"}  # of a server; a run may last long
 _BOOTSTRAP = str(Path(__file__).with_name("bootstrap.py"))
 _KEPT_SETTINGS = ("IPCSRV_RUNTIME_DIR", "IPCSRV_PURE_PYTHON")
@@ -73,6 +75,7 @@ def spec_of(program: Program, place: Place) -> dict[str, Any]:
         "key": place.key.hex(), "stamps": place.stamps, "learned": place.learned, "preload": place.preload,
         "cold": program.cold_command([]), "variables": place.variables, "socket": place.socket,
         "lock": place.lock, "folders": _own_folders(),
+        "base_file": place.base_file,
     }  # fmt: skip
 
 
@@ -154,15 +157,19 @@ def ensure_current(program: Program, place: Place, options: dict[str, str]) -> N
             os.unlink(place.failed)
 
 
-def start_or_reload(program: Program, place: Place, options: dict[str, str]) -> None:
-    """Start the server of a program, or replace its processes by new ones; returns when it serves.
+def start_or_reload(program: Program, place: Place, options: dict[str, str]) -> Place:
+    """Start the server of a program, or replace its processes by new ones; returns when it serves, and where.
 
     Raises:
         IpcError: it does not start, or not with the new code; the old one goes on.
     """
     if sync.active_state(place.socket) is State.LISTENING:
-        control.request(place.socket, "reload", timeout=START_TIMEOUT)
-        return
+        found = base.read(place.base_file)
+        if found is not None and base.is_current(found):
+            control.request(place.socket, "reload", timeout=START_TIMEOUT)
+            return place
+        _abandon_servers(place)
+        place = Place(program)
     settings = {"workers": str(workers()), **OPTIONS, **options}
     command = [
         program.interpreter, *program.flags, _BOOTSTRAP, "start", json.dumps(spec_of(program, place)),
@@ -179,6 +186,21 @@ def start_or_reload(program: Program, place: Place, options: dict[str, str]) -> 
         said = done.stderr.decode(errors="replace").strip().splitlines()
         reason = said[-1].rpartition("the server did not start: ")[2] if said else f"exit status {done.returncode}"
         raise StartError(reason.removeprefix("ipcsrv: "))
+    return place
+
+
+def _abandon_servers(place: Place) -> None:
+    """Name all servers of the program anew, and have those of the old names end when their runs have ended.
+
+    The name is changed by a variable that no environment has, since a run in progress may keep a server for long.
+    """
+    known = [name for name in read_lines(place.variables) if not name.startswith(EPOCH)]
+    write_lines(place.variables, [*known, EPOCH + secrets.token_hex(4).encode()])
+    for name in os.listdir(place.folder):
+        found = stamps.read(os.path.join(place.folder, name)) if name.endswith(".stamps") else None
+        if found is not None and found[1].startswith(place.start_of_key):
+            with contextlib.suppress(IpcError):
+                control.request(os.path.join(place.folder, name.removesuffix(".stamps") + ".sock"), "stop")
 
 
 def failure(place: Place) -> str:

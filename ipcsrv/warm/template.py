@@ -10,20 +10,21 @@ import importlib
 import os
 import secrets
 import signal
-import sysconfig
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
 from typing import Any
 
 from ..errors import HandlerImportError
 from ..platform.unix.descriptors import open_descriptors
-from . import stamps
+from . import base, stamps
 from .program import read_lines
 
 VARIABLE = "IPCSRV_WARM_SPEC"
 LEARN_NOTHING = b"-"  # in the file of learned modules
+OUR_PACKAGES = ("ipcsrv", "filelock")
 
 
 class Recorder:
@@ -67,9 +68,29 @@ def _importing() -> bool:
     return False
 
 
-def is_foreign(search_path: list[str]) -> bool:
-    """Return whether ipcsrv is not installed for this interpreter."""
-    return PathFinder.find_spec("ipcsrv", search_path) is None
+def take_out_packages() -> dict[str, ModuleType]:
+    """Take the packages of the server out of `sys.modules`: the program imports its own copies, of its own versions."""
+    names = [name for name in sys.modules if name.partition(".")[0] in OUR_PACKAGES]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+@contextmanager
+def packages_taken_out(kept: dict[str, ModuleType]) -> Iterator[None]:
+    """Take out what finds and is the server's packages for the block; what is imported of them in it goes to `kept`."""
+    finders = own_finders()
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in finders]
+    packages = take_out_packages()
+    try:
+        yield
+    finally:
+        kept.update(take_out_packages())
+        sys.modules.update(packages)
+        sys.meta_path[:0] = finders
+
+
+def own_finders() -> list[Any]:
+    """Return the finder of `bootstrap`, if it is installed: no other one is of a class that `__main__` defines."""
+    return [finder for finder in sys.meta_path if type(finder).__module__ == "__main__"]
 
 
 class ImportEffects:
@@ -104,11 +125,11 @@ class Template:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
         self.token = secrets.token_hex(8)
-        self.foreign = is_foreign(spec["search_path"])
         self.code: Any = None  # of a script
         self.effects = ImportEffects()
         self.modules: frozenset[str] = frozenset()  # names of all that are imported
         self.learned = stamps.ABSENT  # of the file, when it was read
+        self.packages: dict[str, ModuleType] = {}  # the program's own copies of packages that the server has too
         self._imported: dict[str, stamps.Stamp] = {}
 
     def load(self) -> None:
@@ -121,23 +142,27 @@ class Template:
         recorder = Recorder()
         self.learned = stamps.stamp_of(self.spec["learned"])
         script = None if self.spec["is_module"] else stamps.stamp_of(self.spec["path"])
-        with self.effects.observed(), recorder.installed():
-            if script is not None:
-                self.code = _compile(self.spec["path"])
-            import_all(self._wanted())
-        self.modules = frozenset(sys.modules)
+        with packages_taken_out(self.packages):
+            with self.effects.observed(), recorder.installed():
+                if script is not None:
+                    self.code = _compile(self.spec["path"])
+                import_all(self._wanted())
+            self.modules = frozenset(sys.modules)
+            self._imported = self._stamps(recorder.files)
         if threading.active_count() > 1:
             write_lines(self.spec["learned"], [LEARN_NOTHING])  # the next time without late imports
             raise HandlerImportError(self.spec["path"], reason="starts threads when it is imported")
-        self._imported = self._stamps(recorder.files)
         if script is not None:
             self._imported[self.spec["path"]] = script
         self._note_variables(recorder.variables)
+        if not base.is_current(self.spec["base"]):
+            raise HandlerImportError(self.spec["path"], reason="its interpreter has changed; start a new server")
 
     def publish(self) -> None:
         """Write the stamps, by which clients choose this generation: when a worker is ready, the first of them all."""
         found = stamps.read(self.spec["stamps"])
         if found is None or found[0] != self.token:
+            base.write(self.spec["base_file"], self.spec["base"])
             stamps.write(self.spec["stamps"], self.token, bytes.fromhex(self.spec["key"]), self._imported)
 
     def _wanted(self) -> list[str]:
@@ -149,23 +174,28 @@ class Template:
 
     def _stamps(self, read: dict[str, stamps.Stamp]) -> dict[str, stamps.Stamp]:
         """Return the stamps of all that a change would make stale; those of source files as of their reading."""
-        standard = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib"))
         files = {module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
-        found: dict[str, stamps.Stamp] = {}
-        for path in sorted(file for file in files if isinstance(file, str) and os.path.isabs(file)):
-            if not path.startswith(standard) or "-packages/" in path:
-                found[path] = read.get(path) or stamps.stamp_of(path)
-        for folder in sys.path:
+        found: stamps.Stamps = {}
+        for path in sorted(file for file in files if isinstance(file, str) and base.is_watched(file)):
+            found.update(_stamp_of_module(path, read))
+        for folder in (*base.site_folders(), *sys.path):
             if folder.endswith("-packages"):  # a package that is installed or removed changes its folder
                 found[folder] = stamps.stamp_of(folder)
-        for path in (sys.executable, os.__file__, os.path.join(sys.prefix, "pyvenv.cfg"), self.spec["preload"]):
-            found[path] = stamps.stamp_of(path)
+        found.update(base.files_of(self.spec["base"]))  # as of the start: a reload has not read them again
+        found[self.spec["preload"]] = stamps.stamp_of(self.spec["preload"])
         return found
 
     def _note_variables(self, names: set[str]) -> None:
         """Add variables to those that name the server's path: the next client that has others finds another server."""
         known = read_lines(self.spec["variables"])
         note_variables(self.spec["variables"], known, names)
+
+
+def _stamp_of_module(path: str, read: dict[str, stamps.Stamp]) -> stamps.Stamps:
+    """Return the stamp of a module's file as of its reading; for one in an archive, that of the archive."""
+    while not os.path.lexists(path) and not os.path.isdir(os.path.dirname(path)) and len(path) > 1:
+        path = os.path.dirname(path)
+    return {path: read.get(path) or stamps.stamp_of(path)}
 
 
 def note_variables(path: str, known: list[bytes], names: Iterable[str]) -> None:

@@ -211,7 +211,7 @@ def _become_program(channel: socket.socket, parent: int) -> NoReturn:
     try:
         assert _template is not None
         title.end_with_parent(signal.SIGKILL)
-        run.forget_server({channel.fileno(), *_template.effects.descriptors}, foreign=_template.foreign)
+        run.forget_server({channel.fileno(), *_template.effects.descriptors}, _template.packages)
         if os.getppid() == parent:
             arguments = _receive(channel)
             status = run.Run(_template.spec, _template.code).execute(arguments)

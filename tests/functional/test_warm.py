@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -467,3 +468,29 @@ def test_garbage_in_the_stamps_is_no_server(place: Place) -> None:
             assert (code, output) in ((0, b"python takes over\n"), (3, b"")), said
     finally:
         stamps.write_bytes(good)
+
+
+def test_an_environment_of_its_own_changes_under_a_server(own_place: Place) -> None:
+    """The program has its own version of what the server uses, and a new line of a .pth file is not read by a fork."""
+    environment = own_place.folder / "env"
+    venv.create(environment, symlinks=True)
+    packages = next(environment.glob("lib/python*/site-packages"))
+    (packages / "filelock.py").write_text("VERSION = 'of the program'\n")
+    (own_place.folder / "more").mkdir()
+    (own_place.folder / "more" / "optional_part.py").write_text("")
+    action = "\n\ndef do_parts():\n    import filelock, importlib.util\n"
+    action += "    print(filelock.VERSION, importlib.util.find_spec('optional_part') is not None)\n"
+    own_place.module.write_text(own_place.module.read_text() + action)
+    own_place.program.write_text(f"#!{environment}/bin/python\n{own_place.program.read_text().partition(chr(10))[2]}")
+    client = the_client(own_place)
+    own_place.manage("--restart", own_place.program)
+    with running(own_place, client, "catch") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert own_place.warm(client, "parts") == (0, b"of the program False\n", b"")
+        (packages / "more.pth").write_text(f"{own_place.folder / 'more'}\n")
+        (packages / "filelock.py").write_text("VERSION = 'newer'\n")
+        assert own_place.warm(client, "parts")[:2] == (0, b"newer True\n")
+        support.wait_until(lambda: own_place.warm(client, "parts") == (0, b"newer True\n", b""))
+        process.terminate()
+        assert process.wait(support.TIMEOUT) == 9

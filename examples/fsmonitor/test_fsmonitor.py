@@ -133,7 +133,7 @@ def test_untracked_cache_is_not_believed_after_a_full_answer(monitored: Tree) ->
 def test_random_changes_are_all_seen(tree: Tree, way: str, cache: str) -> None:
     tree.git("config", "core.untrackedCache", cache)
     enable(tree, f"--{way}", "--workers", "2")
-    for _ in range(8):
+    for _ in range(5):
         for _ in range(4):
             tree.step()
         tree.compare()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import support
 from conftest import ServerFactory
 from faults import load
 
@@ -65,7 +66,10 @@ def test_forked_child_does_not_keep_the_client(server: ServerFactory, request_: 
         running.call(request_)
     with load.raw(running.path, load.message(request_)) as client:
         load.rest_of(client)  # to the end of file, which the child's copy does not hold back
+    assert running.stop() == 0
     assert time.monotonic() - began < 5
+    for pid in running.processes():
+        support.kill(pid)  # or the test would end only with the children
 
 
 def test_forked_child_ends_on_sigterm(server: ServerFactory) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -100,29 +99,6 @@ def test_import_that_takes_too_long_is_reported_with_its_stack(server: ServerFac
     running = server("slow:f", *options, listening=False, env={"PYTHONPATH": os.fspath(tmp_path)})
     assert running.wait() == 1
     assert "in waits" in log.read_text()
-
-
-# -- reloading --------------------------------------------------------------------------------------------------------
-
-
-def test_spawn_reloads_when_its_folder_was_deleted(sock_path: str, tmp_path: Path) -> None:
-    folder = tmp_path / "gone"
-    folder.mkdir()
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        running = support.RunningServer(sock_path, "zlib:compress", "--start-method", "spawn", "--workers", "1")
-    finally:
-        os.chdir(before)
-    try:
-        running.wait_until_listening()
-        shutil.rmtree(folder)
-        running.signal(signal.SIGHUP)
-        load.wait_until(lambda: running.status()["generation"] == 2 and load.is_whole(running), "it has reloaded")
-        assert running.call(b"x")
-        assert running.stop() == 0
-    finally:
-        running.clean_up()
 
 
 # -- scaling, descriptors ---------------------------------------------------------------------------------------------

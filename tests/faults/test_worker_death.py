@@ -182,12 +182,10 @@ def test_the_death_of_the_template_is_mended_without_a_failure(server: ServerFac
          "no database today"),
         ("handlers_for_tests:echo", ("--on-worker-start", "handlers_for_faults:dies_at_start"), 1,
          "exited with status 3"),
-        ("no_such_module:handle", (), 2, "there is no module 'no_such_module'"),
-        ("no_such_module:handle", ("--no-preload",), 2, "there is no module 'no_such_module'"),
         ("handlers_for_tests:echo",
          ("--on-worker-start", "handlers_for_faults:hangs_at_start", "--startup-timeout", "0.5"), 1, "0.5 s"),
     ],
-    ids=["a hook that raises", "a hook that exits", "no module", "no module, without preload", "a hook that hangs"],
+    ids=["a hook that raises", "a hook that exits", "a hook that hangs"],
 )
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_server_whose_workers_cannot_start_says_why_and_gives_up(

@@ -326,15 +326,12 @@ def test_a_relative_path_is_as_good(sock_dir: str, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("no_such_module:handle", "no module 'no_such_module'"),
         ("handlers_for_tests:no_such_name", "no_such_name"),
         ("handlers_for_tests:not_callable", "int"),
-        ("raises_at_import:handle", "ZeroDivisionError"),
         ("exits_at_import:handle", "SystemExit"),
         ("needs_another:handle", "no_such_dependency"),
         ("bad_syntax:handle", "SyntaxError"),
         ("no colon", "MODULE:NAME"),
-        (":", "MODULE:NAME"),
     ],
 )
 def test_a_handler_that_cannot_be_imported_is_refused_with_its_reason(
@@ -360,7 +357,6 @@ def test_the_same_is_said_at_once_where_each_worker_imports_it(sock_path: str, s
 
 
 SOURCES = {
-    "raises_at_import": "1 / 0\n",
     "exits_at_import": "raise SystemExit(3)\n",
     "needs_another": "import no_such_dependency\n",
     "bad_syntax": "def handle(:\n",

@@ -122,9 +122,6 @@ def test_second_server_exits_6_and_names_the_first(echo_server: support.RunningS
     ("target", "said"),
     [
         ("no_such_module:handle", "no_such_module"),
-        ("handlers_for_tests:no_such_name", "no_such_name"),
-        ("handlers_for_tests:__name__", "__name__"),
-        ("handlers_for_tests", "handlers_for_tests"),
         ("raises_at_import:handle", "broken on purpose"),
     ],
 )

@@ -33,7 +33,7 @@ echo hello | "$python" -m ipcsrv call "$path" > /dev/null || exit 2
     shutil.which("unshare") is None or not hasattr(os, "geteuid") or os.geteuid() != 0,
     reason="only root can hide /proc",
 )
-@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_server_works_without_proc(start_method: str, sock_path: str) -> None:
     done = subprocess.run(

@@ -174,8 +174,10 @@ SET_UPS = {
 }
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
-@pytest.mark.parametrize("set_up", SET_UPS)
+@pytest.mark.parametrize(
+    ("set_up", "start_method"),
+    [*((name, "fork") for name in SET_UPS), ("disables loggers", "spawn"), ("takes standard error", "spawn")],
+)
 def test_application_logging_cannot_silence_the_servers_log(
     set_up: str, start_method: str, server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,7 +356,7 @@ def test_log_file_that_is_no_file_is_one_clear_error(
 
 
 @posix_only
-@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/stderr", "/dev/fd/1", os.devnull])
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", os.devnull])  # other names: tests/unit/test_settings.py
 def test_log_can_be_a_standard_stream_or_the_null_device(name: str, server: ServerFactory) -> None:
     running = server("handlers_for_tests:raise_error", "--workers", "1", "--start-method", "spawn", "--log-file", name)
     with pytest.raises(ipcsrv.HandlerError):

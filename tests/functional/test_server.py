@@ -122,13 +122,18 @@ def test_sigterm_before_it_listens_ends_it_cleanly(server: ServerFactory, sock_p
 
 @pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("method", METHODS)
-def test_a_clean_stop_leaves_no_process_and_no_file(server: ServerFactory, method: str) -> None:
-    stopping = server("handlers_for_tests:echo", "--workers", "2", "--start-method", method)
-    assert stopping.call(b"x") == b"x"
-    everybody = stopping.processes()
-    assert stopping.stop() == 0
-    assert not support.wait_gone(everybody, timeout=2)  # multiprocessing's resource tracker sees the end of its parent
-    assert "Warning" not in stopping.output.rest() and "Traceback" not in str(stopping.output)
+def test_workers_are_replaced_and_a_stop_leaves_nothing(server: ServerFactory, method: str) -> None:
+    running = server("handlers_for_tests:crash_if_asked", "--workers", "2", "--start-method", method)
+    assert running.call(b"x") == b"x"
+    before = worker_pids(running)
+    with pytest.raises(ipcsrv.HandlerCrashed):
+        running.call(b"crash")
+    assert running.call(b"y") == b"y"
+    support.wait_until(lambda: len(worker_pids(running)) == 2 and len(worker_pids(running) - before) == 1)
+    processes = running.processes()
+    assert running.stop() == 0
+    assert not support.wait_gone(processes, timeout=2)  # multiprocessing's resource tracker sees the end of its parent
+    assert "Warning" not in running.output.rest() and "Traceback" not in str(running.output)
 
 
 def test_what_is_connected_and_silent_does_not_keep_a_server_from_stopping(server: ServerFactory) -> None:
@@ -145,17 +150,6 @@ def test_what_is_connected_and_silent_does_not_keep_a_server_from_stopping(serve
 # -- workers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_however_workers_start_they_answer_crash_and_are_replaced(server: ServerFactory, method: str) -> None:
-    crashing = server("handlers_for_tests:crash_if_asked", "--workers", "2", "--start-method", method)
-    assert crashing.call(b"x") == b"x"
-    before = worker_pids(crashing)
-    with pytest.raises(ipcsrv.HandlerCrashed):
-        crashing.call(b"crash")
-    assert crashing.call(b"y") == b"y"
-    support.wait_until(lambda: len(worker_pids(crashing)) == 2 and len(worker_pids(crashing) - before) == 1)
-
-
 @pytest.mark.skipif(not support.have_proc, reason="reads descriptors from /proc")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_has_no_descriptors_but_its_own(server: ServerFactory, method: str) -> None:
@@ -164,7 +158,7 @@ def test_a_worker_has_no_descriptors_but_its_own(server: ServerFactory, method: 
     found = json.loads(serving.call(b"open_files "))
     files = [where for where in found.values() if where.startswith("/") and "memfd" not in where]
     assert all(where == "/dev/null" or "/dev/pts" in where for where in files), found  # no lock, no code, no folder
-    # standard streams, queue, channel, poller, scoreboard, listener, client, pipes, lifebuoy
+    # standard streams, queue, channel, poller, scoreboard, client, pipes
     assert len(found) <= 18, found
 
 

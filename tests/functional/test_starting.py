@@ -60,8 +60,7 @@ GIVEN_UP = {
 
 
 @pytest.mark.skipif(not support.have_proc, reason="finds processes in /proc")
-@pytest.mark.parametrize("how", GIVEN_UP)
-@pytest.mark.parametrize("text", [SPIN, SLEEP], ids=["spin", "sleep"])
+@pytest.mark.parametrize(("how", "text"), [("server", SPIN), ("ensure", SLEEP)], ids=["server-spin", "ensure-sleep"])
 def test_start_that_is_given_up_leaves_nothing(mark: str, sock_path: str, tmp_path: Path, how: str, text: str) -> None:
     (tmp_path / "slow.py").write_text(text)
     source = f"import ipcsrv, os, sys\ntry:\n    {GIVEN_UP[how]}\nexcept ipcsrv.IpcError as e:\n    print(e)"

@@ -824,8 +824,7 @@ def test_a_server_in_the_background_has_its_starters_environment_and_folder_and_
         support.run_command("stop", sock_path)
 
 
-@pytest.mark.parametrize("high", [False, True])
-@pytest.mark.parametrize("how", ["start", "ensure_running"])
+@pytest.mark.parametrize(("how", "high"), [("start", False), ("start", True), ("ensure_running", False)])
 def test_a_server_in_the_background_holds_none_of_its_starters_descriptors(
     how: str, high: bool, sock_dir: str, sock_path: str
 ) -> None:
@@ -907,16 +906,14 @@ def test_only_the_handlers_module_is_taken_from_the_current_folder(
     Path(sock_dir, "helper.py").write_text("")
     log = os.path.join(sock_dir, "log")
     options = ("--workers", "1", "--start-method", start_method, "--log-file", log)
-    for target in ("own:handle", "zlib:compress"):
-        done = run_in(sock_dir, "-c", COMMAND, "start", sock_path, target, *options)
-        assert done.returncode == 0, done.stderr
-        try:
-            answer = ipcsrv.call(sock_path, b"x", timeout=support.TIMEOUT)
-        finally:
-            assert run_in(sock_dir, "-c", COMMAND, "stop", sock_path).returncode == 0
-        assert not marker.exists(), marker.read_text()
-        if target == "own:handle":
-            assert json.loads(answer) == {"helper": "helper", "path": sock_dir, "variable": None}
+    done = run_in(sock_dir, "-c", COMMAND, "start", sock_path, "own:handle", *options)
+    assert done.returncode == 0, done.stderr
+    try:
+        answer = ipcsrv.call(sock_path, b"x", timeout=support.TIMEOUT)
+    finally:
+        assert run_in(sock_dir, "-c", COMMAND, "stop", sock_path).returncode == 0
+    assert not marker.exists(), marker.read_text()
+    assert json.loads(answer) == {"helper": "helper", "path": sock_dir, "variable": None}
 
 
 def test_handlers_module_is_found_in_the_current_folder_first(
@@ -1003,25 +1000,32 @@ def test_server_reloads_when_its_folder_was_deleted(
     assert zlib.decompress(running.call(b"still here")) == b"still here"
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
-@pytest.mark.parametrize("command", ["run", "start"])
-def test_server_starts_in_a_folder_that_was_deleted(
-    command: str, start_method: str, server: ServerFactory, sock_dir: str, sock_path: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+@pytest.fixture
+def deleted_folder(sock_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder was deleted."""
     folder = os.path.join(sock_dir, "gone")
     os.mkdir(folder)
     monkeypatch.chdir(folder)
     os.rmdir(folder)
-    options = ("zlib:compress", "--workers", "1", "--start-method", start_method)
-    relative = support.run_command(command, "./s", *options)
-    assert relative.returncode == 7
-    assert b"the current folder was deleted, so the path must be absolute" in relative.stderr
-    if command == "run":
-        running = server(*options)
-        assert zlib.decompress(running.call(b"x")) == b"x"
-        return
-    started = support.run_command("start", sock_path, *options)
+
+
+@pytest.mark.usefixtures("deleted_folder")
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_run_works_in_a_folder_that_was_deleted(start_method: str, server: ServerFactory) -> None:
+    running = server("zlib:compress", "--workers", "1", "--start-method", start_method)
+    assert zlib.decompress(running.call(b"x")) == b"x"
+
+
+@pytest.mark.usefixtures("deleted_folder")
+def test_start_works_in_a_folder_that_was_deleted(sock_path: str) -> None:
+    started = support.run_command("start", sock_path, "zlib:compress", "--workers", "1", "--start-method", "forkserver")
     assert started.returncode == 0, started.stderr
     assert zlib.decompress(ipcsrv.call(sock_path, b"x", timeout=10)) == b"x"
     assert support.run_command("stop", sock_path).returncode == 0
+
+
+@pytest.mark.usefixtures("deleted_folder")
+def test_relative_path_is_refused_in_a_folder_that_was_deleted() -> None:
+    relative = support.run_command("run", "./s", "zlib:compress")
+    assert relative.returncode == 7
+    assert b"the current folder was deleted, so the path must be absolute" in relative.stderr

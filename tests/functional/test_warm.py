@@ -119,12 +119,6 @@ def test_a_warm_run_does_what_a_cold_one_does(place: Place, client: str, action:
     assert comparable(warm) == comparable(cold)
 
 
-def test_every_exit_status_comes_through(place: Place) -> None:
-    client = place.clients.get("native", place.clients["python"])
-    statuses = [place.run(client, "warm", place.program, "exit", str(code))[0] for code in range(0, 256, 5)]
-    assert statuses == list(range(0, 256, 5))
-
-
 def test_what_was_not_flushed_is_written_at_the_end(place: Place, client: str) -> None:
     path = place.folder / "written"
     assert place.warm(client, "atexit", str(path)) == (0, b"thread\nregistered\n", b"")

@@ -112,28 +112,32 @@ def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (node.end_lineno or 0) - node.lineno + 1 - (documentation.count("\n") + 1 if documentation else 0)
 
 
-every_module = pytest.mark.parametrize("path", MODULES, ids=[dotted(path) for path in MODULES])
+def offenders(rule: Callable[[Path], object], paths: list[Path] = MODULES) -> dict[str, object]:
+    """What a rule finds wrong, by the file in which it does."""
+    return {str(path.relative_to(ROOT)): wrong for path in paths if (wrong := rule(path))}
 
 
-@every_module
-def test_module_imports_only_from_levels_above(path: Path) -> None:
-    here = package_of(path)
-    if here == "":
-        return  # the public names are loaded from their modules on first use
-    assert here in LEVEL, f"{here} is not in the list of docs/architecture.md"
-    allowed = {name for name in LEVEL if LEVEL[name] < LEVEL[here]} | {here} | (BASIC if here in BASIC else set())
-    if here in LEVELS[-2] + ("warm",):
-        allowed |= {""}  # commands use the public names, as any program does
-    assert not packages_imported(path, parse(path)) - allowed
+def test_modules_import_only_from_levels_above() -> None:
+    def forbidden(path: Path) -> set[str]:
+        here = package_of(path)
+        if here == "":
+            return set()  # the public names are loaded from their modules on first use
+        assert here in LEVEL, f"{here} is not in the list of docs/architecture.md"
+        allowed = {name for name in LEVEL if LEVEL[name] < LEVEL[here]} | {here} | (BASIC if here in BASIC else set())
+        if here in LEVELS[-2] + ("warm",):
+            allowed |= {""}  # commands use the public names, as any program does
+        return packages_imported(path, parse(path)) - allowed
+
+    assert offenders(forbidden) == {}
 
 
 def test_modules_have_no_import_cycles() -> None:
+    modules = {dotted(path): path for path in MODULES}
     edges: dict[str, set[str]] = {}
-    for path in MODULES:
-        inside = {dotted(other) for other in MODULES} - {dotted(path), "ipcsrv"}
+    for here, path in modules.items():
         names = set(imports(path, without_type_checking(parse(path))))
-        edges[dotted(path)] = (names | {name.rpartition(".")[0] for name in names}) & inside
-        edges[dotted(path)] -= {package for package in inside if dotted(path).startswith(package + ".")}
+        found = (names | {name.rpartition(".")[0] for name in names}) & modules.keys()
+        edges[here] = {name for name in found - {here, "ipcsrv"} if not here.startswith(name + ".")}
     try:
         graphlib.TopologicalSorter(edges).prepare()
     except graphlib.CycleError as error:
@@ -165,43 +169,48 @@ def test_client_imports_nothing_heavy(name: str) -> None:
     assert not loaded_with(name, at_import_time) & HEAVY
 
 
-@every_module
-def test_pure_code_does_no_io_and_reads_no_clock(path: Path) -> None:
-    if package_of(path) in PURE:
+def test_pure_code_does_no_io_and_reads_no_clock() -> None:
+    def impure(path: Path) -> set[str]:
         tree = parse(path)
-        names = {name.split(".")[0] for name in imports(path, without_type_checking(tree))}
-        assert not names & (IMPURE | {"os", "time"})
-        assert "open" not in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        imported = {name.split(".")[0] for name in imports(path, without_type_checking(tree))}
+        return imported & (IMPURE | {"os", "time"}) | names & {"open"}
+
+    assert offenders(impure, [path for path in MODULES if package_of(path) in PURE]) == {}
 
 
-@every_module
-def test_system_is_named_in_platform_alone(path: Path) -> None:
-    if package_of(path) in ("platform", "warm"):  # the latter exists on Unix alone, and asserts it
-        return
-    named = [
-        node.lineno
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and (node.value.id, node.attr) in {("sys", "platform"), ("os", "name"), ("platform", "system")}
-    ]
-    assert named == []
+def test_system_is_named_in_platform_alone() -> None:
+    def named(path: Path) -> list[int]:
+        return [
+            node.lineno
+            for node in ast.walk(parse(path))
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and (node.value.id, node.attr) in {("sys", "platform"), ("os", "name"), ("platform", "system")}
+        ]
+
+    excepted = ("platform", "warm")  # the latter exists on Unix alone, and asserts it
+    assert offenders(named, [path for path in MODULES if package_of(path) not in excepted]) == {}
 
 
-@every_module
-def test_functions_and_modules_are_short_enough(path: Path) -> None:
-    lines = len(path.read_text("utf-8").splitlines())
-    assert lines <= LONGEST_MODULE
-    too_long = {node.name: length(node) for node in functions(parse(path)) if length(node) > LONGEST_FUNCTION}
-    assert too_long == {}
+def test_functions_and_modules_are_short_enough() -> None:
+    def too_long(path: Path) -> dict[str, int]:
+        lengths = {node.name: length(node) for node in functions(parse(path)) if length(node) > LONGEST_FUNCTION}
+        lines = len(path.read_text("utf-8").splitlines())
+        return {**lengths, "module": lines} if lines > LONGEST_MODULE else lengths
+
+    assert offenders(too_long) == {}
 
 
-@every_module
-def test_public_names_have_docstrings(path: Path) -> None:
-    tree = parse(path)
-    assert ast.get_docstring(tree), "the module has no docstring"
-    if not any(part.startswith("_") for part in dotted(path).split(".")):
-        assert sorted(_undocumented(tree.body)) == []
+def test_public_names_have_docstrings() -> None:
+    def undocumented(path: Path) -> list[str]:
+        tree = parse(path)
+        if not ast.get_docstring(tree):
+            return ["the module"]
+        private = any(part.startswith("_") for part in dotted(path).split("."))
+        return [] if private else sorted(_undocumented(tree.body))
+
+    assert offenders(undocumented) == {}
 
 
 def _undocumented(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
@@ -225,20 +234,20 @@ def _repeats_a_documented_one(node: ast.stmt) -> bool:
     return bool(decorators & {"overload", "setter"})
 
 
-@pytest.mark.parametrize("path", TESTS, ids=[str(path.relative_to(ROOT)) for path in TESTS])
-def test_tests_never_sleep_without_a_reason(path: Path) -> None:
-    if path.name.startswith("handlers") or "soak" in path.parts:  # handlers are slow on purpose
-        return
-    lines = path.read_text("utf-8").splitlines()
-    # A named time is the test's point (a pause, a process that hangs); else a comment says why there is no event.
-    sleeps = [
-        node.lineno
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"time.sleep", "sleep"}
-        if not isinstance(node.args[0], ast.Name)
-        if "#" not in lines[node.lineno - 1]
-    ]
-    assert sleeps == []
+def test_tests_never_sleep_without_a_reason() -> None:
+    def sleeps(path: Path) -> list[int]:
+        # A named time is the test's point (a pause, a process that hangs); else a comment says why there is no event.
+        lines = path.read_text("utf-8").splitlines()
+        return [
+            node.lineno
+            for node in ast.walk(parse(path))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"time.sleep", "sleep"}
+            if not isinstance(node.args[0], ast.Name)
+            if "#" not in lines[node.lineno - 1]
+        ]
+
+    slow_on_purpose = [path for path in TESTS if path.name.startswith("handlers") or "soak" in path.parts]
+    assert offenders(sleeps, [path for path in TESTS if path not in slow_on_purpose]) == {}
 
 
 def test_importing_the_package_loads_nothing_of_it() -> None:

@@ -332,6 +332,12 @@ def test_a_path_object_is_as_good_as_text(tmp_path: Path) -> None:
     assert settings.make(log_file=tmp_path).log_file == str(tmp_path)
 
 
+def test_log_file_takes_every_name_of_a_standard_stream() -> None:
+    names = {"-": "/dev/stderr", "/dev/stderr": "/dev/stderr", "/proc/self/fd/2": "/dev/stderr",
+             "/dev/stdout": "/dev/stdout", "/dev/fd/1": "/dev/stdout"}  # fmt: skip
+    assert {name: settings.make(log_file=name).log_file for name in names} == names
+
+
 def test_what_depends_on_the_machine_is_filled_in_when_asked() -> None:
     resolved = settings.make().resolved("fork")
     assert (resolved.workers, resolved.start_method) == (settings.available_cpus(), "fork")

@@ -36,7 +36,7 @@ ServerFactory = Callable[..., support.RunningServer]
 
 @pytest.fixture(scope="session", autouse=True)
 def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Logs of started servers go to pytest's own folder, not to the home of whoever runs the tests."""
+    """Logs of started servers go to pytest's own folder, not to the home of the user who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(support.HOME_OF_LOGS, str(tmp_path_factory.mktemp("state")))
         yield

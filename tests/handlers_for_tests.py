@@ -177,7 +177,7 @@ def wait_for_cancel(request: Any) -> bytes:
 
 
 def hold(request: bytes) -> bytes:
-    """Creates the file that the request names, and returns when somebody has removed it; echoes what names none."""
+    """Creates the file that the request names, and returns when it has been removed; echoes what names none."""
     if os.path.isabs(request):
         open(request, "wb").close()
         while os.path.exists(request):

@@ -54,7 +54,7 @@ def die(rest: str, request: Request) -> bytes:
 
 
 def wait(rest: str, request: Request) -> bytes:
-    """Note that it has begun, and wait until nobody wants the result."""
+    """Note that it has begun, and wait until the result is not wanted any more."""
     note(rest)
     while not request.cancelled:
         time.sleep(0.005)

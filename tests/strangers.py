@@ -1,7 +1,7 @@
-"""Other users, for real: Python programs that begin as root, drop to somebody else, and then do what a test asks.
+"""Other users, for real: Python programs that begin as root, drop to another user, and then do what a test asks.
 
 What such a program needs is imported before it drops (`imports` says what beside the client), since the interpreter may
-lie where nobody else can read.  Where the tests do not run as root there are no other users: `needs_other_users` skips.
+lie where no other user can read.  Where the tests do not run as root there are no other users (`needs_other_users`).
 """
 
 from __future__ import annotations

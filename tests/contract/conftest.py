@@ -35,7 +35,7 @@ def client_command(request: pytest.FixtureRequest) -> Command:
 
 @pytest.fixture
 def rendezvous(sock_path: str) -> Iterator[serving.Rendezvous]:
-    """A listening server, that nobody has connected to."""
+    """A listening server without a client."""
     place = serving.Rendezvous(sock_path)
     place.claim({"pid": os.getpid()})
     place.listen()
@@ -49,7 +49,7 @@ def accept(place: serving.Rendezvous) -> serving.AcceptedConnection:
     assert place.listener is not None
     with_poller.register(place.listener.fileno(), serving.READ)
     try:
-        assert with_poller.poll(PATIENCE), "nobody connected"
+        assert with_poller.poll(PATIENCE), "no client connected"
         return serving.adopt(place.accept())
     finally:
         with_poller.close()

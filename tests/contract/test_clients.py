@@ -255,12 +255,14 @@ with socket.socket(socket.AF_UNIX) as listener:
         assert process.wait(support.TIMEOUT) == 0
 
 
-def test_ctrl_c_is_quiet_and_exits_130(client_command: Command, sock_path: str) -> None:
-    def endless(connection: socket.socket) -> None:
-        read_message(connection)
-        while True:
-            connection.sendall(packet(b"and so on"))
+def endless(connection: socket.socket) -> None:
+    """Read a request and never end the response."""
+    read_message(connection)
+    while True:
+        connection.sendall(packet(b"and so on"))
 
+
+def test_ctrl_c_is_quiet_and_exits_130(client_command: Command, sock_path: str) -> None:
     with serving(sock_path, endless), client(client_command, "call", sock_path, "x") as process:
         assert process.stdout is not None
         process.stdout.read(1)
@@ -269,11 +271,6 @@ def test_ctrl_c_is_quiet_and_exits_130(client_command: Command, sock_path: str) 
 
 
 def test_a_reader_that_goes_away_ends_the_call(client_command: Command, sock_path: str) -> None:
-    def endless(connection: socket.socket) -> None:
-        read_message(connection)
-        while True:
-            connection.sendall(packet(b"and so on"))
-
     with serving(sock_path, endless), client(client_command, "call", sock_path, "x") as process:
         assert process.stdout is not None
         assert process.stderr is not None

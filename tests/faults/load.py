@@ -73,7 +73,7 @@ class Load:
         until = time.monotonic() + support.TIMEOUT
         while not all(book.answered for book in self.books):
             assert time.monotonic() < until, f"some clients were never answered: {self.report()}"
-            time.sleep(0.001)  # a client's first answer is nobody's event but its own
+            time.sleep(0.001)  # a client's first response has no event for this process
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -275,7 +275,7 @@ def rest_of(client: socket.socket) -> bytes:
 
 
 def fill(client: socket.socket, data: bytes) -> int:
-    """Send of `data` what the other side takes without anybody's waiting; how much that was."""
+    """Send of `data` what the other side takes without waiting; returns how much that was."""
     client.setblocking(False)
     sent = 0
     with contextlib.suppress(BlockingIOError):

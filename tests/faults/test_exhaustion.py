@@ -104,7 +104,7 @@ AS_NOBODY = (
     getattr(os, "geteuid", os.getpid)() != 0 or not shutil.which("setpriv") or not shutil.which("prlimit"),
     reason="needs root, to start a server as another user with a limit of its own",
 )
-def test_without_a_process_the_server_serves_on_and_fills_up_when_it_can(server: ServerFactory, sock_dir: str) -> None:
+def test_server_serves_on_when_no_process_can_be_started(server: ServerFactory, sock_dir: str) -> None:
     os.chown(sock_dir, 65534, 65534)
     with load.started_by(f'{AS_NOBODY} "$@"'):
         running = server("handlers_for_tests:pid", "--workers", "2", "--allow", "uid:0")
@@ -152,7 +152,7 @@ def test_a_burst_of_connections_is_answered_to_the_last(server: ServerFactory) -
         client.close()
 
 
-def test_a_request_that_is_too_large_is_cut_off_when_little_more_than_the_limit_is_held(server: ServerFactory) -> None:
+def test_too_large_request_is_refused_soon_after_the_limit(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "1", "--max-request-size", "1MB")
     pid = load.worker_pids(running).pop()
     running.call(b"x" * 900_000)

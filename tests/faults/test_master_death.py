@@ -1,4 +1,4 @@
-"""However the master dies, nobody is left, and the next start finds the path free."""
+"""However the master dies, no process is left, and the next start finds the path free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Background = Callable[[Callable[[], object]], load.Future]
 workers_finish = pytest.mark.skipif(support.workers_end_with_master, reason="the system ends workers with their master")
 
 
-def test_a_killed_master_leaves_no_process_and_a_path_that_the_next_start_takes(server: ServerFactory) -> None:
+def test_killed_master_leaves_no_process_and_a_usable_path(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "2")
     processes = running.processes()
     with load.Load(running.path, keeping=4, connecting=4, timeout=1.0) as clients:
@@ -33,7 +33,7 @@ def test_a_killed_master_leaves_no_process_and_a_path_that_the_next_start_takes(
 
 
 @workers_finish
-def test_after_the_masters_death_workers_finish_what_they_have_while_a_new_server_serves(
+def test_workers_of_a_killed_master_finish_beside_a_new_server(
     server: ServerFactory, in_background: Background, tmp_path: Path
 ) -> None:
     name = os.fspath(tmp_path / "r")
@@ -51,7 +51,7 @@ def test_after_the_masters_death_workers_finish_what_they_have_while_a_new_serve
 
 
 @workers_finish
-def test_clients_that_wait_when_the_master_dies_are_served_or_told_at_once(
+def test_waiting_clients_are_served_or_told_when_the_master_dies(
     server: ServerFactory, in_background: Background, tmp_path: Path
 ) -> None:
     name = os.fspath(tmp_path / "r")

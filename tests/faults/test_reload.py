@@ -81,7 +81,7 @@ def test_a_failing_request_that_is_a_workers_last_is_answered(server: ServerFact
         client.close()
 
 
-def test_a_version_that_does_not_import_leaves_the_old_one_serving(server: ServerFactory, version: Path) -> None:
+def test_old_version_serves_on_when_the_new_one_does_not_import(server: ServerFactory, version: Path) -> None:
     running = server("handlers_for_faults:versioned", "--workers", "2", env={"VERSION_FILE": os.fspath(version)})
     version.write_text("raise")
     done = support.run_command("reload", running.path)

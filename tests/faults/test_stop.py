@@ -1,4 +1,4 @@
-"""Nothing accepted is lost by a stop; a stop is not held up by anybody; and it leaves nothing."""
+"""Nothing accepted is lost by a stop; no client holds a stop up; and it leaves nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def busy(running: support.RunningServer, count: int = 1) -> None:
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_two_hundred_clients_that_wait_are_all_answered_by_a_stop(server: ServerFactory, sock_path: str) -> None:
+def test_stop_answers_two_hundred_waiting_clients(server: ServerFactory, sock_path: str) -> None:
     running = server("handlers_for_tests:slow", "--workers", "2")
     clients = [load.raw(sock_path, load.message(b"5")) for _ in range(200)]
     running.signal(signal.SIGTERM)
@@ -50,7 +50,7 @@ def test_under_load_no_request_that_was_taken_is_lost_by_a_stop(server: ServerFa
     assert not stopped or not support.halves, clients.report()
 
 
-def test_a_client_that_connected_just_before_a_stop_may_still_ask(server: ServerFactory) -> None:
+def test_client_connected_just_before_a_stop_is_served(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "2")
     clients = [load.raw(running.path) for _ in range(support.rounds(20))]
     running.signal(signal.SIGTERM)
@@ -58,7 +58,7 @@ def test_a_client_that_connected_just_before_a_stop_may_still_ask(server: Server
     late = load.message(b"late")
     for client in clients:
         client.sendall(late)
-    assert [client.recv(len(late)) for client in clients] == [late] * len(clients)  # a farewell may follow
+    assert [client.recv(len(late)) for client in clients] == [late] * len(clients)  # ERR stopping may follow
     assert running.wait() == 0
     for client in clients:
         client.close()
@@ -95,7 +95,7 @@ def test_a_streamed_response_is_sent_to_its_end_by_a_stop(server: ServerFactory)
     ids=["where the interpreter runs", "in C code"],
 )
 @pytest.mark.usefixtures("leaves_nothing")
-def test_a_hung_worker_is_ended_at_drain_timeout_and_its_client_told(
+def test_hung_worker_is_ended_at_drain_timeout(
     server: ServerFactory, in_background: Background, target: str, request_: bytes, told: type[Exception]
 ) -> None:
     running = server(f"handlers_for_tests:{target}", "--workers", "1", "--drain-timeout", "0.5")
@@ -167,7 +167,7 @@ def test_stop_now_kills_what_runs(server: ServerFactory, in_background: Backgrou
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_a_server_without_clients_ends_after_idle_exit_and_one_with_a_client_does_not(server: ServerFactory) -> None:
+def test_idle_exit_ends_a_server_unless_it_has_a_client(server: ServerFactory) -> None:
     running = server("handlers_for_tests:slow", "--workers", "1", "--idle-exit", "0.3")
     silent = load.raw(running.path)
     running.call(b"600")  # longer than idle_exit, at a request
@@ -183,7 +183,7 @@ def test_a_server_without_clients_ends_after_idle_exit_and_one_with_a_client_doe
 # -- the socket taken away --------------------------------------------------------------------------------------------
 
 
-def test_servers_whose_sockets_are_taken_away_notice_within_five_seconds(server: ServerFactory, sock_dir: str) -> None:
+def test_removed_socket_is_noticed_within_five_seconds(server: ServerFactory, sock_dir: str) -> None:
     """One whose socket alone is gone, and one that another server has displaced: waited for together."""
     alone = server("handlers_for_tests:slow", "--workers", "1", path=os.path.join(sock_dir, "alone"))
     first = server("handlers_for_tests:echo", "--workers", "1")

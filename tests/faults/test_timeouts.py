@@ -59,7 +59,7 @@ def test_a_stream_that_hangs_is_given_up_too(server: ServerFactory) -> None:
     load.wait_until(lambda: load.is_whole(running), "a new worker serves")
 
 
-def test_a_stream_that_its_client_reads_slowly_is_not_the_handlers_fault(server: ServerFactory) -> None:
+def test_slow_reader_of_a_stream_does_not_time_the_handler_out(server: ServerFactory) -> None:
     running = server("handlers_for_tests:stream", "--workers", "1", "--request-timeout", "0.4")
     client = load.raw(running.path, load.message(b"100000"))
     time.sleep(1)  # of not reading, which is the client's time and not the handler's
@@ -80,7 +80,7 @@ def test_a_hung_request_is_noticed_whenever_it_comes(server: ServerFactory) -> N
         load.wait_until(lambda: load.is_whole(running), "a new worker serves")
 
 
-def test_a_hung_request_of_a_kept_connection_costs_the_others_nothing(
+def test_hung_request_does_not_affect_kept_connections(
     server: ServerFactory, in_background: Background
 ) -> None:
     running = server("handlers_for_tests:hang_if_asked", "--workers", "2", "--request-timeout", "0.7")
@@ -92,7 +92,7 @@ def test_a_hung_request_of_a_kept_connection_costs_the_others_nothing(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="their form is that of a signal handler's")
-def test_the_stacks_of_workers_that_are_given_up_at_once_come_one_after_the_other(
+def test_stacks_of_workers_timed_out_together_are_not_mixed(
     server: ServerFactory, tmp_path: Path, in_background: Background
 ) -> None:
     log = tmp_path / "log"
@@ -110,10 +110,10 @@ def test_the_stacks_of_workers_that_are_given_up_at_once_come_one_after_the_othe
         assert [line for line in frames if not re.fullmatch('  File "[^"]+", line [0-9?]+ in \\S+', line)] == []
 
 
-# -- others wait for nobody's slow request -------------------------------------------------------------------------
+# -- no client waits for the slow request of another ----------------------------------------------------------------
 
 
-def test_a_kept_client_does_not_wait_for_the_slow_request_of_another(
+def test_kept_client_does_not_wait_for_a_slow_request(
     server: ServerFactory, in_background: Background
 ) -> None:
     running = server("handlers_for_faults:long_or_short", "--workers", "2")
@@ -131,7 +131,7 @@ def test_a_kept_client_does_not_wait_for_the_slow_request_of_another(
 
 
 @pytest.mark.parametrize("request_", [b"long 500", b"stream 500"])
-def test_kept_clients_do_not_wait_for_the_slow_request_of_one_of_them(
+def test_kept_clients_do_not_wait_for_one_that_is_slow(
     server: ServerFactory, in_background: Background, request_: bytes
 ) -> None:
     running = server("handlers_for_faults:long_or_short", "--workers", "2")
@@ -195,7 +195,7 @@ def test_a_request_that_comes_in_drops_is_given_up_all_the_same(server: ServerFa
 
 
 @pytest.mark.parametrize("flood", [b"0004" * 20000, load.packet(b"x") * 10000], ids=["empty packets", "small packets"])
-def test_a_flood_that_never_ends_does_not_keep_a_worker_to_itself(server: ServerFactory, flood: bytes) -> None:
+def test_endless_flood_does_not_occupy_a_worker(server: ServerFactory, flood: bytes) -> None:
     running = server("handlers_for_tests:echo", "--workers", "1", "--read-timeout", "1")
     client = load.raw(running.path, flood)
 
@@ -215,7 +215,7 @@ def test_a_flood_that_never_ends_does_not_keep_a_worker_to_itself(server: Server
     client.close()
 
 
-def test_a_client_that_does_not_read_is_given_up_and_one_that_reads_slowly_is_not(server: ServerFactory) -> None:
+def test_write_timeout_ends_a_silent_reader_but_not_a_slow_one(server: ServerFactory) -> None:
     running = server("handlers_for_tests:big", "--workers", "1", "--write-timeout", "0.5")
     deaf = load.raw(running.path, load.message(b"%d" % ENDLESS))
     slow = load.raw(running.path, load.message(b"1500000"))
@@ -234,7 +234,7 @@ def test_a_client_that_does_not_read_is_given_up_and_one_that_reads_slowly_is_no
 # -- a crowd of stalled clients -------------------------------------------------------------------------------------
 
 
-def test_stalled_clients_in_any_number_cost_the_others_nothing_and_are_gone_in_time(server: ServerFactory) -> None:
+def test_many_stalled_clients_time_out_and_do_not_affect_others(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "2", "--read-timeout", "1.5", "--write-timeout", "1.5")
     silent = [load.raw(running.path) for _ in range(100)]
     header = [load.raw(running.path, b"00") for _ in range(50)]

@@ -33,7 +33,7 @@ def begun(name: str, count: int = 1) -> list[int]:
 
 
 @pytest.mark.parametrize("death", ["SEGV", "KILL", "ABRT", "9", "0"])
-def test_a_dying_worker_fails_its_request_at_once_and_is_replaced(server: ServerFactory, death: str) -> None:
+def test_worker_that_dies_fails_its_request_and_is_replaced(server: ServerFactory, death: str) -> None:
     if not (death.isdigit() or hasattr(signal, f"SIG{death}")):
         pytest.skip(f"there is no SIG{death}")
     running = server("handlers_for_tests:crash", "--workers", "1")
@@ -100,7 +100,7 @@ def _lost(call: load.Future) -> bool:
     return False
 
 
-def test_a_kept_connection_survives_the_crash_of_the_worker_that_serves_it(server: ServerFactory) -> None:
+def test_kept_connection_survives_crash_of_its_worker(server: ServerFactory) -> None:
     running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
     with ipcsrv.connect(running.path) as kept:
         for _ in range(support.rounds(20)):
@@ -111,7 +111,7 @@ def test_a_kept_connection_survives_the_crash_of_the_worker_that_serves_it(serve
             assert kept.call(b"again") == b"again"
 
 
-def test_a_client_that_has_only_connected_survives_the_crash_of_a_worker(server: ServerFactory) -> None:
+def test_silent_connection_survives_worker_crash(server: ServerFactory) -> None:
     running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
     for _ in range(support.rounds(20)):
         silent = load.raw(running.path)
@@ -122,7 +122,7 @@ def test_a_client_that_has_only_connected_survives_the_crash_of_a_worker(server:
         silent.close()
 
 
-def test_of_pipelined_requests_those_answered_before_the_crash_are_kept(server: ServerFactory) -> None:
+def test_pipelined_responses_before_a_crash_arrive(server: ServerFactory) -> None:
     running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
     client = load.raw(running.path, load.message(b"one") + load.message(b"two") + load.message(b"crash"))
     before, _, failure = load.rest_of(client).partition(load.message(b"one") + load.message(b"two"))
@@ -144,7 +144,7 @@ def test_random_kills_under_load_cost_at_most_one_request_each(server: ServerFac
     assert clients.slowest_failure < load.PROMPT, clients.report()
 
 
-def test_a_worker_that_is_stopped_costs_the_others_nothing_and_goes_on_when_continued(server: ServerFactory) -> None:
+def test_suspended_worker_goes_on_and_does_not_affect_others(server: ServerFactory) -> None:
     running = server("handlers_for_tests:pid", "--workers", "2")
     stopped = min(load.worker_pids(running))
     os.kill(stopped, signal.SIGSTOP)
@@ -188,7 +188,7 @@ def test_the_death_of_the_template_is_mended_without_a_failure(server: ServerFac
     ids=["a hook that raises", "a hook that exits", "a hook that hangs"],
 )
 @pytest.mark.usefixtures("leaves_nothing")
-def test_a_server_whose_workers_cannot_start_says_why_and_gives_up(
+def test_server_gives_up_when_workers_cannot_start(
     server: ServerFactory, target: str, options: tuple[str, ...], status: int, said: str
 ) -> None:
     running = server(target, "--workers", "2", *options, listening=False)
@@ -207,7 +207,7 @@ def test_a_handler_that_takes_too_long_to_import_is_given_up(server: ServerFacto
     running.output.wait_for(f"{imported_by} within 0.5 s")
 
 
-def test_workers_that_die_at_their_start_later_on_are_started_until_they_live(
+def test_worker_that_dies_at_its_start_later_on_is_started_again(
     server: ServerFactory, tmp_path: Path
 ) -> None:
     version = tmp_path / "version"

@@ -35,7 +35,7 @@ class Logged:
         return [line for line in lines if line["logger"] == "ipcsrv.access"]
 
 
-def test_each_request_has_a_line_with_its_peer_sizes_times_and_outcome(server: ServerFactory, tmp_path: Path) -> None:
+def test_access_log_line_has_peer_sizes_times_and_outcome(server: ServerFactory, tmp_path: Path) -> None:
     logged = Logged(server, tmp_path, "handlers_for_tests:slow")
     with ipcsrv.connect(logged.running.path, timeout=support.TIMEOUT) as connection:
         connection.call(b"1")
@@ -88,7 +88,7 @@ def test_an_exchange_that_is_not_one_stroke_has_its_line_too(
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to the socket itself")
-def test_bytes_that_are_no_request_have_a_line_and_none_of_them_is_in_it(server: ServerFactory, tmp_path: Path) -> None:
+def test_malformed_bytes_have_a_line_without_their_content(server: ServerFactory, tmp_path: Path) -> None:
     logged = Logged(server, tmp_path, "handlers_for_tests:echo")
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(logged.running.path)
@@ -113,7 +113,7 @@ def test_pipelined_requests_have_a_line_each(server: ServerFactory, tmp_path: Pa
     assert [line["bytes_in"] for line in logged.stop()] == [1, 1, 1, 1, 1, 2]
 
 
-def test_of_many_clients_and_workers_every_request_has_one_whole_line(server: ServerFactory, tmp_path: Path) -> None:
+def test_each_request_of_many_clients_has_one_whole_line(server: ServerFactory, tmp_path: Path) -> None:
     log = tmp_path / "log"
     workers = "3" if support.appends_are_whole else "1"
     running = server("handlers_for_tests:echo", "--workers", workers, "--access-log", "--log-file", str(log))

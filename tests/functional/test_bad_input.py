@@ -95,7 +95,7 @@ def test_an_end_in_the_middle_of_a_request_is_an_end(limited: support.RunningSer
 
 
 @pytest.mark.parametrize("data", [b"0", b"0008pi", b"0008ping", b"0008ping000"])
-def test_a_client_that_vanishes_in_the_middle_of_a_request_hurts_nobody(
+def test_client_that_leaves_in_a_request_does_not_affect_others(
     limited: support.RunningServer, data: bytes
 ) -> None:
     for _ in range(20):
@@ -187,7 +187,7 @@ def test_a_response_of_max_response_size_is_sent(limited: support.RunningServer)
         ("a_stream_of_str", "chunks must be bytes-like, not str"),
     ],
 )
-def test_a_response_of_the_wrong_type_is_a_handler_error_that_says_so(
+def test_response_of_wrong_type_is_a_handler_error(
     limited: support.RunningServer, handler: str, told: str
 ) -> None:
     with pytest.raises(ipcsrv.HandlerError, match="TypeError") as caught:
@@ -209,7 +209,7 @@ def make_file(path: str) -> None:
 
 
 def make_link_to_file(path: str) -> None:
-    """A symbolic link to somebody's file."""
+    """A symbolic link to another file."""
     Path(path + "-target").write_bytes(b"precious")
     os.symlink(path + "-target", path)
 
@@ -293,7 +293,7 @@ def test_a_name_that_leaves_no_room_for_its_lock_is_refused(sock_dir: str) -> No
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Unix permissions")
-def test_a_folder_in_which_others_could_replace_the_socket_is_refused_by_name(sock_dir: str) -> None:
+def test_folder_that_others_can_write_is_refused_by_name(sock_dir: str) -> None:
     os.mkdir(f"{sock_dir}/open")
     os.chmod(f"{sock_dir}/open", 0o777)
     with (
@@ -334,7 +334,7 @@ def test_a_relative_path_is_as_good(sock_dir: str, monkeypatch: pytest.MonkeyPat
         ("no colon", "MODULE:NAME"),
     ],
 )
-def test_a_handler_that_cannot_be_imported_is_refused_with_its_reason(
+def test_handler_that_cannot_be_imported_is_refused_with_reason(
     sock_dir: str, monkeypatch: pytest.MonkeyPatch, target: str, reason: str
 ) -> None:
     for name, text in SOURCES.items():
@@ -370,7 +370,7 @@ SOURCES = {
         ("drain_timeout", -1), ("mode", 0o10000), ("log_level", "loud"), ("log_format", "xml"), ("wrokers", 2),
     ],
 )  # fmt: skip
-def test_a_setting_out_of_range_is_refused_by_name_before_anything_starts(
+def test_setting_out_of_range_is_refused_before_the_start(
     sock_path: str, name: str, value: object
 ) -> None:
     with pytest.raises(SettingsError) as caught:

@@ -55,7 +55,7 @@ def test_descriptors_that_are_not_taken_are_closed(running: support.RunningServe
         assert b"ERR malformed" in connection.recv(100)
         connection.shutdown(socket.SHUT_RDWR)
         with open(read, "rb") as file:
-            assert file.read() == b""  # the end of file: nobody has the other end
+            assert file.read() == b""  # the end of file: no process has the other end
 
 
 def test_descriptors_are_not_received_unless_asked(server: ServerFactory) -> None:

@@ -41,7 +41,7 @@ def one_worker() -> Iterator[support.RunningServer]:
         (b"no_such_handler ", "AttributeError"),
     ],
 )
-def test_what_a_handler_raises_reaches_its_client_and_the_worker_lives_on(
+def test_handler_exception_reaches_the_client_and_worker_goes_on(
     one_worker: support.RunningServer, handler: bytes, told: str
 ) -> None:
     pid = one_worker.call(b"pid ")
@@ -83,7 +83,7 @@ def test_the_peer_is_the_process_that_connected(one_worker: support.RunningServe
     assert json.loads(peer)[0] == int(pid)
 
 
-def test_the_deadline_is_request_timeout_from_when_the_request_was_read(one_worker: support.RunningServer) -> None:
+def test_deadline_is_request_timeout_after_the_request_was_read(one_worker: support.RunningServer) -> None:
     assert 15 < json.loads(one_worker.call(b"deadline ")) <= 20
 
 
@@ -118,7 +118,7 @@ def test_a_stream_ends_when_its_client_is_gone(module_server: support.RunningSer
     support.wait_until(note.exists, "the handler's generator was closed")
 
 
-def test_a_stream_to_a_client_that_does_not_read_waits_in_the_worker(module_server: support.RunningServer) -> None:
+def test_stream_waits_in_its_worker_for_its_client(module_server: support.RunningServer) -> None:
     with contextlib.ExitStack() as stack:
         stalled = [stack.enter_context(Client(module_server.path)) for _ in range(6)]  # thrice as many as workers
         for client in stalled:
@@ -132,7 +132,7 @@ def test_a_stream_to_a_client_that_does_not_read_waits_in_the_worker(module_serv
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_the_hooks_run_in_each_worker_before_and_after_its_service(sock_path: str, tmp_path: Path, method: str,
+def test_worker_hooks_run_before_and_after_the_service(sock_path: str, tmp_path: Path, method: str,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     import handlers_for_tests
 
@@ -145,7 +145,7 @@ def test_the_hooks_run_in_each_worker_before_and_after_its_service(sock_path: st
     assert {f"stop {pid}" for pid in pids} <= set(notes.read_text().splitlines())
 
 
-def test_a_hook_that_raises_at_start_is_the_reason_why_the_server_does_not_start(sock_path: str) -> None:
+def test_start_hook_that_raises_is_the_reason_of_failure(sock_path: str) -> None:
     hook = "handlers_for_tests:on_worker_start_raises"
     with pytest.raises(ipcsrv.StartError, match="no database today") as caught:
         ipcsrv.Server(sock_path, "handlers_for_tests:echo", workers=1, on_worker_start=hook).start()
@@ -156,7 +156,7 @@ def test_a_hook_that_raises_at_start_is_the_reason_why_the_server_does_not_start
 # -- its surroundings -------------------------------------------------------------------------------------------------
 
 
-def test_what_a_handler_prints_and_logs_goes_where_the_server_s_output_goes(server: ServerFactory) -> None:
+def test_output_of_a_handler_goes_to_the_servers_output(server: ServerFactory) -> None:
     saying = server("handlers_for_tests:say", "--workers", "1")
     assert saying.call(b"hello from within") == b"said"
     saying.output.wait_for("hello from within")
@@ -182,7 +182,7 @@ def test_requests_run_in_parallel_in_as_many_workers(sock_path: str) -> None:
     assert len(set(answers)) == 3
 
 
-def test_where_requests_take_long_a_busy_worker_keeps_no_silent_connection_from_the_others(sock_path: str) -> None:
+def test_busy_worker_holds_no_idle_connection_back(sock_path: str) -> None:
     with ipcsrv.Server(sock_path, "handlers_for_tests:slow", workers=2), ipcsrv.connect(sock_path) as kept:
         for _ in range(4):  # each worker learns that they do
             kept.call(b"20")

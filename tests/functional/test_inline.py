@@ -58,7 +58,7 @@ def test_the_master_answers_while_the_handler_runs(server: ServerFactory, tmp_pa
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_ctrl_c_stops_it_cleanly_and_a_second_one_reaches_a_handler_that_does_not_end(server: ServerFactory) -> None:
+def test_second_ctrl_c_reaches_a_handler_that_does_not_end(server: ServerFactory) -> None:
     support.needs_signal(signal.SIGINT)
     running = server("handlers_for_tests:hang_if_asked", "--workers", "0")
     running.signal(signal.SIGINT)

@@ -78,7 +78,7 @@ def test_a_function_of_the_main_module_is_a_handler(sock_path: str, tmp_path: Pa
     assert done.returncode == 0 and b"Warning" not in done.stderr
 
 
-def test_what_goes_wrong_over_there_is_raised_here_with_its_attributes(sock_path: str) -> None:
+def test_error_in_the_server_is_raised_with_its_attributes(sock_path: str) -> None:
     with ipcsrv.Server(sock_path, ECHO, workers=1) as first:
         with pytest.raises(ipcsrv.AddressInUse) as caught:
             ipcsrv.Server(sock_path, ECHO).start()
@@ -163,7 +163,7 @@ finally:
 """
 
 
-def test_a_program_with_20_threads_starts_and_stops_a_server_5_times_and_nothing_leaks(sock_path: str) -> None:
+def test_program_with_threads_starts_servers_without_leaks(sock_path: str) -> None:
     memory = support.shared_memory()
     source = TWENTY.format(tests=str(support.TESTS))
     support.run_python(source, sock_path, str(support.rounds(5)), timeout=50, options=["-W", "error"])
@@ -234,7 +234,7 @@ def test_serve_blocks_until_the_server_is_stopped(sock_path: str, where: str, me
 
 
 @pytest.mark.skipif(not support.have_proc, reason="reads descriptors from /proc")
-def test_serve_gives_its_program_its_signal_handlers_and_logging_back(sock_path: str) -> None:
+def test_serve_restores_signal_handlers_and_logging(sock_path: str) -> None:
     code = """
 import logging, os, signal, subprocess, sys
 import ipcsrv
@@ -261,7 +261,7 @@ print(started, ipcsrv.call(sys.argv[1], b"").decode())
 """
 
 
-def test_of_many_that_ensure_a_server_at_once_one_starts_it_and_all_are_served(sock_path: str) -> None:
+def test_ensure_running_of_many_processes_starts_one_server(sock_path: str) -> None:
     with ThreadPoolExecutor(10) as pool:
         said = [line.split() for line in pool.map(lambda _: support.run_python(ENSURE, sock_path), range(5))]
     try:
@@ -283,7 +283,7 @@ def test_ensure_running_from_many_threads_starts_one(sock_path: str) -> None:
         support.run_command("stop", sock_path)
 
 
-def test_ensure_running_raises_what_keeps_the_server_from_starting(sock_path: str) -> None:
+def test_ensure_running_raises_the_reason_of_a_failed_start(sock_path: str) -> None:
     with pytest.raises(HandlerImportError):
         ipcsrv.ensure_running(sock_path, "handlers_for_tests:no_such_name", log_file=os.devnull)
 
@@ -292,7 +292,7 @@ def test_ensure_running_raises_what_keeps_the_server_from_starting(sock_path: st
 
 
 @pytest.mark.skipif(not support.have_proc, reason="the way around sun_path's limit is Linux's")
-def test_a_path_longer_than_sun_path_works_at_both_ends_from_any_thread(sock_dir: str) -> None:
+def test_path_longer_than_sun_path_works_from_any_thread(sock_dir: str) -> None:
     folder = os.path.join(sock_dir, *["folder-of-a-long-name"] * 30)
     os.makedirs(folder)
     path = os.path.join(folder, "s" * 50)

@@ -28,7 +28,7 @@ def files_open_in(pid: int) -> set[str]:
 
 @posix_only
 @pytest.mark.parametrize("told", [False, True])
-def test_after_a_rotation_everybody_writes_to_the_new_file_also_who_is_idle_or_stuck(
+def test_rotated_log_is_reopened_by_idle_and_stuck_processes(
     server: ServerFactory, tmp_path: Path, told: bool
 ) -> None:
     log = tmp_path / "log"
@@ -144,7 +144,7 @@ logging.getLogger("app").info("as before")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the program of this test forks its client")
-def test_a_programs_own_logging_set_up_gets_all_lines_and_is_left_as_it_was(sock_path: str) -> None:
+def test_logging_set_up_of_a_program_gets_all_lines_and_is_kept(sock_path: str) -> None:
     lines = support.run_python(OWN_SET_UP, sock_path).splitlines()
     assert all(line.startswith("MINE ") for line in lines if "ipcsrv." in line)
     assert any(line.startswith("MINE ipcsrv.master INFO listening on ") for line in lines)
@@ -200,7 +200,7 @@ def test_application_logging_cannot_silence_the_servers_log(
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_application_records_go_to_the_log_unless_it_sets_up_logging(
+def test_application_records_are_logged_unless_it_has_a_set_up(
     log_format: str, server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "plain.py").write_text(HANDLER.format(set_up=""))
@@ -265,7 +265,7 @@ def handle(request):
 # -- what the log takes from others ------------------------------------------------------------------------------------
 
 
-def test_text_of_a_handler_cannot_command_a_terminal_or_forge_a_line(
+def test_handler_text_cannot_command_a_terminal_or_forge_a_line(
     server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "forger.py").write_text(
@@ -365,7 +365,7 @@ def test_log_can_be_a_standard_stream_or_the_null_device(name: str, server: Serv
     assert ("ValueError" in running.output.rest()) == (name != os.devnull)
 
 
-def test_server_in_the_background_cannot_log_to_a_standard_stream(sock_path: str) -> None:
+def test_background_server_cannot_log_to_a_standard_stream(sock_path: str) -> None:
     done = support.run_command("start", sock_path, "zlib:compress", "--log-file", "-")
     assert done.returncode == 2
     assert b"log_file: a server in the background has no standard streams" in done.stderr

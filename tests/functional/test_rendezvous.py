@@ -24,7 +24,7 @@ LOCK = ".ipcsrv.lock"
 
 
 def make_stale_socket(path: str) -> None:
-    """A socket on which nobody listens any more."""
+    """A socket without a listener."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
 
@@ -64,7 +64,7 @@ print(os.waitstatus_to_exitcode(os.wait()[1]))
 
 
 @pytest.mark.skipif(not support.have_proc, reason="forks its starters")
-def test_of_50_starts_at_the_same_moment_exactly_one_serves_and_49_exit_6(sock_path: str) -> None:
+def test_exactly_one_of_50_simultaneous_starts_serves(sock_path: str) -> None:
     make_stale_socket(sock_path)
     said = support.run_python(RACE, sock_path, "50", timeout=50).splitlines()  # 20 times in tests/soak/starts.py
     assert said[0].split() == ["6"] * 49
@@ -136,7 +136,7 @@ def test_the_mode_is_right_from_the_first_moment(sock_path: str, mode: str) -> N
 
 
 @at_the_path
-def test_a_git_server_cannot_start_at_a_running_server_s_path_and_the_attempt_is_survived(
+def test_start_of_a_git_server_at_the_path_fails(
     echo_server: support.RunningServer,
 ) -> None:
     inode = os.stat(echo_server.path).st_ino
@@ -175,7 +175,7 @@ def test_a_server_cannot_start_at_a_git_server_s_path(sock_path: str) -> None:
 
 
 @at_the_path
-def test_a_lock_that_a_dead_git_server_left_is_reported_by_name_and_not_waited_on(sock_path: str) -> None:
+def test_lock_file_of_a_dead_git_server_is_reported_by_name(sock_path: str) -> None:
     Path(sock_path + ".lock").write_bytes(b"")
     done = support.run_command("run", sock_path, "zlib:compress", "--workers=1")
     assert done.returncode == 6
@@ -202,7 +202,7 @@ def test_a_start_waits_for_a_git_server_that_is_just_looking(server: ServerFacto
 
 @pytest.mark.skipif(not support.have_pidfd, reason="asks the kernel whether processes have ended")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_a_killed_master_s_path_refuses_at_once_and_a_new_start_works_at_once(
+def test_path_of_a_killed_master_refuses_and_can_be_reused(
     server: ServerFactory, method: str, tmp_path: Path
 ) -> None:
     killed = server("handlers_for_tests:hold", "--workers", "2", "--start-method", method)

@@ -66,7 +66,7 @@ def test_sigquit_and_a_second_sigint_stop_now(server: ServerFactory, numbers: tu
         assert b"0000" not in hanging.rest()
 
 
-def test_a_terminal_s_ctrl_c_reaches_the_group_and_drains_all_the_same(server: ServerFactory, tmp_path: Path) -> None:
+def test_ctrl_c_of_a_terminal_drains(server: ServerFactory, tmp_path: Path) -> None:
     draining = server("handlers_for_tests:hold", "--workers", "1")
     held = tmp_path / "held"
     with Client(draining.path) as busy:
@@ -136,7 +136,7 @@ def test_workers_are_replaced_and_a_stop_leaves_nothing(server: ServerFactory, m
     assert "Warning" not in running.output.rest() and "Traceback" not in str(running.output)
 
 
-def test_what_is_connected_and_silent_does_not_keep_a_server_from_stopping(server: ServerFactory) -> None:
+def test_silent_connections_do_not_delay_a_stop(server: ServerFactory) -> None:
     stopping = server()
     with Client(stopping.path) as silent, Client(stopping.path) as kept:
         kept.send(packets(b"x"))
@@ -178,19 +178,19 @@ def test_a_descriptor_of_the_caller_s_does_not_reach_the_workers(sock_path: str)
         with ipcsrv.Server(sock_path, "handlers_by_name:dispatch", workers=1):
             os.close(theirs)
             os.set_blocking(ours, False)
-            assert os.read(ours, 1) == b""  # the end: nobody else holds the other one
+            assert os.read(ours, 1) == b""  # the end: no other process holds the other one
     finally:
         os.close(ours)
 
 
-def test_the_working_folder_and_the_environment_are_the_starter_s(server: ServerFactory) -> None:
+def test_folder_and_environment_are_those_of_the_starter(server: ServerFactory) -> None:
     facts = json.loads(server("handlers_for_tests:environment", env={"MY_VARIABLE": "1"}).call())
     assert facts["cwd"] == os.getcwd() and "MY_VARIABLE" in facts["variables"]
     assert facts["threads"] == 1
 
 
 @pytest.mark.skipif(not support.have_proc, reason="reads from /proc that a process is stopped")
-def test_two_clients_in_a_loop_are_not_served_by_one_worker_while_another_has_nobody(server: ServerFactory) -> None:
+def test_two_clients_in_a_loop_use_two_workers(server: ServerFactory) -> None:
     running = server("handlers_for_tests:pid", "--workers", "2")
     stopped, other = worker_pids(running)
     os.kill(stopped, signal.SIGSTOP)
@@ -208,5 +208,5 @@ def test_two_clients_in_a_loop_are_not_served_by_one_worker_while_another_has_no
             assert asked_together() == {b"%d" % other}
         os.kill(stopped, signal.SIGCONT)
         until = time.monotonic() + support.TIMEOUT
-        while len(asked_together()) < 2:  # without a pause, after which either would be anybody's
+        while len(asked_together()) < 2:  # without a pause, after which any worker might take either
             assert time.monotonic() < until, "one worker serves both"

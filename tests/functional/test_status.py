@@ -26,7 +26,7 @@ def settled(running: support.RunningServer, **totals: int) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not support.paths_are_sockets, reason="its times and numbers are those of sockets")
-def test_it_is_right_and_at_once_while_two_workers_are_stuck_and_500_clients_wait(
+def test_status_answers_at_once_while_all_workers_are_stuck(
     server: ServerFactory, tmp_path: Path
 ) -> None:
     running = server("handlers_for_tests:hold", "--workers", "2")
@@ -69,7 +69,7 @@ def test_it_is_right_and_at_once_while_two_workers_are_stuck_and_500_clients_wai
     assert after["latency"]["since_start"]["handler"]["p999"] > 1.0
 
 
-def test_workers_that_died_are_counted_told_and_cost_one_request_each(server: ServerFactory) -> None:
+def test_worker_deaths_are_counted_and_cost_one_request_each(server: ServerFactory) -> None:
     running = server("handlers_for_tests:crash_if_asked", "--workers", "1")
     assert status(running)["last_error"] is None
     for _ in range(2):
@@ -93,7 +93,7 @@ def test_a_request_that_took_too_long_is_a_timeout(server: ServerFactory) -> Non
     assert "request_timeout" in facts["last_error"]["text"]
 
 
-def test_a_failed_reload_is_the_last_error_and_changes_nothing_else(server: ServerFactory, tmp_path: Path) -> None:
+def test_failed_reload_is_the_last_error(server: ServerFactory, tmp_path: Path) -> None:
     (tmp_path / "fleeting.py").write_text("def handle(request): return request\n")
     running = server("fleeting:handle", "--workers", "1", "--chdir", str(tmp_path))
     (tmp_path / "fleeting.py").write_text("raise RuntimeError('not today')\n")
@@ -104,7 +104,7 @@ def test_a_failed_reload_is_the_last_error_and_changes_nothing_else(server: Serv
     assert "fleeting" in facts["last_error"]["text"]
 
 
-def test_a_handlers_error_is_told_and_the_last_minute_begins_with_the_server(server: ServerFactory) -> None:
+def test_handler_error_is_the_last_error(server: ServerFactory) -> None:
     running = server("handlers_for_tests:raise_error", "--workers", "1")
     with pytest.raises(ipcsrv.HandlerError):
         running.call(b"broken")

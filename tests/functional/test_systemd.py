@@ -179,7 +179,7 @@ def test_a_client_that_came_before_the_server_is_served_by_it(supervisor: Superv
     assert supervisor.stop() == 0
 
 
-def test_the_socket_stays_when_the_server_goes_and_the_next_one_serves_who_came_between(
+def test_passed_socket_keeps_clients_between_two_servers(
     supervisor: Supervisor, sock_path: str
 ) -> None:
     supervisor.listen(sock_path)
@@ -218,7 +218,7 @@ def test_no_worker_keeps_the_listener_that_systemd_passed(supervisor: Supervisor
 
 
 @pytest.mark.parametrize("names", ["", "ipcsrv"])
-def test_a_socket_at_another_path_is_refused_for_its_clients_would_wait_for_ever(
+def test_passed_socket_at_another_path_is_refused(
     supervisor: Supervisor, sock_dir: str, sock_path: str, names: str
 ) -> None:
     supervisor.listen(os.path.join(sock_dir, "elsewhere"))

@@ -35,7 +35,7 @@ def hooked(server: ServerFactory, tmp_path: Path) -> Hooked:
     return Hooked(server, tmp_path)
 
 
-def test_the_hooks_are_called_before_and_after_the_handler_with_the_same_request(hooked: Hooked) -> None:
+def test_request_hooks_get_the_same_request(hooked: Hooked) -> None:
     assert hooked.call(b"one") == b"one"
     assert hooked.notes("end one NoneType") == ["start one True", "handle one", "end one NoneType"]
 
@@ -54,13 +54,13 @@ def test_a_stream_has_its_end_when_it_has_ended(hooked: Hooked) -> None:
     assert "end break OSError" in hooked.notes("end break OSError")
 
 
-def test_a_stream_whose_client_went_away_ends_with_generator_exit(hooked: Hooked) -> None:
+def test_stream_without_its_client_ends_with_generator_exit(hooked: Hooked) -> None:
     with ipcsrv.connect(hooked.running.path, timeout=support.TIMEOUT) as connection:
         assert next(connection.stream(b"endless")) == b"chunk"
     assert hooked.notes("end endless GeneratorExit")
 
 
-def test_a_start_that_raises_fails_the_request_and_an_end_that_raises_does_not(hooked: Hooked) -> None:
+def test_start_hook_that_raises_fails_the_request(hooked: Hooked) -> None:
     with pytest.raises(ipcsrv.HandlerError, match="PermissionError: not you"):
         hooked.call(b"forbidden")
     assert hooked.call(b"hook") == b"hook"

@@ -41,7 +41,7 @@ PACKAGE = Path(ipcsrv.__file__).parent
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, nobody waits long for a Git server that is not there."""
+    """No start in this process waits long for a Git server that is not there."""
     monkeypatch.setattr(posix_rendezvous, "GIT_LOCK_PATIENCE", 0.05)
 
 
@@ -54,7 +54,7 @@ def open_dir(sock_dir: str) -> str:
 
 @pytest.fixture
 def shared_dir(sock_dir: str) -> str:
-    """A folder like /tmp: anybody may make files, nobody may take another's away."""
+    """A folder like /tmp: every user may make files, none may remove another's."""
     os.chmod(sock_dir, 0o1777)
     return sock_dir
 
@@ -119,7 +119,7 @@ print(time.monotonic() - begin)
 
 @needs_other_users
 @pytest.mark.usefixtures("open_dir")
-def test_allow_lets_in_by_user_and_group_number_and_name_and_nobody_else(server: ServerFactory, sock_path: str) -> None:
+def test_allow_admits_by_number_and_name_and_no_other_user(server: ServerFactory, sock_path: str) -> None:
     import grp
     import pwd
 
@@ -151,7 +151,7 @@ SERVE_IMPORTS = (
 
 
 @needs_other_users
-def test_root_may_ask_any_server_and_must_name_its_user_to_trust_it(sock_dir: str, sock_path: str) -> None:
+def test_root_is_served_and_must_name_users_that_it_trusts(sock_dir: str, sock_path: str) -> None:
     os.chown(sock_dir, NOBODY, NOBODY)
     with running_as(SERVE, sock_path, imports=SERVE_IMPORTS):
         with pytest.raises(errors.Untrusted):
@@ -185,7 +185,7 @@ print("ready", flush=True)
 @needs_proc
 @pytest.mark.usefixtures("open_dir")
 @pytest.mark.parametrize("uid", [0, NOBODY])
-def test_the_credentials_are_those_of_whoever_connected_even_if_that_process_died_at_once(
+def test_credentials_are_those_of_a_client_that_has_ended(
     uid: int, server: ServerFactory, sock_path: str
 ) -> None:
     running = server("handlers_for_tests:peer", "--workers", "1", "--mode", "0666")
@@ -214,7 +214,7 @@ def test_the_credentials_are_those_of_whoever_connected_even_if_that_process_die
 
 @needs_other_users
 @pytest.mark.usefixtures("open_dir")
-def test_the_control_socket_is_the_owners_alone_whatever_mode_and_allow(server: ServerFactory, sock_path: str) -> None:
+def test_control_socket_is_for_the_owner_alone(server: ServerFactory, sock_path: str) -> None:
     server("handlers_for_tests:echo", "--workers", "1", "--mode", "0666", "--allow", f"uid:{NOBODY}")
     assert stat.S_IMODE(os.stat(sock_path + ".control").st_mode) == 0o600
     assert run_as(CALL, sock_path) == "hello\n"
@@ -288,7 +288,7 @@ with open(arguments[0] + ".ipcsrv.lock", "w") as file:
 
 
 @needs_other_users
-def test_a_lock_file_that_another_user_wrote_has_no_say_over_our_processes(shared_dir: str, sock_path: str) -> None:
+def test_lock_file_of_another_user_is_not_believed(shared_dir: str, sock_path: str) -> None:
     victim = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with running_as(PLANTED_LOCK, sock_path, victim.pid):
         for command in (["stop", "--now"], ["restart"]):
@@ -302,7 +302,7 @@ def test_a_lock_file_that_another_user_wrote_has_no_say_over_our_processes(share
 
 
 @needs_proc
-def test_what_another_program_calls_itself_does_not_reach_the_terminal_raw(sock_path: str) -> None:
+def test_command_line_of_a_process_is_escaped(sock_path: str) -> None:
     source = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(); input()"
     command = [sys.executable, "-c", source, sock_path, "\x1b]0;owned\x07"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
@@ -363,7 +363,7 @@ def test_another_users_folder_is_refused(sock_dir: str, sock_path: str) -> None:
 
 @pytest.mark.parametrize("target", ["a file", "a socket", "nothing"])
 @pytest.mark.parametrize("suffix", ["", ".ipcsrv.lock", ".lock"])
-def test_a_symbolic_link_in_a_files_place_is_refused_and_not_followed(
+def test_symbolic_link_in_a_files_place_is_not_followed(
     target: str, suffix: str, sock_dir: str, sock_path: str
 ) -> None:
     aim = os.path.join(sock_dir, "aim")
@@ -393,7 +393,7 @@ def test_a_fifo_in_the_locks_place_makes_nobody_wait(sock_path: str) -> None:
     assert support.run_command("stop", sock_path).returncode == 3
 
 
-def test_a_link_in_the_control_sockets_place_is_not_followed_and_the_server_serves(
+def test_link_in_place_of_the_control_socket_is_not_followed(
     server: ServerFactory, sock_dir: str, sock_path: str
 ) -> None:
     aim = os.path.join(sock_dir, "aim")
@@ -405,7 +405,7 @@ def test_a_link_in_the_control_sockets_place_is_not_followed_and_the_server_serv
     assert sorted(os.listdir(sock_dir)) == ["s.control"]
 
 
-def test_a_log_file_that_is_a_symbolic_link_is_refused_and_not_followed(sock_dir: str, sock_path: str) -> None:
+def test_log_file_that_is_a_symbolic_link_is_refused(sock_dir: str, sock_path: str) -> None:
     aim, log = Path(sock_dir, "aim"), os.path.join(sock_dir, "log")
     aim.write_bytes(b"precious")
     os.symlink(aim, log)
@@ -416,7 +416,7 @@ def test_a_log_file_that_is_a_symbolic_link_is_refused_and_not_followed(sock_dir
     assert aim.read_bytes() == b"precious"
 
 
-def test_a_link_put_in_the_place_of_a_running_servers_log_is_not_followed(
+def test_link_in_place_of_a_running_log_is_not_followed(
     server: ServerFactory, sock_dir: str, sock_path: str
 ) -> None:
     aim, log, old = Path(sock_dir, "aim"), Path(sock_dir, "log"), Path(sock_dir, "log.1")
@@ -455,7 +455,7 @@ finally:
 
 
 @needs_other_users
-def test_a_git_lock_file_with_our_mark_of_another_user_is_reported(shared_dir: str, sock_path: str) -> None:
+def test_git_lock_file_of_another_user_is_reported(shared_dir: str, sock_path: str) -> None:
     run_as("open(arguments[0] + '.lock', 'w').write('ipcsrv\\n')", sock_path)
     assert f"{sock_path}.lock exists" in refusal(sock_path)
 
@@ -491,7 +491,7 @@ def test_a_folder_swapped_between_check_and_bind_is_noticed(
 
 
 @needs_other_users
-def test_another_users_socket_does_not_pass_for_the_one_just_bound(
+def test_socket_of_another_user_is_not_taken_for_the_bound_one(
     sock_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, aside = os.path.join(sock_dir, "f"), os.path.join(sock_dir, "aside")
@@ -513,7 +513,7 @@ def test_another_users_socket_does_not_pass_for_the_one_just_bound(
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
-def test_the_mode_is_right_from_the_moment_of_bind_whatever_the_umask(
+def test_mode_is_right_from_bind_on_with_any_umask(
     mode: int, umask: int, sock_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -567,7 +567,7 @@ def test_the_default_folder_is_made_private(no_session: str) -> None:
 
 
 @needs_other_users
-def test_a_default_folder_that_another_user_made_first_is_refused(no_session: str) -> None:
+def test_default_folder_made_by_another_user_is_refused(no_session: str) -> None:
     run_as("os.mkdir(arguments[0], 0o777)", no_session)
     with pytest.raises(errors.InvalidPath, match=f"belongs to user {NOBODY}"):
         ipcsrv.default_path("app")
@@ -603,7 +603,7 @@ def test_another_users_session_folder_is_passed_over(
         ipcsrv.default_path("app")
 
 
-def test_supplementary_groups_are_read_where_the_credentials_have_them() -> None:
+def test_supplementary_groups_are_read_from_the_credentials() -> None:
     xucred = struct.pack("IIhxx16I", 0, 501, 3, 20, 12, 61, *range(100, 113))  # macOS, FreeBSD: three of sixteen
     assert unix_connection.groups_in(xucred) == {20, 12, 61}
 
@@ -639,7 +639,7 @@ def one_piece(connection: socket.socket, descriptor: int) -> None:
 def in_pieces(connection: socket.socket, descriptor: int) -> None:
     connection.sendall(b"00")
     send_with(connection, b"08pi", descriptor)
-    send_with(connection, b"ng0000", connection.fileno())  # itself: a cycle, if anybody kept it
+    send_with(connection, b"ng0000", connection.fileno())  # itself: a cycle, if the server kept it
     assert connection.recv(100) == b"0008ping0000"
 
 
@@ -658,7 +658,7 @@ def to_control(connection: socket.socket, descriptor: int) -> None:
         pytest.param(".control", to_control, id="control socket"),
     ],
 )
-def test_descriptors_that_a_client_passes_are_closed_and_not_leaked(
+def test_descriptors_passed_by_a_client_are_closed(
     suffix: str, exchange: object, server: ServerFactory, sock_path: str
 ) -> None:
     assert callable(exchange)
@@ -672,7 +672,7 @@ def test_descriptors_that_a_client_passes_are_closed_and_not_leaked(
         for _ in range(PASSED // AT_ONCE):
             exchange(connection, writer)
         os.close(writer)
-        assert os.read(reader, 1) == b""  # nobody else has its other end any more
+        assert os.read(reader, 1) == b""  # no other process has its other end any more
         os.close(reader)
         held = {pid: len(support.descriptors(pid)) - count for pid, count in before.items()}
         assert sum(held.values()) <= 2  # this connection, and the copy of it that is kept in trust
@@ -681,7 +681,7 @@ def test_descriptors_that_a_client_passes_are_closed_and_not_leaked(
 
 @needs_proc
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_workers_have_their_own_descriptors_their_programs_none_and_nothing_else_listens(
+def test_programs_of_handlers_inherit_no_descriptor(
     method: str, server: ServerFactory, sock_dir: str
 ) -> None:
     running = server("handlers_for_trust:descriptors_of_a_program", "--workers", "2", "--start-method", method)
@@ -699,7 +699,7 @@ def test_workers_have_their_own_descriptors_their_programs_none_and_nothing_else
     private = [{where for where in kept[pid] if where.startswith("socket:")} for pid in workers]
     shared = set.intersection(*private)
     assert len(shared) <= 2  # the queue's end for workers, and the listener
-    assert all(len(sockets - shared) <= 5 for sockets in private)  # channel, lifebuoy, Python's own for signals
+    assert all(len(sockets - shared) <= 5 for sockets in private)  # channel, Python's own for signals
     assert_it_listens_at_its_two_sockets_and_nowhere_else(running)
 
 
@@ -774,7 +774,7 @@ def test_start_without_a_folder_for_its_log_names_the_option(sock_dir: str) -> N
     assert "--log-file" in found
 
 
-def test_restart_leaves_the_server_alone_when_its_log_cannot_be_opened(sock_dir: str, sock_path: str) -> None:
+def test_restart_leaves_the_server_when_its_log_cannot_be_opened(sock_dir: str, sock_path: str) -> None:
     log = Path(sock_dir, "log")
     done = support.run_command("start", sock_path, "zlib:compress", "--workers", "1", "--log-file", str(log))
     assert done.returncode == 0, done.stderr
@@ -811,7 +811,7 @@ def test_no_request_data_reaches_the_log(server: ServerFactory, sock_path: str) 
     assert not any(piece in said for piece in (SECRET, SECRET[:4], SECRET[-7:]))
 
 
-def test_a_server_in_the_background_has_its_starters_environment_and_folder_and_no_input(
+def test_background_server_has_environment_and_folder_of_starter(
     sock_dir: str, sock_path: str
 ) -> None:
     started = ["start", sock_path, "handlers_for_trust:surroundings", "--log-file", os.path.join(sock_dir, "log")]
@@ -825,7 +825,7 @@ def test_a_server_in_the_background_has_its_starters_environment_and_folder_and_
 
 
 @pytest.mark.parametrize(("how", "high"), [("start", False), ("start", True), ("ensure_running", False)])
-def test_a_server_in_the_background_holds_none_of_its_starters_descriptors(
+def test_background_server_holds_no_descriptor_of_its_starter(
     how: str, high: bool, sock_dir: str, sock_path: str
 ) -> None:
     ensure = "import ipcsrv, sys; ipcsrv.ensure_running(sys.argv[1], sys.argv[2], workers=1, log_file=sys.argv[4])"
@@ -885,7 +885,7 @@ def run_in(folder: str, *command: str) -> subprocess.CompletedProcess[bytes]:
                           timeout=support.TIMEOUT)  # fmt: skip
 
 
-def test_a_module_in_the_current_folder_does_not_become_part_of_a_server(sock_dir: str, sock_path: str) -> None:
+def test_module_in_the_current_folder_is_not_part_of_a_server(sock_dir: str, sock_path: str) -> None:
     marker = plant(sock_dir)
     source = """
 import sys, ipcsrv
@@ -898,7 +898,7 @@ with ipcsrv.Server(sys.argv[1], "zlib:compress", workers=1):
 
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
-def test_only_the_handlers_module_is_taken_from_the_current_folder(
+def test_only_the_handlers_module_is_from_the_current_folder(
     start_method: str, sock_dir: str, sock_path: str
 ) -> None:
     marker = plant(sock_dir)

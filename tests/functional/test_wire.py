@@ -161,14 +161,14 @@ def test_pipelined_requests_are_answered_in_order(echo_path: str, count: int) ->
         assert [client.response() for _ in range(count)] == [b"%d" % number for number in range(count)]
 
 
-def test_pipelined_requests_of_many_sizes_and_kinds_are_answered_in_order(path: str) -> None:
+def test_pipelined_requests_of_any_kind_are_answered_in_order(path: str) -> None:
     big = pattern(150_000)
     with Client(path) as client:
         client.send(packets(b"echo " + big) + packets(b"nothing ") + packets(b"stream 2") + packets(b"echo end"))
         assert [client.response() for _ in range(4)] == [big, b"", b"chunk 0\nchunk 1\n", b"end"]
 
 
-def test_a_request_that_begins_in_the_packets_of_the_one_before_is_answered(echo_path: str) -> None:
+def test_request_that_arrives_with_the_previous_one_is_answered(echo_path: str) -> None:
     both = packets(b"first") + packets(b"second")
     with Client(echo_path) as client:
         for cut in range(len(packets(b"first")) - 2, len(both)):
@@ -189,7 +189,7 @@ def test_a_sender_that_shuts_its_writing_half_gets_its_responses(echo_path: str)
         assert client.rest() == b""
 
 
-def test_a_half_closed_sender_waits_behind_others_and_is_answered(server: ServerFactory) -> None:
+def test_half_closed_sender_behind_others_is_answered(server: ServerFactory) -> None:
     one_worker = server("handlers_for_tests:slow", "--workers", "1")
     with Client(one_worker.path) as first, Client(one_worker.path) as second:
         first.send(packets(b"300"))
@@ -218,7 +218,7 @@ def test_git_sees_a_failure_as_a_failed_read(path: str) -> None:
         client.response()
 
 
-def test_a_failure_in_the_middle_of_a_stream_follows_what_was_yielded(path: str) -> None:
+def test_failure_of_a_stream_follows_its_chunks(path: str) -> None:
     with Client(path) as client:
         client.send(packets(b"stream_then_raise "))
         assert client.rest() == packets(b"begun\n")[:-4] + b"0026ERR handler RuntimeError: half way"

@@ -136,7 +136,7 @@ def test_a_dulwich_client_reads_a_streamed_response_to_its_flush(server):
 
 
 @needs_unix
-def test_a_dulwich_client_sees_a_failure_as_a_packet_and_then_a_hang_up(server):
+def test_dulwich_client_sees_a_failure_as_a_packet_and_an_end(server):
     with connected(server("handlers_for_tests:raise_error", "--workers", "1").path) as peer:
         peer.send(b"because")
         assert peer.protocol.read_pkt_line() == b"ERR handler ValueError: because"
@@ -152,7 +152,7 @@ def test_our_client_is_answered_by_a_dulwich_server(sock_path, size):
 
 
 @needs_unix
-def test_our_client_takes_a_dulwich_server_s_last_packet_for_its_reason(sock_path):
+def test_last_packet_of_a_dulwich_server_is_the_reason(sock_path):
     def fail(peer, request):
         peer.protocol.write_pkt_line(b"ERR handler no: " + request)
 

@@ -114,7 +114,7 @@ def test_these_bytes_are_refused(wire):
     assert decode_exact(wire) is None
 
 
-def test_a_probe_sends_nothing_and_a_truncated_request_is_not_a_probe():
+def test_truncated_request_is_not_a_probe():
     probed, truncated = ServerExchange(), ServerExchange()
     truncated.receive_data(b"0008pin")
     for server, event in ((probed, PeerClosed()), (truncated, Truncated())):
@@ -129,7 +129,7 @@ def test_a_failure_is_one_packet_without_a_flush():
     assert server.fail("handler", "ValueError: no") == [b"001eERR handler ValueError: no"]
 
 
-def test_a_last_packet_before_an_end_of_file_is_the_reason_and_before_a_flush_it_is_data():
+def test_last_packet_is_the_reason_unless_a_flush_follows():
     failed, answered = ClientExchange(), ClientExchange()
     for client in (failed, answered):
         client.send_request(b"ping")

@@ -161,7 +161,7 @@ def stalled() -> None:
         gone = 0
         for client in header + middle:
             gone += b"ERR timeout" in load.rest_of(client)
-        load.wait_until(lambda: not any(worker["suspended"] for worker in load.workers_of(running)), "nobody is held")
+        load.wait_until(lambda: not any(worker["suspended"] for worker in load.workers_of(running)), "no stream waits")
         again = measured(running.path)
         for client in silent + header + middle + deaf:
             client.close()

@@ -31,7 +31,7 @@ from ipcsrv.platform import lifecycle  # noqa: E402
 SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
 ROUNDS = int(os.environ.get("SOAK_ROUNDS", "5"))
 PROMPT = 1.0  # seconds
-TIMEOUT = 10.0  # seconds; nobody may have to wait so long
+TIMEOUT = 10.0  # seconds; no client may have to wait so long
 
 HIGHEST_HANDLE = 4000
 
@@ -107,7 +107,7 @@ class Clients:
 
 
 def kills() -> None:
-    """A random worker is killed every 200 ms: nobody waits over 1 s for the end, and no more fail than were killed."""
+    """A random worker is killed every 200 ms: no client waits over 1 s, and no more fail than were killed."""
     for number in range(ROUNDS):
         with served("--workers", "4") as running:
             clients, killed, until = Clients(running.path), 0, time.monotonic() + SECONDS

@@ -138,7 +138,7 @@ async def test_parts_that_fail_end_the_call_with_their_error(sock_path: str) -> 
 
 
 @in_a_loop
-async def test_a_server_that_answers_while_it_still_reads_blocks_nobody(sock_path: str) -> None:
+async def test_response_before_the_whole_request_is_read(sock_path: str) -> None:
     def upside_down(connection: socket.socket) -> None:
         connection.sendall(packet(b"x" * 60000) * 70)  # more than any socket buffer, and only then
         assert read_message(connection) == b"y" * (4 << 20)
@@ -168,7 +168,7 @@ async def test_a_socket_with_small_buffers_takes_a_request_bit_by_bit(
 
 
 @in_a_loop
-async def test_a_connection_whose_request_was_answered_unread_is_not_used_again(sock_path: str) -> None:
+async def test_connection_with_unread_request_is_not_used_again(sock_path: str) -> None:
     release = threading.Event()
 
     def deaf(connection: socket.socket) -> None:
@@ -202,7 +202,7 @@ async def test_a_failure_reply_is_raised_and_closes_the_connection(sock_path: st
 
 @pytest.mark.parametrize("size", [10, 100_000, 8 << 20])
 @in_a_loop
-async def test_a_server_that_refuses_unread_and_closes_is_still_understood(sock_path: str, size: int) -> None:
+async def test_refusal_of_an_unread_request_is_read(sock_path: str, size: int) -> None:
     closed = threading.Event()
 
     def refuse(connection: socket.socket) -> None:
@@ -218,7 +218,7 @@ async def test_a_server_that_refuses_unread_and_closes_is_still_understood(sock_
 
 
 @in_a_loop
-async def test_a_request_refused_in_its_middle_is_reported_with_the_reason(sock_path: str) -> None:
+async def test_refusal_in_the_middle_of_a_request_is_raised(sock_path: str) -> None:
     def too_large(connection: socket.socket) -> None:
         read_exactly(connection, 100_000)
         connection.sendall(packet(b"ERR too-large enough"))
@@ -236,7 +236,7 @@ async def test_a_response_cut_short_says_how_far_it_got(sock_path: str, response
 
 
 @in_a_loop
-async def test_a_connection_that_the_server_closed_while_idle_has_sent_nothing(sock_path: str) -> None:
+async def test_idle_connection_closed_by_the_server_has_sent_nothing(sock_path: str) -> None:
     closed = threading.Event()
 
     def once(connection: socket.socket) -> None:
@@ -279,7 +279,7 @@ async def test_a_silent_server_is_given_up_at_the_deadline(sock_path: str, size:
 
 
 @in_a_loop
-async def test_neither_a_response_nor_a_request_without_end_stretches_the_deadline(sock_path: str) -> None:
+async def test_endless_request_or_response_ends_at_the_deadline(sock_path: str) -> None:
     def endless(connection: socket.socket) -> None:
         read_exactly(connection, 5)
         while True:
@@ -300,7 +300,7 @@ async def test_neither_a_response_nor_a_request_without_end_stretches_the_deadli
 
 @pytest.mark.parametrize("size", [1, 8 << 20])
 @in_a_loop
-async def test_a_cancelled_call_closes_its_connection_and_stays_cancelled(sock_path: str, size: int) -> None:
+async def test_cancelled_call_closes_its_connection(sock_path: str, size: int) -> None:
     received = threading.Event()
     release = threading.Event()
 
@@ -321,7 +321,7 @@ async def test_a_cancelled_call_closes_its_connection_and_stays_cancelled(sock_p
 
 
 @in_a_loop
-async def test_a_stream_that_is_left_before_its_end_closes_the_connection(sock_path: str) -> None:
+async def test_stream_left_before_its_end_closes_the_connection(sock_path: str) -> None:
     with serving(sock_path, echo):
         async with aio.connect(sock_path) as connection:
             response = connection.stream(b"a" * 500_000)

@@ -55,7 +55,7 @@ def pattern(size: int) -> bytes:
 
 @pytest.fixture
 def stale_path(sock_path: str) -> str:
-    """A socket that nobody listens at."""
+    """A socket without a listener."""
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(sock_path)
     return sock_path
@@ -189,7 +189,7 @@ def test_parts_that_fail_close_the_connection_and_say_why(sock_path: str) -> Non
 
 
 @pytest.mark.parametrize("timeout", [None, 20])
-def test_a_server_that_answers_while_it_still_reads_blocks_nobody(sock_path: str, timeout: float | None) -> None:
+def test_response_before_the_whole_request_is_read(sock_path: str, timeout: float | None) -> None:
     size = 4 << 20
 
     def upside_down(connection: socket.socket) -> None:
@@ -219,7 +219,7 @@ def test_a_socket_with_small_buffers_takes_a_request_bit_by_bit(
             assert connection.call(pattern(size)) == pattern(size)
 
 
-def test_a_connection_whose_request_was_answered_unread_is_not_used_again(sock_path: str) -> None:
+def test_connection_with_unread_request_is_not_used_again(sock_path: str) -> None:
     release = threading.Event()
 
     def deaf(connection: socket.socket) -> None:
@@ -246,7 +246,7 @@ def test_a_failure_reply_is_raised_as_its_error(sock_path: str, code: str, kind:
         assert (caught.value.code, caught.value.message, caught.value.path) == (code, "what was wrong", sock_path)
 
 
-def test_a_failure_after_a_part_of_the_response_is_raised_after_that_part(sock_path: str) -> None:
+def test_failure_after_a_part_is_raised_after_that_part(sock_path: str) -> None:
     failing = answer(packet(b"part") + packet(b"ERR handler KeyError: 1"))
     with serving(sock_path, failing), ipcsrv.connect(sock_path) as connection:
         response = connection.stream(b"x")
@@ -257,7 +257,7 @@ def test_a_failure_after_a_part_of_the_response_is_raised_after_that_part(sock_p
 
 
 @pytest.mark.parametrize("size", [10, 8 << 20])
-def test_a_server_that_refuses_unread_and_closes_is_still_understood(sock_path: str, size: int) -> None:
+def test_refusal_of_an_unread_request_is_read(sock_path: str, size: int) -> None:
     """Sending ends in EPIPE; the reply that says why is read all the same."""
     closed = threading.Event()
 
@@ -272,7 +272,7 @@ def test_a_server_that_refuses_unread_and_closes_is_still_understood(sock_path: 
             connection.call(b"x" * size)
 
 
-def test_a_request_refused_in_its_middle_is_reported_with_the_reason(sock_path: str) -> None:
+def test_refusal_in_the_middle_of_a_request_is_raised(sock_path: str) -> None:
     def too_large(connection: socket.socket) -> None:
         read_exactly(connection, 100_000)
         connection.sendall(packet(b"ERR too-large more than 100000 bytes"))
@@ -315,7 +315,7 @@ def test_a_response_cut_short_says_how_far_it_got(sock_path: str, response: byte
     assert caught.value.exit_code == 3
 
 
-def test_a_connection_that_the_server_closed_while_idle_has_sent_nothing(sock_path: str) -> None:
+def test_idle_connection_closed_by_the_server_has_sent_nothing(sock_path: str) -> None:
     closed = threading.Event()
 
     def once(connection: socket.socket) -> None:
@@ -331,7 +331,7 @@ def test_a_connection_that_the_server_closed_while_idle_has_sent_nothing(sock_pa
     assert caught.value.progress is Progress.NOTHING_SENT
 
 
-def test_a_server_that_closes_on_an_unread_request_has_been_sent_it(sock_path: str) -> None:
+def test_request_unread_by_a_closing_server_counts_as_sent(sock_path: str) -> None:
     """The kernel reports that as a reset connection, not as an end of file."""
     with serving(sock_path, lambda connection: connection.recv(1)), pytest.raises(ConnectionLost) as caught:
         ipcsrv.call(sock_path, b"x")
@@ -378,7 +378,7 @@ def test_a_second_exchange_within_a_first_is_refused(sock_path: str) -> None:
         assert connection.call(b"x") == b"x"
 
 
-def test_a_stream_that_is_left_before_its_end_closes_the_connection(sock_path: str) -> None:
+def test_stream_left_before_its_end_closes_the_connection(sock_path: str) -> None:
     with serving(sock_path, echo), ipcsrv.connect(sock_path) as connection:
         response = connection.stream(b"a" * 200_000)
         next(response)
@@ -528,7 +528,7 @@ def test_a_full_queue_is_waited_for_until_the_deadline(full_path: str) -> None:
         ipcsrv.connect(full_path, wait_if_busy=False)
 
 
-def test_pauses_between_attempts_double_up_to_50_ms_and_never_pass_the_deadline() -> None:
+def test_pauses_double_up_to_50_ms_within_the_deadline() -> None:
     now = [0.0]
     attempts = Attempts("/p", Deadline(1.0, lambda: now[0]), wait_if_busy=True, wait_if_not_found=False)
     pauses = [attempts.pause_after(BlockingIOError()) for _ in range(8)]
@@ -537,7 +537,7 @@ def test_pauses_between_attempts_double_up_to_50_ms_and_never_pass_the_deadline(
     assert attempts.pause_after(BlockingIOError()) == pytest.approx(0.01)
 
 
-def test_a_refusing_socket_is_tried_for_a_second_where_there_is_no_deadline() -> None:
+def test_refusing_socket_is_tried_for_a_second() -> None:
     attempts = Attempts("/p", Deadline(None), wait_if_busy=True, wait_if_not_found=False)
     waited = []
 
@@ -568,7 +568,7 @@ def test_names_outside_the_file_system_are_invalid(path: str) -> None:
     assert ipcsrv.active_state(path) is State.INVALID_PATH
 
 
-def test_a_loop_of_links_and_a_path_too_long_for_any_system_are_invalid(sock_path: str) -> None:
+def test_link_loop_and_much_too_long_path_are_invalid(sock_path: str) -> None:
     os.symlink(sock_path, sock_path)
     for path in (sock_path, "/" + "x" * 300, "/x" * 5000):
         with pytest.raises(InvalidPath):
@@ -625,7 +625,7 @@ def long_folder(sock_dir: str, length: int) -> str:
 
 @linux_only
 @pytest.mark.parametrize("name", ["s", "n" * 100])
-def test_a_path_longer_than_an_address_works_from_several_threads_at_once(sock_dir: str, name: str) -> None:
+def test_path_longer_than_an_address_works_in_several_threads(sock_dir: str, name: str) -> None:
     path = f"{long_folder(sock_dir, 300)}/{name}"
     here = os.getcwd()
     answers: list[bytes] = []
@@ -668,7 +668,7 @@ def test_an_address_can_be_bound_at_a_path_of_any_length(sock_dir: str) -> None:
 
 
 @linux_only
-def test_an_address_is_found_relative_to_a_descriptor_of_its_folder(sock_dir: str) -> None:
+def test_address_is_relative_to_a_descriptor_of_its_folder(sock_dir: str) -> None:
     folder = os.open(sock_dir, os.O_RDONLY)
     try:
         with (
@@ -688,13 +688,13 @@ def test_an_address_in_a_folder_that_is_not_there_is_refused(sock_dir: str) -> N
 
 
 @linux_only
-def test_a_name_too_long_to_be_bound_is_refused_with_limit_and_length(sock_dir: str) -> None:
+def test_name_too_long_to_be_bound_is_refused_with_the_limit(sock_dir: str) -> None:
     path = f"{sock_dir}/{'n' * 120}"
     with nothing_leaked(), pytest.raises(InvalidPath, match=r"120 bytes long; a socket's may have \d\d"):
         posix.address(path).__enter__()
 
 
-def test_where_there_is_no_way_through_a_descriptor_a_long_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_path_is_refused_without_a_way_by_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(posix, "ADDRESS_LIMIT", 103)
     path = "/tmp/" + "x" * 100
@@ -833,13 +833,13 @@ def test_threads_share_the_connections_of_a_pool(sock_path: str) -> None:
         assert 1 <= server.accepted <= 3
 
 
-def test_a_pool_keeps_no_more_connections_than_are_needed_at_once(sock_path: str) -> None:
+def test_pool_keeps_no_more_connections_than_are_needed_at_once(sock_path: str) -> None:
     with serving(sock_path, echo) as server, ipcsrv.Pool(sock_path) as pool:
         assert [pool.call(b"x") for _ in range(10)] == [b"x"] * 10
         assert server.accepted == 1
 
 
-def test_a_pool_repeats_a_call_whose_connection_was_closed_while_idle(sock_path: str) -> None:
+def test_pool_repeats_a_call_on_a_connection_closed_while_idle(sock_path: str) -> None:
     closed = threading.Event()
 
     def once(connection: socket.socket) -> None:
@@ -872,7 +872,7 @@ def test_a_pool_goes_on_after_a_failure(sock_path: str) -> None:
         assert pool.call(b"y") == b"y"
 
 
-def test_waiting_for_a_connection_of_the_pool_ends_at_the_deadline(sock_path: str) -> None:
+def test_wait_for_a_connection_of_the_pool_ends_at_the_deadline(sock_path: str) -> None:
     held, release = threading.Event(), threading.Event()
 
     def hold(connection: socket.socket) -> None:
@@ -1117,7 +1117,7 @@ def test_what_a_call_raises_survives_pickle(sock_path: str) -> None:
     assert (copy.timeout, copy.progress, str(copy)) == (SHORT, Progress.REQUEST_SENT, str(caught.value))
 
 
-def test_the_limit_of_each_step_is_rounded_up_to_whole_milliseconds() -> None:
+def test_limit_of_a_step_is_rounded_up_to_milliseconds() -> None:
     assert [posix.milliseconds(seconds) for seconds in (None, 0.0, 0.0001, 0.001, 1.5)] == [None, 0, 1, 1, 1500]
 
 

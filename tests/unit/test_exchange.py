@@ -131,7 +131,7 @@ def test_requests_sent_ahead_wait_for_the_response_in_progress(size):
     assert server.buffered == 0
 
 
-def test_a_client_that_closes_its_writing_half_still_gets_every_response():
+def test_half_closed_client_gets_every_response():
     server = ServerExchange()
     server.receive_data(wire_of(b"one") + wire_of(b"two"))
     server.receive_eof()
@@ -199,7 +199,7 @@ def test_requests_before_a_bad_one_are_served():
     assert isinstance(server.next_event(), Refused)
 
 
-def test_a_failure_may_replace_a_response_or_cut_it_short_or_come_unasked():
+def test_failure_replaces_cuts_or_precedes_a_response():
     for prepare in (
         lambda server: None,
         lambda server: (server.receive_data(FLUSH), server.next_event()),
@@ -220,7 +220,7 @@ def test_a_failure_may_replace_a_response_or_cut_it_short_or_come_unasked():
     ],
 )
 @pytest.mark.parametrize("state", ["reading", "responded", "refusing", "closed"])
-def test_a_response_that_no_request_asked_for_is_a_fault_of_this_side(state, call):
+def test_response_without_a_request_is_a_local_error(state, call):
     server = ServerExchange()
     if state == "responded":
         server.receive_data(FLUSH)
@@ -244,7 +244,7 @@ def test_nothing_follows_a_failure():
         server.fail("busy", "")
 
 
-def test_a_response_that_is_no_buffer_leaves_the_request_open_for_a_failure():
+def test_response_that_is_no_buffer_can_become_a_failure():
     server = ServerExchange()
     server.receive_data(FLUSH)
     server.next_event()
@@ -269,7 +269,7 @@ def test_a_failure_reply_is_one_packet_of_one_line(code, message, packet):
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "€", "\U0001f600", "\udc80"])
-def test_a_failure_message_is_cut_to_1000_bytes_between_characters(letter):
+def test_failure_message_is_cut_to_1000_bytes(letter):
     for shift in range(4):
         data = failure_packet("handler", "x" * shift + letter * 2000)[4:]
         message = data[len(b"ERR handler ") :]
@@ -326,7 +326,7 @@ def test_a_long_packet_is_given_out_as_it_comes():
     ("before", "data"),
     [(b"", b""), (b"0008part", b"part"), (b"0008part0004", b"part"), (b"0008ERR 000bERR x y", b"ERR ERR x y")],
 )
-def test_a_last_packet_that_begins_with_err_is_the_reason_of_the_failure(before, data, size):
+def test_last_packet_that_begins_with_err_is_the_reason(before, data, size):
     reader = Reader(asked()).read(cut(before + failure_packet("handler", "ValueError: no"), size), eof=True)
     assert reader.others == [Failed("handler", "ValueError: no")]
     assert reader.data == data
@@ -345,7 +345,7 @@ def test_data_that_begins_with_err_is_data_once_more_follows_it(after, data, siz
 
 
 @pytest.mark.parametrize("cut_off", [b"0", b"00", b"0009ab", b"05dc" + b"z" * 100])
-def test_a_failure_followed_by_a_packet_that_is_cut_off_is_a_lost_connection(cut_off):
+def test_failure_before_a_truncated_packet_is_a_lost_connection(cut_off):
     reader = Reader(asked()).read([failure_packet("busy", ""), cut_off], eof=True)
     assert reader.others == [Lost(Progress.RESPONSE_BEGUN)]
 
@@ -378,7 +378,7 @@ def test_a_lost_connection_says_how_far_the_exchange_got(prepare, received, prog
 
 
 @pytest.mark.parametrize("bad", [b"0001", b"zzzz", b"fff1"])
-def test_bytes_that_are_no_response_break_the_connection_for_good(bad):
+def test_bytes_that_are_no_response_break_the_connection(bad):
     client = asked()
     client.receive_data(b"0008part" + bad)
     assert client.next_event() == ResponseData(b"part")

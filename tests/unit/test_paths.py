@@ -93,7 +93,7 @@ def test_a_session_s_folder_that_is_not_safe_is_passed_over(
 
 
 @needs_root
-def test_a_session_s_folder_left_over_from_another_user_is_passed_over(
+def test_runtime_folder_of_another_user_is_ignored(
     sock_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkdir(f"{sock_dir}/run", 0o700)
@@ -149,7 +149,7 @@ def test_a_folder_that_others_could_replace_is_refused(sock_dir: str) -> None:
 
 
 @needs_root
-def test_a_folder_whose_owner_s_folder_is_another_user_s_is_refused(sock_dir: str) -> None:
+def test_folder_within_another_users_folder_is_refused(sock_dir: str) -> None:
     os.chown(sock_dir, OTHER, OTHER)
     with pytest.raises(InvalidPath, match="could replace"):
         default_path("app")

@@ -88,7 +88,7 @@ def test_a_large_message_is_views_of_the_data_and_not_copies():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_packet_is_full_but_the_last_and_a_flush_ends_the_message(size):
+def test_every_packet_but_the_last_is_full(size):
     wire, at, lengths = wire_of(payload_of(size)), 0, []
     while wire[at : at + 4] != FLUSH:
         lengths.append(int(wire[at : at + 4], 16))
@@ -183,7 +183,7 @@ def test_decode_exact_never_says_more_than_the_decoder(data):
 
 
 @pytest.mark.parametrize("size", range(0, 70))
-def test_decode_exact_of_each_length_agrees_with_the_decoder_when_only_zeros_come(size):
+def test_decode_exact_of_zeros_agrees_with_the_decoder(size):
     data = b"0" * size
     assert decode_exact(data) == (b"" if size == 4 else None)
 
@@ -201,7 +201,7 @@ def test_a_message_is_the_same_however_it_is_cut(size):
         assert decoder.buffered == 0
 
 
-def test_messages_in_a_row_come_out_in_order_however_they_are_cut():
+def test_messages_are_decoded_in_order_in_any_cut():
     sent = [b"first", b"", payload_of(5000), b"0000", b"last"]
     for pieces in cuts(b"".join(map(wire_of, sent))):
         assert messages(Decoder(), pieces) == sent
@@ -227,7 +227,7 @@ def test_empty_packets_carry_nothing_and_end_nothing():
     "header",
     [b"0001", b"0002", b"0003", b"fff1", b"FFFF", b"+123", b"-001", b" 12 ", b"0x1f", b"0X1f", b"1_00", b"12 \n", b"\0\0\0\0", b"00g0", b"GET ", "٣".encode() * 2],  # noqa: E501
 )  # fmt: skip
-def test_a_bad_header_is_refused_however_it_is_cut_and_every_time(header):
+def test_bad_header_is_refused_in_any_cut(header):
     for pieces in cuts(wire_of(b"good") + packet(b"x") + header + b"0005y0000"):
         assert outcome(pieces) == ([b"good"], ProtocolError)
     decoder = Decoder()
@@ -273,7 +273,7 @@ def test_the_rest_includes_a_header_that_has_begun():
     assert not decoder.mid_message
 
 
-def test_many_feeds_before_the_first_message_is_taken_lose_nothing():
+def test_many_feeds_before_the_first_message_lose_nothing():
     wire = wire_of(payload_of(3000)) * 2
     decoder = Decoder()
     for i in range(0, len(wire), 10):
@@ -315,13 +315,13 @@ def test_random_bytes_end_the_same_way_in_every_cut(data):
 # Limits
 
 
-def test_a_message_of_the_limit_is_taken_and_one_byte_more_is_not():
+def test_message_of_one_byte_more_than_the_limit_is_refused():
     for pieces in cuts(packet(b"abcde") + packet(b"fghij") + FLUSH):
         assert outcome(pieces, max_size=10) == ([b"abcdefghij"], "clean")
         assert outcome(pieces, max_size=9) == ([], TooLarge)
 
 
-def test_a_message_is_refused_at_the_header_that_takes_it_past_the_limit():
+def test_message_is_refused_at_the_header_past_the_limit():
     decoder = Decoder(100, "request")
     decoder.feed(packet(bytes(60)) + b"0030")
     for _ in range(2):
@@ -387,7 +387,7 @@ def peak_of(work):
         tracemalloc.stop()
 
 
-def test_a_flood_of_one_byte_packets_costs_little_more_than_its_payload():
+def test_one_byte_packets_cost_little_more_than_their_payload():
     chunk = packet(b"x") * 3000
     decoder = Decoder()
 
@@ -401,7 +401,7 @@ def test_a_flood_of_one_byte_packets_costs_little_more_than_its_payload():
     assert decoder.next_message() == b"x" * 30_000
 
 
-def test_reads_that_carry_little_are_not_kept_alive_by_the_little_they_carry():
+def test_small_pieces_do_not_keep_large_reads_alive():
     assembly = Assembly()
 
     def work():

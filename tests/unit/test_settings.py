@@ -74,7 +74,7 @@ def test_every_setting_has_a_sample_here() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_setting_is_reached_by_keyword_variable_file_and_flag(
+def test_setting_is_read_from_keyword_variable_file_and_flag(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting, (value, text) = settings.BY_NAME[name], SAMPLES[name]
@@ -293,7 +293,7 @@ def test_a_file_that_was_named_and_is_missing_is_an_error(tmp_path: Path) -> Non
         load(files=[tmp_path / "nowhere.toml"])
 
 
-def test_a_variable_that_looks_like_a_slip_is_refused_and_a_foreign_one_is_not() -> None:
+def test_variable_that_looks_misspelled_is_refused() -> None:
     load(environ={"IPCSRV_DATABASE_URL": "x", "WORKERS": "many"})
     with pytest.raises(SettingsError, match=r"IPCSRV_WORKRES: there is no such setting; did you mean `workers`\?"):
         load(environ={"IPCSRV_WORKRES": "3"})

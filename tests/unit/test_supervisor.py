@@ -65,7 +65,7 @@ def reports(commands: list[Command]) -> list[str]:
 # -- starting ---------------------------------------------------------------------------------------------------
 
 
-def test_a_start_loads_the_handler_then_spawns_the_workers_then_serves() -> None:
+def test_start_imports_then_spawns_then_serves() -> None:
     pool = make(2)
     assert pool.generation == 0
     assert pool.start(0.0) == [StartGeneration(1)]
@@ -90,7 +90,7 @@ def test_facts_before_the_start_change_nothing() -> None:
     assert pool.start(1.0) == [StartGeneration(1)]
 
 
-def test_a_handler_that_cannot_be_imported_ends_the_start_with_its_traceback() -> None:
+def test_failed_import_ends_the_start_with_its_traceback() -> None:
     pool = make()
     pool.start(0.0)
     commands = pool.generation_failed(1, "no module named x", "Traceback ...", 1.0)
@@ -112,7 +112,7 @@ def test_without_a_startup_timeout_nothing_waits_for_the_time() -> None:
     assert pool.next_deadline() is None
 
 
-def test_workers_that_die_at_their_start_are_tried_again_ever_later_until_the_first_reason_is_given() -> None:
+def test_deaths_at_the_start_back_off_and_give_the_first_reason() -> None:
     pool = make(1)
     pool.start(0.0)
     pool.generation_ready(1, 0.0)
@@ -195,7 +195,7 @@ def test_a_kill_from_outside_is_no_death_at_the_start() -> None:
         pool.ready(worker + 1, 0.0)
 
 
-def test_workers_that_die_just_after_they_are_ready_without_serving_anybody_end_the_server() -> None:
+def test_deaths_just_after_ready_end_a_server_without_requests() -> None:
     pool = running(1)
     now, commands = 0.9, []
     for worker in range(1, 6):
@@ -207,7 +207,7 @@ def test_workers_that_die_just_after_they_are_ready_without_serving_anybody_end_
     assert without_reports(commands) == [GiveUp("reason 1", None), EndGeneration(1), Stopped()]
 
 
-def test_a_worker_that_outlives_its_probation_forgives_the_failures_before_it() -> None:
+def test_worker_past_its_probation_resets_earlier_failures() -> None:
     pool = running(2)
     now = 10.0
     for worker in range(3, 30):
@@ -220,7 +220,7 @@ def test_a_worker_that_outlives_its_probation_forgives_the_failures_before_it() 
     assert pool.state is PoolState.RUNNING
 
 
-def test_a_living_worker_past_its_probation_forgives_failures_too() -> None:
+def test_living_worker_past_its_probation_resets_failures() -> None:
     pool = running(2)
     pool.exited(1, 1, "died", 5.0)  # 3 starts
     pool.exited(3, 1, "died", 5.0)  # 4 starts after a pause of 0.1 s
@@ -231,7 +231,7 @@ def test_a_living_worker_past_its_probation_forgives_failures_too() -> None:
     assert reports(commands) == ["warning: a worker died at its start: died; the next attempt is in 0.1 s"]
 
 
-def test_deaths_at_the_start_never_end_a_server_that_somebody_serves() -> None:
+def test_deaths_at_the_start_never_end_a_serving_server() -> None:
     pool = running(2)
     pool.exited(1, 1, "crashed", 100.0)
     now = 100.0
@@ -246,7 +246,7 @@ def test_deaths_at_the_start_never_end_a_server_that_somebody_serves() -> None:
     assert GiveUp("database is down", None) in commands
 
 
-def test_a_switched_generation_that_flaps_ends_the_server_with_its_own_first_reason() -> None:
+def test_flapping_generation_ends_the_server_with_first_reason() -> None:
     pool = running(1)
     reload(pool, 2, [2], 10.0)
     pool.exited(1, 0, "exited", 10.0)
@@ -259,7 +259,7 @@ def test_a_switched_generation_that_flaps_ends_the_server_with_its_own_first_rea
     assert without_reports(commands) == [GiveUp("reason 3", None), EndGeneration(2), Stopped()]
 
 
-def test_facts_about_a_worker_that_is_gone_or_has_never_been_change_nothing() -> None:
+def test_facts_about_unknown_workers_change_nothing() -> None:
     pool = running()
     pool.exited(1, 1, "crashed", 5.0)
     for worker in (1, 99):
@@ -297,7 +297,7 @@ def test_a_fact_that_does_not_fit_the_phase_changes_nothing(phase: WorkerPhase, 
 # -- recycling and requests that take too long ------------------------------------------------------------------
 
 
-def test_the_replacement_of_a_worker_that_leaves_is_started_before_it_is_gone() -> None:
+def test_replacement_of_a_leaving_worker_starts_before_its_exit() -> None:
     pool = running()
     assert pool.leaving(1, 5.0) == [Spawn(3, 2, 1)]
     assert phases(pool) == {1: "LEAVING", 2: "READY", 3: "STARTING"}
@@ -316,7 +316,7 @@ def test_an_overdue_worker_that_dies_of_its_answer_is_not_killed() -> None:
 # -- the system refuses to fork ---------------------------------------------------------------------------------
 
 
-def test_a_refused_fork_is_said_once_tried_again_and_said_once_more_when_it_is_over() -> None:
+def test_refused_fork_is_retried_and_its_end_reported() -> None:
     pool = running()
     pool.exited(1, 1, "crashed", 5.0)
     assert reports(pool.spawn_failed(3, "EAGAIN", 5.0)) == [
@@ -344,7 +344,7 @@ def test_a_refused_fork_does_not_count_as_a_death() -> None:
     assert without_reports(pool.ready(30, 400.0)) == [SwitchTo(1)]
 
 
-def test_a_worker_that_was_started_before_the_refusal_does_not_end_it() -> None:
+def test_worker_started_before_a_refused_fork_does_not_end_it() -> None:
     pool = make(2)
     pool.start(0.0)
     pool.generation_ready(1, 0.0)
@@ -372,7 +372,7 @@ def reload(pool: Supervisor, generation: int, workers: list[int], now: float) ->
     return commands
 
 
-def test_a_reload_switches_when_every_new_worker_is_ready_and_ends_the_old_generation_then() -> None:
+def test_reload_switches_when_every_new_worker_is_ready() -> None:
     pool = running()
     assert pool.reload(10.0) == [StartGeneration(2)]
     assert pool.reloading
@@ -386,7 +386,7 @@ def test_a_reload_switches_when_every_new_worker_is_ready_and_ends_the_old_gener
     assert pool.next_deadline() is None
 
 
-def test_new_code_that_cannot_be_imported_leaves_the_old_generation_serving() -> None:
+def test_failed_import_of_a_reload_keeps_the_old_generation() -> None:
     pool = running()
     pool.reload(10.0)
     commands = pool.generation_failed(2, "SyntaxError", "Traceback ...", 11.0)
@@ -396,7 +396,7 @@ def test_new_code_that_cannot_be_imported_leaves_the_old_generation_serving() ->
     assert pool.reload(12.0) == [StartGeneration(3)]
 
 
-def test_new_workers_that_die_at_their_start_leave_the_old_generation_serving() -> None:
+def test_deaths_of_new_workers_keep_the_old_generation() -> None:
     pool = running(1)
     pool.reload(10.0)
     pool.generation_ready(2, 10.0)
@@ -410,7 +410,7 @@ def test_new_workers_that_die_at_their_start_leave_the_old_generation_serving() 
     assert phases(pool) == {1: "READY"}
 
 
-def test_new_workers_that_die_once_ready_before_the_switch_have_died_at_their_start() -> None:
+def test_death_before_the_switch_is_a_death_at_the_start() -> None:
     pool = running(2)
     pool.reload(10.0)
     pool.generation_ready(2, 10.0)
@@ -437,7 +437,7 @@ def test_a_reload_during_a_reload_follows_it() -> None:
     assert without_reports(commands) == [SwitchTo(3), EndGeneration(2)]
 
 
-def test_a_reload_during_a_reload_follows_it_also_when_that_fails() -> None:
+def test_reload_follows_a_reload_in_progress_that_fails() -> None:
     pool = running(1)
     pool.reload(10.0)
     pool.reload(10.1)
@@ -455,7 +455,7 @@ def test_a_reload_during_the_start_follows_it() -> None:
     assert pool.ready(1, 2.0) == [SwitchTo(1), StartGeneration(2)]
 
 
-def test_old_workers_are_replaced_while_the_new_generation_starts() -> None:
+def test_old_workers_are_replaced_while_a_generation_starts() -> None:
     pool = running(2)
     pool.reload(10.0)
     assert pool.exited(1, -9, "killed", 10.1) == [Spawn(3, 0, 1)]
@@ -463,7 +463,7 @@ def test_old_workers_are_replaced_while_the_new_generation_starts() -> None:
     assert pool.exited(2, -9, "killed", 11.1) == [Spawn(6, 1, 1)]
 
 
-def test_workers_of_the_old_generation_that_were_starting_at_the_switch_finish_and_leave() -> None:
+def test_old_workers_that_start_at_the_switch_leave_when_ready() -> None:
     pool = running(1)
     pool.reload(10.0)
     pool.generation_ready(2, 10.0)
@@ -495,7 +495,7 @@ def test_a_template_of_an_ended_or_unknown_generation_may_die() -> None:
     assert pool.generation_failed(1, "late", None, 11.0) == pool.generation_ready(1, 11.0) == []
 
 
-def test_a_successor_that_fails_is_tried_again_for_as_long_as_somebody_serves() -> None:
+def test_failed_successor_is_retried_while_workers_serve() -> None:
     pool = running(2)
     pool.generation_lost(1, "killed", 10.0)
     now = 10.0
@@ -514,7 +514,7 @@ def test_a_successor_that_fails_is_tried_again_for_as_long_as_somebody_serves() 
     assert without_reports(commands) == [EndGeneration(12), GiveUp("killed", None), EndGeneration(1), Stopped()]
 
 
-def test_templates_that_die_one_after_the_other_are_succeeded_ever_later() -> None:
+def test_templates_that_die_in_a_row_are_replaced_ever_later() -> None:
     pool = running(1)
     now, pauses = 10.0, []
     for generation in range(2, 6):
@@ -550,14 +550,14 @@ def test_a_smaller_pool_retires_whichever_workers_have_the_time() -> None:
     assert pool.restarts == 0
 
 
-def test_a_retired_worker_that_exits_without_a_word_is_not_replaced() -> None:
+def test_retired_worker_that_exits_silently_is_not_replaced() -> None:
     pool = running(2)
     pool.scale(1, 5.0)
     assert pool.exited(1, 0, "exited", 6.0) == []
     assert pool.exited(2, 0, "exited", 7.0) == [Spawn(3, 0, 1)]
 
 
-def test_a_pool_that_shrinks_and_grows_again_replaces_who_was_already_told_to_retire() -> None:
+def test_pool_that_grows_again_replaces_retiring_workers() -> None:
     pool = running(2)
     pool.scale(1, 5.0)
     assert pool.scale(2, 5.1) == [Spawn(3, 2, 1)]
@@ -566,7 +566,7 @@ def test_a_pool_that_shrinks_and_grows_again_replaces_who_was_already_told_to_re
     assert phases(pool) == {1: "LEAVING", 2: "READY", 3: "READY"}
 
 
-def test_a_worker_that_crashes_instead_of_retiring_is_replaced_by_one_that_will_retire() -> None:
+def test_crash_instead_of_retiring_keeps_the_retirement() -> None:
     pool = running(2)
     pool.scale(1, 5.0)
     assert pool.exited(1, -11, "segmentation fault", 6.0) == [Spawn(3, 0, 1)]
@@ -584,7 +584,7 @@ def test_a_scale_during_a_reload_holds_for_both_generations() -> None:
     assert without_reports(commands) == [SwitchTo(2), EndGeneration(1), RetireOne(2), RetireOne(2)]
 
 
-def test_a_reload_does_not_switch_to_workers_that_are_about_to_retire() -> None:
+def test_reload_does_not_switch_to_retiring_workers() -> None:
     pool = running(3)
     pool.reload(10.0)
     pool.generation_ready(2, 10.0)
@@ -601,7 +601,7 @@ def test_a_scale_while_the_new_generation_loads_waits_for_it() -> None:
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 1), (-5, 1), (7, 6), (1000, 6)])
-def test_a_size_out_of_range_becomes_the_nearest_possible_and_is_reported(asked: int, given: int) -> None:
+def test_size_out_of_range_becomes_the_nearest_possible(asked: int, given: int) -> None:
     pool = running(2)
     assert reports(pool.scale(asked, 5.0)) == [f"warning: cannot have {asked} workers: from 1 to 6 are possible"]
     assert pool.size == given
@@ -610,7 +610,7 @@ def test_a_size_out_of_range_becomes_the_nearest_possible_and_is_reported(asked:
 # -- stop -------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_drains_the_workers_and_ends_when_the_last_one_has_gone() -> None:
+def test_stop_drains_and_ends_after_the_last_worker() -> None:
     pool = running()
     assert pool.stop(5.0) == [EndGeneration(1)]
     assert pool.state.name == "STOPPING"
@@ -626,7 +626,7 @@ def test_a_stop_without_a_drain_timeout_waits() -> None:
     assert pool.next_deadline() is None
 
 
-def test_a_worker_that_is_ready_only_after_the_stop_has_no_longer_than_the_others() -> None:
+def test_worker_ready_after_the_stop_has_the_same_deadline() -> None:
     pool = running(1)
     pool.exited(1, 1, "crashed", 5.0)
     pool.stop(5.0)
@@ -647,7 +647,7 @@ def test_a_stop_before_anything_has_started_is_a_stop() -> None:
     assert pool.start(1.0) == pool.stop(1.0) == pool.stop_now(1.0) == []
 
 
-def test_a_stop_during_the_start_kills_workers_that_nobody_waits_for() -> None:
+def test_stop_during_the_start_kills_starting_workers() -> None:
     pool = make(2)
     pool.start(0.0)
     pool.generation_ready(1, 0.0)
@@ -692,7 +692,7 @@ def test_a_failed_server_drains_and_stops() -> None:
 # -- what takes too long ----------------------------------------------------------------------------------------
 
 
-def test_import_in_time_limit_shows_stacks_before_the_start_fails() -> None:
+def test_import_past_its_limit_shows_stacks_before_the_failure() -> None:
     pool = make()
     pool.start(0.0)
     assert pool.next_deadline() == 29.7
@@ -703,7 +703,7 @@ def test_import_in_time_limit_shows_stacks_before_the_start_fails() -> None:
     assert pool.tick(30.0) == [GiveUp(reason, None), EndGeneration(1), Stopped()]
 
 
-def test_reload_with_a_slow_import_leaves_the_old_generation_serving() -> None:
+def test_reload_with_a_slow_import_keeps_the_old_generation() -> None:
     pool = running()
     pool.reload(10.0)
     assert pool.tick(39.7) == [DumpTemplateStacks(2)]
@@ -724,7 +724,7 @@ def test_slow_starter_shows_its_stacks_and_ends_the_start() -> None:
     assert (pool.restarts, pool.last_error) == (1, reason)
 
 
-def test_slow_starter_of_a_running_server_is_replaced_after_a_pause() -> None:
+def test_slow_starter_of_a_running_server_is_replaced_later() -> None:
     pool = running()
     pool.exited(1, 1, "crashed", 5.0)
     pool.tick(35.0)
@@ -774,7 +774,7 @@ def test_worker_is_killed_once_however_often_it_is_told() -> None:
     assert pool.stop_now(6.0) == pool.tick(99.0) == []
 
 
-def test_longest_leaving_worker_is_ended_when_every_slot_is_taken() -> None:
+def test_longest_leaving_worker_is_ended_when_slots_are_full() -> None:
     pool = running(1, max_slots=2, drain_timeout=None)
     pool.leaving(1, 5.0)
     pool.ready(2, 5.0)

@@ -669,7 +669,7 @@ def test_kill_all_ends_master_and_workers(server: Any, sock_path: str) -> None:
     lifecycle.kill_all(sock_path, record)
     assert lifecycle.wait_gone(sock_path, record, Deadline(PATIENCE), None)
     running.process.wait(PATIENCE)
-    lifecycle.kill_all(sock_path, record)  # nobody is there any more
+    lifecycle.kill_all(sock_path, record)  # no process is there any more
     lifecycle.clean_up(sock_path)
     lifecycle.clean_up(sock_path)
     assert os.listdir(os.path.dirname(sock_path)) == []

@@ -207,6 +207,8 @@ class WorkerProcesses:
 
     def _retire_one(self, command: commands.RetireOne) -> None:
         """Tell a worker to leave: one without a request, if there is one."""
+        if not self.supervisor.surplus(command.generation):
+            return  # another command of the same list has changed that
         ready = [worker for worker in self.workers.values() if worker.generation == command.generation
                  and worker.ready and worker.leaving_since is None and worker.channel is not None]
         ready.sort(key=lambda worker: (self.scoreboard.words(worker.slot)[board.LENT] != 0, -worker.slot))
@@ -215,6 +217,7 @@ class WorkerProcesses:
             with contextlib.suppress(OSError):
                 worker.channel.tell(Kind.LEAVE, wait=False)
                 worker.leaving_since = monotonic()
+                self.supervisor.told_to_leave(worker.number)
                 return
 
     def _end_generation(self, command: commands.EndGeneration) -> None:

@@ -61,14 +61,18 @@ class Stage(Enum):
 
 
 class WorkerFacts:
-    """A worker: its slot and generation, its phase and since when, when it was spawned; its ultimatum, if any."""
+    """A worker: its slot and generation, its phase and since when, when it was spawned; its ultimatum, if any.
 
-    __slots__ = ("code", "due", "generation", "phase", "reason", "since", "slot", "started", "ultimatum")
+    retiring: whether it was told to leave.
+    """
+
+    __slots__ = ("code", "due", "generation", "phase", "reason", "retiring", "since", "slot", "started", "ultimatum")
 
     def __init__(self, slot: int, generation: int, started: float) -> None:
         self.slot, self.generation = slot, generation
         self.phase = WorkerPhase.STARTING
         self.since = self.started = started
+        self.retiring = False
         self.ultimatum: Ultimatum | None = None
         self.due = inf
         self.reason = self.code = ""
@@ -134,16 +138,15 @@ class Backoff:
 
 
 class Generation:
-    """A generation: its stage and since when, how long it may load and drain, how many of its workers are to retire."""
+    """A generation: its stage and since when, how long it may load and drain."""
 
-    __slots__ = ("asked_for_stacks", "drain_by", "failures", "load_by", "number", "retiring", "since", "stage")
+    __slots__ = ("asked_for_stacks", "drain_by", "failures", "load_by", "number", "since", "stage")
 
     def __init__(self, number: int, since: float, load_by: float) -> None:
         self.number = number
         self.stage = Stage.LOADING
         self.since, self.load_by = since, load_by
         self.drain_by = inf
-        self.retiring = 0
         self.asked_for_stacks = False
         self.failures = Failures()
 
@@ -211,12 +214,16 @@ class Roster:
         """How many workers of a generation serve."""
         return sum(worker.phase is WorkerPhase.READY for _, worker in self.members(generation))
 
+    def staying(self, generation: Generation) -> int:
+        """How many workers of a generation serve and were not told to leave."""
+        return sum(worker.phase is WorkerPhase.READY and not worker.retiring for _, worker in self.members(generation))
+
     def missing(self, generation: Generation, size: int) -> int:
-        """How many workers it lacks, or has too many (negative), once those told to retire have gone."""
+        """How many workers it lacks; those that were told to leave do not count."""
         if generation.stage is Stage.LOADING:
             return 0
-        present = sum(worker.phase in PRESENT for _, worker in self.members(generation))
-        return size - (present - generation.retiring)
+        present = sum(worker.phase in PRESENT and not worker.retiring for _, worker in self.members(generation))
+        return max(0, size - present)
 
     def has_proved_itself(self, generation: Generation, now: float) -> bool:
         """Whether a worker that became ready after the generation's last failure is past its probation."""

@@ -173,6 +173,14 @@ class Supervisor:
             return max(generation.failures.until, self._refusals.until)
         return inf
 
+    def surplus(self, generation: int) -> int:
+        """Return how many workers of a generation shall be told to leave: those that serve beyond the pool's size.
+
+        One that is still starting does not take the place of one that serves.
+        """
+        record = self._roster.generations.get(generation)
+        return 0 if record is None else max(0, self._roster.staying(record) - self.size)
+
     # -- facts about the whole ----------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Command]:
@@ -262,12 +270,14 @@ class Supervisor:
             self._enter_service(record, now)
         return self._settle(now)
 
+    def told_to_leave(self, worker: int) -> None:
+        """A RetireOne was carried out on this worker; until one was, the next fact asks for it again."""
+        self._roster.workers[worker].retiring = True
+
     def leaving(self, worker: int, now: float) -> list[Command]:
-        """It goes by itself: it has served its number of requests, or has taken the message of a RetireOne."""
+        """It goes by itself: it has served its number of requests, or was told to leave."""
         record = self._hear(worker, _LEAVING_IS_NEWS)
         if record:
-            generation = self._roster.generations[record.generation]
-            generation.retiring = max(0, generation.retiring - 1)
             self._let_go(record, now + self._drain_timeout, now)
         return self._settle(now)
 
@@ -359,8 +369,7 @@ class Supervisor:
         generation = self._roster.generations[worker.generation]
         if generation.stage is Stage.ENDED or worker.phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED):
             return
-        if worker.phase is WorkerPhase.READY and status == 0 and generation.retiring:
-            generation.retiring -= 1
+        if worker.retiring and status == 0:
             return
         self.restarts += 1
         self.last_error = reason
@@ -485,7 +494,7 @@ class Supervisor:
 
     def _advance(self, now: float) -> None:
         upcoming = self._upcoming
-        if upcoming and self._roster.ready(upcoming) - upcoming.retiring >= self.size:
+        if upcoming and self._roster.staying(upcoming) >= self.size:
             self._switch(upcoming, now)
         serving = self._serving
         succession = serving and serving.stage is Stage.LOST and self._losses.until <= now
@@ -496,10 +505,9 @@ class Supervisor:
 
     def _fill(self, generation: Generation, now: float) -> None:
         """Bring the generation to the pool's size, as far as that can be done now."""
-        missing = self._roster.missing(generation, self.size)
-        for _ in range(-missing):
-            generation.retiring += 1
+        for _ in range(self.surplus(generation.number)):
             self._do(RetireOne(generation.number))
+        missing = self._roster.missing(generation, self.size)
         if generation.spawns and now >= max(generation.failures.until, self._refusals.until):
             for lacking in range(missing, 0, -1):
                 slot = self._roster.free_slot()

@@ -86,6 +86,14 @@ def dies_at_start_if_told() -> None:
             raise RuntimeError("told to die")
 
 
+def starts_behind_a_gate() -> None:
+    """For on_worker_start: ready once the file `$START_GATE` exists."""
+    gate = os.environ["START_GATE"]
+    open(f"{gate}.waits-{os.getpid()}", "wb").close()
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+
+
 def hangs_at_start() -> None:
     """For on_worker_start: never ready."""
     time.sleep(600)

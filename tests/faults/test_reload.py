@@ -11,6 +11,8 @@ import support
 from conftest import ServerFactory
 from faults import load
 
+import ipcsrv
+
 INTERVAL = 0.1  # seconds
 
 
@@ -34,7 +36,6 @@ def test_reloads_under_load_cost_no_request(server: ServerFactory) -> None:
     assert not clients.failures and not clients.refusals and not clients.wrong, clients.report()
 
 
-@pytest.mark.xfail(os.name == "nt", reason="an open fault under Wine: docs/windows.md", strict=False)
 def test_scaling_under_load_costs_no_request(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "3")
     with load.Load(running.path) as clients:
@@ -53,6 +54,41 @@ def test_scaling_down_works_while_the_workers_are_busy(slow_two: support.Running
     slow_two.ask_to("fewer")
     assert [client.recv(100) for client in clients] == [load.message(b"20")] * 40
     load.wait_until(lambda: load.is_whole(slow_two) and len(load.worker_pids(slow_two)) == 1, "one worker is left")
+    for client in clients:
+        client.close()
+
+
+def test_worker_serves_until_another_is_ready_in_its_place(server: ServerFactory, tmp_path: Path) -> None:
+    """More are wanted, and fewer before they are ready: it is one of them that is too many in the end."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    running = server("handlers_for_tests:echo", "--workers", "1", "--on-worker-start",
+                     "handlers_for_faults:starts_behind_a_gate", env={"START_GATE": os.fspath(gate)})
+    gate.unlink()
+    ipcsrv.scale(running.path, 3)
+    load.wait_until(lambda: len(list(tmp_path.glob("gate.waits-*"))) >= 3, "two more workers wait for the gate")
+    ipcsrv.scale(running.path, 1)
+    assert [running.call(b"%d" % number) for number in range(20)] == [b"%d" % number for number in range(20)]
+    gate.touch()
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+    assert len(load.worker_pids(running)) == running.status()["workers_wanted"] == 1
+
+
+def test_pool_has_its_size_after_a_retiring_worker_died(server: ServerFactory, tmp_path: Path) -> None:
+    running = server("handlers_for_faults:gated", "--workers", "2")
+    names = [os.fspath(tmp_path / name) for name in ("one", "two")]
+    clients = [load.raw(running.path, load.message(name.encode())) for name in names]
+    load.wait_until(lambda: len(list(tmp_path.glob("*.begun-*"))) == 2, "both workers are busy")
+    ipcsrv.scale(running.path, 1)
+    [retiring] = [worker["pid"] for worker in load.workers_of(running) if worker["leaving_seconds"] is not None]
+    support.kill(retiring)
+    load.wait_until(lambda: retiring not in load.worker_pids(running), "it is gone")
+    for name in names:
+        Path(f"{name}.go").touch()
+    responses = [client.recv(1000) for client in clients]
+    assert sorted(b"ERR crashed" in response for response in responses) == [False, True]
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+    assert len(load.worker_pids(running)) == 1
     for client in clients:
         client.close()
 

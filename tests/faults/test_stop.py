@@ -38,10 +38,9 @@ def test_stop_answers_two_hundred_waiting_clients(server: ServerFactory, sock_pa
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-@pytest.mark.xfail(os.name == "nt", reason="an open fault under Wine: docs/windows.md", strict=False)
 def test_under_load_no_request_that_was_taken_is_lost_by_a_stop(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "2")
-    with load.Load(running.path, timeout=1.0) as clients:
+    with load.Load(running.path) as clients:
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
         clients.stop_asking()

@@ -544,6 +544,9 @@ def test_a_larger_pool_spawns() -> None:
 def test_a_smaller_pool_retires_whichever_workers_have_the_time() -> None:
     pool = running(3)
     assert pool.scale(1, 5.0) == [RetireOne(1), RetireOne(1)]
+    pool.told_to_leave(2)
+    assert pool.scale(1, 5.1) == [RetireOne(1)], "until it is carried out"
+    pool.told_to_leave(1)
     assert pool.leaving(2, 6.0) == pool.leaving(1, 6.0) == []
     assert pool.exited(2, 0, "exited", 6.0) == pool.exited(1, 0, "exited", 6.0) == []
     assert phases(pool) == {3: "READY"}
@@ -553,6 +556,7 @@ def test_a_smaller_pool_retires_whichever_workers_have_the_time() -> None:
 def test_retired_worker_that_exits_silently_is_not_replaced() -> None:
     pool = running(2)
     pool.scale(1, 5.0)
+    pool.told_to_leave(1)
     assert pool.exited(1, 0, "exited", 6.0) == []
     assert pool.exited(2, 0, "exited", 7.0) == [Spawn(3, 0, 1)]
 
@@ -560,18 +564,31 @@ def test_retired_worker_that_exits_silently_is_not_replaced() -> None:
 def test_pool_that_grows_again_replaces_retiring_workers() -> None:
     pool = running(2)
     pool.scale(1, 5.0)
+    pool.told_to_leave(1)
     assert pool.scale(2, 5.1) == [Spawn(3, 2, 1)]
     assert pool.leaving(1, 6.0) == []
     pool.ready(3, 6.0)
     assert phases(pool) == {1: "LEAVING", 2: "READY", 3: "READY"}
 
 
-def test_crash_instead_of_retiring_keeps_the_retirement() -> None:
+def test_worker_that_crashes_instead_of_retiring_is_not_replaced() -> None:
     pool = running(2)
     pool.scale(1, 5.0)
-    assert pool.exited(1, -11, "segmentation fault", 6.0) == [Spawn(3, 0, 1)]
-    pool.ready(3, 6.1)
-    assert pool.leaving(3, 6.2) == []
+    pool.told_to_leave(1)
+    assert pool.exited(1, -11, "segmentation fault", 6.0) == []
+    assert phases(pool) == {2: "READY"}
+    assert pool.restarts == 1
+
+
+def test_no_worker_retires_in_favour_of_one_that_starts() -> None:
+    pool = running(2)
+    pool.scale(4, 5.0)
+    assert pool.scale(2, 5.1) == [], "two serve, as is wanted now"
+    assert pool.ready(3, 5.2) == [RetireOne(1)]
+    pool.told_to_leave(1)
+    assert without_reports(pool.exited(4, 1, "crashed", 5.3)) == [], "it was one too many"
+    assert pool.leaving(1, 5.4) == []
+    assert phases(pool) == {1: "LEAVING", 2: "READY", 3: "READY"}
 
 
 def test_a_scale_during_a_reload_holds_for_both_generations() -> None:
@@ -581,16 +598,17 @@ def test_a_scale_during_a_reload_holds_for_both_generations() -> None:
     assert pool.scale(3, 11.0) == [Spawn(5, 4, 1), Spawn(6, 5, 2)]
     assert pool.ready(3, 12.0) == []
     commands = pool.scale(1, 13.0)  # which one new worker is enough for
-    assert without_reports(commands) == [SwitchTo(2), EndGeneration(1), RetireOne(2), RetireOne(2)]
+    assert without_reports(commands) == [SwitchTo(2), EndGeneration(1)]
+    assert pool.ready(4, 14.0) == [RetireOne(2)]
 
 
-def test_reload_does_not_switch_to_retiring_workers() -> None:
+def test_reload_during_which_the_pool_shrinks_switches_to_one_worker() -> None:
     pool = running(3)
     pool.reload(10.0)
     pool.generation_ready(2, 10.0)
-    pool.scale(1, 11.0)
-    assert pool.ready(4, 12.0) == pool.ready(5, 12.0) == []
-    assert pool.ready(6, 12.0)[0] == SwitchTo(2)
+    assert pool.scale(1, 11.0) == [RetireOne(1), RetireOne(1)]
+    assert pool.ready(4, 12.0)[0] == SwitchTo(2)
+    assert pool.ready(5, 12.0) == [RetireOne(2)]
 
 
 def test_a_scale_while_the_new_generation_loads_waits_for_it() -> None:

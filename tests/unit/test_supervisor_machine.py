@@ -51,7 +51,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         self.begun = 0
         self.ended: set[int] = set()
         self.serving: int | None = None
-        self.retirements: dict[int, int] = {}
+        self.told: set[int] = set()
         self.given_up = False
         self.stopped = False
 
@@ -88,7 +88,7 @@ class SupervisorMachine(RuleBasedStateMachine):
                 self.spawn(command)
             case RetireOne(generation):
                 assert generation in self.begun_and_not_ended()
-                self.retirements[generation] = self.retirements.get(generation, 0) + 1
+                self.tell_to_leave(generation)
             case EndGeneration(generation):
                 self.end(generation)
             case SwitchTo(generation):
@@ -218,10 +218,18 @@ class SupervisorMachine(RuleBasedStateMachine):
         if worker in self.ready:
             self.retire(worker)
 
+    def tell_to_leave(self, generation: int) -> None:
+        """Tell the first that may; the master prefers an idle one."""
+        if not self.pool.surplus(generation):
+            return
+        staying = [number for number, worker in self.pool.workers.items() if worker.generation == generation
+                   and worker.phase is WorkerPhase.READY and number not in self.told]  # fmt: skip
+        assert len(staying) > self.pool.size
+        self.told.add(staying[0])
+        self.pool.told_to_leave(staying[0])
+
     def retire(self, worker: int) -> None:
-        generation = self.living[worker].generation
-        if self.retirements.get(generation):
-            self.retirements[generation] -= 1
+        if worker in self.told:
             self.leave(worker)
 
     def leave(self, worker: int) -> None:
@@ -233,9 +241,6 @@ class SupervisorMachine(RuleBasedStateMachine):
         self.die(self.some_worker(data), status, reason, served)
 
     def die(self, worker: int, status: int | None, reason: str, served: bool) -> None:
-        if worker in self.ready and status == 0:
-            generation = self.living[worker].generation
-            self.retirements[generation] = max(0, self.retirements.get(generation, 0) - 1)
         self.living.pop(worker, None)
         self.ready.discard(worker)
         self.obey(self.pool.exited(worker, status, reason, self.now, served=served))
@@ -308,7 +313,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         """Whatever is waited for happens. Whether anything was."""
         waiting = [(number, worker.phase) for number, worker in self.pool.workers.items()]
         loading = sorted(self.loading)
-        retiring = [worker for worker in sorted(self.ready) if self.retirements.get(self.living[worker].generation)]
+        retiring = sorted(self.ready & self.told)
         for generation in loading:
             self.load(generation)
         for worker, phase in waiting:

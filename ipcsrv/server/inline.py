@@ -24,7 +24,7 @@ from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import Channel
 from ..supervision.messages import START_FAILED, Kind, pack_pair, parse_pair
-from ..worker import main as life
+from ..worker import main as worker_main
 
 if TYPE_CHECKING:
     import queue
@@ -132,13 +132,13 @@ def _work(engagement: Engagement) -> None:
     status = 0
     with contextlib.closing(engagement.channel), contextlib.closing(engagement.ending):
         try:
-            worker, stop = life.prepare(engagement.job, engagement.slot, engagement.channel, None, _leaving_interrupts)
+            worker, stop = worker_main.prepare(engagement.job, engagement.slot, engagement.channel, None, _leaving_interrupts)
         except Exception as error:
-            life.tell_failure(engagement.channel, error)
+            worker_main.tell_failure(engagement.channel, error)
             status = START_FAILED
         else:
             try:
-                life.serve(worker, engagement.channel, stop)
+                worker_main.serve(worker, engagement.channel, stop)
             except KeyboardInterrupt:
                 status = INTERRUPTED
         engagement.ending.tell(Kind.EXIT, pack_pair(0, status))

@@ -1,7 +1,6 @@
-"""What the pool knows of its workers and generations, and how each of them changes.
+"""The records of workers and generations, on which the supervisor decides. In the master.
 
-These are the records; what to do about them is decided in `pool`. They keep no time of their own: every moment is in
-seconds and passed in, and a deadline that never comes is infinite. This runs in the master.
+Times are monotonic seconds and are passed in; a deadline that never comes is infinite.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from random import Random
 
-#: Who dies within so many seconds of being ready, having served nobody, has died at the start.
+#: A worker that dies within so many seconds of being ready, before it took a connection, counts as a failed start.
 PROBATION_SECONDS = 1.0
 
 
 class PoolState(Enum):
-    """Of the pool as a whole. It never goes back to an earlier one."""
+    """State of the whole pool of workers. It never goes back to an earlier one."""
 
     STARTING = auto()
     RUNNING = auto()
@@ -30,7 +29,7 @@ class PoolState(Enum):
 
 
 class WorkerPhase(Enum):
-    """Of a worker. It goes from one to a later one, and may leave out any."""
+    """Phase of a worker. It never goes back to an earlier one, and may skip some."""
 
     STARTING = auto()
     READY = auto()
@@ -38,20 +37,20 @@ class WorkerPhase(Enum):
     KILLED = auto()
 
 
-#: A worker in one of these counts towards its generation's strength; the others are as good as gone.
+#: Workers in one of these phases count towards the size of their generation.
 PRESENT = frozenset({WorkerPhase.STARTING, WorkerPhase.READY})
 
 
-class Ultimatum(Enum):
-    """What a worker has a limited time for, which decides what happens to it after that."""
+class TimeLimit(Enum):
+    """What a worker has a limited time for. It decides what happens after that time."""
 
     START = auto()
     DRAIN = auto()
     STACKS = auto()
 
 
-class Stage(Enum):
-    """Of a generation: its template imports, its workers start, it serves, it serves without a template, it is over."""
+class GenerationStage(Enum):
+    """Stage of a generation: the template imports, workers start, it serves, it serves without a template, it ends."""
 
     LOADING = auto()
     FILLING = auto()
@@ -61,42 +60,42 @@ class Stage(Enum):
 
 
 class WorkerFacts:
-    """A worker: its slot and generation, its phase and since when, when it was spawned; its ultimatum, if any.
+    """A worker: its slot and generation, its phase and since when, when it was spawned; its time limit, if any.
 
     retiring: whether it was told to leave.
     """
 
-    __slots__ = ("code", "due", "generation", "phase", "reason", "retiring", "since", "slot", "started", "ultimatum")
+    __slots__ = ("code", "due", "generation", "limit", "phase", "reason", "retiring", "since", "slot", "started")
 
     def __init__(self, slot: int, generation: int, started: float) -> None:
         self.slot, self.generation = slot, generation
         self.phase = WorkerPhase.STARTING
         self.since = self.started = started
         self.retiring = False
-        self.ultimatum: Ultimatum | None = None
+        self.limit: TimeLimit | None = None
         self.due = inf
         self.reason = self.code = ""
 
     def enter(self, phase: WorkerPhase, now: float) -> None:
-        """Begin this phase, free of ultimatums."""
+        """Begin this phase, without a time limit."""
         self.phase, self.since = phase, now
-        self.ultimatum, self.due = None, inf
+        self.limit, self.due = None, inf
 
-    def give(self, ultimatum: Ultimatum, due: float, reason: str) -> None:
-        """It has until `due`; after that, `reason` is why it is killed."""
-        self.ultimatum, self.due, self.reason = ultimatum, due, reason
+    def give(self, limit: TimeLimit, due: float, reason: str) -> None:
+        """Set a time limit; `reason` says why the worker is killed after it."""
+        self.limit, self.due, self.reason = limit, due, reason
 
     def hasten(self, drain_by: float) -> None:
-        """It has until then to be gone, unless it has less time already or its fate is sealed."""
-        sealed = self.phase is WorkerPhase.KILLED or self.ultimatum is Ultimatum.STACKS
-        if drain_by < self.due and not sealed:
-            self.give(Ultimatum.DRAIN, drain_by, "drain_timeout is over")
+        """Let it drain until `drain_by` at most, unless it is being killed already."""
+        ending = self.phase is WorkerPhase.KILLED or self.limit is TimeLimit.STACKS
+        if drain_by < self.due and not ending:
+            self.give(TimeLimit.DRAIN, drain_by, "drain_timeout is over")
 
 
 class Failures:
     """Failures in a row, each of which doubles the pause before the next attempt.
 
-    What was attempted before the last failure is of the same volley: sixteen workers that die at once, of the same
+    Attempts that began before the last failure count as one with it: sixteen workers that die at once, of the same
     cause, have failed once.
     """
 
@@ -109,7 +108,7 @@ class Failures:
         self.traceback: str | None = None
 
     def add(self, attempted: float, now: float, pause: float, reason: str, traceback: str | None = None) -> bool:
-        """Count one, the first with its reason; False if its volley has been counted already."""
+        """Count a failure and keep the reason of the first; return False if it counts as one with the last failure."""
         if attempted <= self.last:
             return False
         if not self.row:
@@ -119,7 +118,7 @@ class Failures:
         return True
 
     def over(self) -> None:
-        """Something has gone well: the next failure is a first one."""
+        """Note a success: the next failure is a first one."""
         self.row = 0
 
 
@@ -132,7 +131,7 @@ class Backoff:
     rng: Random
 
     def after(self, failures: Failures) -> float:
-        """Each pause is twice the one before it, and up to a half shorter, lest all servers try in step."""
+        """Return the next pause: twice the last one, and up to a half shorter so that servers do not retry in step."""
         exponent = min(failures.row, 60)
         return min(self.longest, self.first * 2.0**exponent) * self.rng.uniform(0.5, 1.0)
 
@@ -144,7 +143,7 @@ class Generation:
 
     def __init__(self, number: int, since: float, load_by: float) -> None:
         self.number = number
-        self.stage = Stage.LOADING
+        self.stage = GenerationStage.LOADING
         self.since, self.load_by = since, load_by
         self.drain_by = inf
         self.asked_for_stacks = False
@@ -153,18 +152,18 @@ class Generation:
     @property
     def has_served(self) -> bool:
         """Whether connections ever went to it."""
-        return self.stage in (Stage.SERVING, Stage.LOST)
+        return self.stage in (GenerationStage.SERVING, GenerationStage.LOST)
 
     @property
     def spawns(self) -> bool:
         """Whether it has a template to fork workers from."""
-        return self.stage in (Stage.FILLING, Stage.SERVING)
+        return self.stage in (GenerationStage.FILLING, GenerationStage.SERVING)
 
 
-class Roster:
+class WorkerTable:
     """The workers that have not exited, each in a slot of its own, and their generations.
 
-    Numbers are never used twice; slots are.
+    Numbers are never used again; slots are.
     """
 
     def __init__(self, slots: int) -> None:
@@ -175,57 +174,57 @@ class Roster:
         self.last_generation = 0
 
     def add_generation(self, now: float, load_by: float) -> Generation:
-        """A new generation, which loads."""
+        """Add a generation, which loads."""
         self.last_generation += 1
         generation = Generation(self.last_generation, now, load_by)
         self.generations[self.last_generation] = generation
         return generation
 
     def forget_generations(self) -> None:
-        """Strike off those that are over and have no workers left."""
-        inhabited = {worker.generation for worker in self.workers.values()}
-        over = {number for number, generation in self.generations.items() if generation.stage is Stage.ENDED}
-        for number in over - inhabited:
+        """Forget generations that have ended and have no workers left."""
+        with_workers = {worker.generation for worker in self.workers.values()}
+        over = {number for number, generation in self.generations.items() if generation.stage is GenerationStage.ENDED}
+        for number in over - with_workers:
             del self.generations[number]
 
     def hasten(self, drain_by: float) -> None:
-        """Let no generation and no worker have longer than that to be gone. All are going."""
+        """Let every generation and every worker drain until `drain_by` at most."""
         for generation in self.generations.values():
             generation.drain_by = min(generation.drain_by, drain_by)
         for worker in self.workers.values():
             worker.hasten(drain_by)
 
     def free_slot(self) -> int | None:
-        """The lowest slot that no worker is in."""
+        """Return the lowest slot without a worker."""
         taken = {worker.slot for worker in self.workers.values()}
         return next((slot for slot in range(self.slots) if slot not in taken), None)
 
     def add_worker(self, slot: int, generation: Generation, now: float) -> tuple[int, WorkerFacts]:
-        """A new worker and its number."""
+        """Add a worker; return its number and its record."""
         self.last_worker += 1
         worker = self.workers[self.last_worker] = WorkerFacts(slot, generation.number, now)
         return self.last_worker, worker
 
     def members(self, generation: Generation) -> Iterator[tuple[int, WorkerFacts]]:
-        """The workers of a generation, with their numbers."""
+        """Return the workers of a generation, with their numbers."""
         return ((number, worker) for number, worker in self.workers.items() if worker.generation == generation.number)
 
     def ready(self, generation: Generation) -> int:
-        """How many workers of a generation serve."""
+        """Return how many workers of a generation serve."""
         return sum(worker.phase is WorkerPhase.READY for _, worker in self.members(generation))
 
     def staying(self, generation: Generation) -> int:
-        """How many workers of a generation serve and were not told to leave."""
+        """Return how many workers of a generation serve and were not told to leave."""
         return sum(worker.phase is WorkerPhase.READY and not worker.retiring for _, worker in self.members(generation))
 
     def missing(self, generation: Generation, size: int) -> int:
-        """How many workers it lacks; those that were told to leave do not count."""
-        if generation.stage is Stage.LOADING:
+        """Return how many workers it lacks; those that were told to leave do not count."""
+        if generation.stage is GenerationStage.LOADING:
             return 0
         present = sum(worker.phase in PRESENT and not worker.retiring for _, worker in self.members(generation))
         return max(0, size - present)
 
     def has_proved_itself(self, generation: Generation, now: float) -> bool:
-        """Whether a worker that became ready after the generation's last failure is past its probation."""
+        """Return whether a worker that became ready after the last failure has lasted for the probation time."""
         since = [worker.since for _, worker in self.members(generation) if worker.phase is WorkerPhase.READY]
         return any(moment > generation.failures.last and now - moment >= PROBATION_SECONDS for moment in since)

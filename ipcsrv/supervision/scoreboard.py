@@ -1,21 +1,15 @@
-"""What every worker is doing, in shared memory: written without a system call, read without asking.
+"""The layout of the scoreboard: shared memory in which every worker says what it is doing. In master and workers.
 
-A worker that is deep in its handler cannot answer questions, and a health check that needs an answer kills the
-busy with the hung. So nobody asks: each worker has a *slot* of 64-bit words in memory that it shares with the
-master, and keeps it current by plain item assignment on a ``memoryview`` (``words[REQUESTS] += 1``). The master
-reads the slots whenever it needs them: since when a request runs (for ``request_timeout``), for ``status``,
-``top`` and the metrics.
+A worker that runs its handler cannot answer questions. So each worker has a *slot* of 64-bit words in memory that it
+shares with the master, and writes them without a system call (``words[REQUESTS] += 1`` on a ``memoryview``). The
+master reads the slots for `request_timeout`, `status`, `top` and the metrics.
 
-There are no locks, because each word has one writer at a time: the worker while it lives, the master once it has
-been reaped (but WATCHED and RING_TAIL, which are the master's to write). An aligned 64-bit store is not torn on any
-machine that Python's shared memory runs on; two words may be a request apart, which figures of this kind do not show.
+There are no locks: each word has one writer, the worker while it lives and the master once it has been reaped (WATCHED
+and RING_TAIL are always the master's). An aligned 64-bit store is never torn; two words may be from different requests.
 
-A slot begins with *gauges* (what is so now, meaningless once the worker is gone), goes on with *counters*, and
-ends with three *histograms* of durations. When a worker is gone, its counters and histograms are folded into
-``departed``, in the master's own memory, so that no total ever goes down, and its slot serves the next worker.
-
-This module does no I/O and knows no clock: it lays out any writable buffer. It runs in the workers (writing) and in
-the master (reading).
+A slot has *gauges* (the present state, meaningless once the worker is gone), *counters*, and three *histograms* of
+durations. When a worker is gone, its counters and histograms are added to ``departed`` in the master's own memory, so
+that no total ever goes down, and the next worker gets the slot. This module does no I/O and reads no clock.
 """
 
 from __future__ import annotations

@@ -1,29 +1,24 @@
-"""Supervision as a pure machine: facts and the time go in, commands come out.
+"""Supervision as pure code: facts and the time in, commands out. In the master.
 
-The master observes (a child exited, a worker wrote that it is ready, a timer went off) and tells the pool each
-*fact*; the pool decides, and answers with the *commands* that the master then carries out. It does no I/O, reads
-no clock and draws no randomness of its own, so that every story can be told in a unit test without a process.
+The master tells the supervisor each fact (a child exited, a worker is ready, a timer is due) and carries out the
+commands that it returns. The supervisor does no I/O, reads no clock and takes its randomness as an argument, so unit
+tests need no process. Facts may come late and out of order; a fact that does not fit is ignored.
 
-A **worker** is STARTING until it says that it is ready, READY while it serves, LEAVING once it was asked to go or
-said that it goes, KILLED when it was sent a SIGKILL and is not reaped yet. Its slot in the scoreboard is free
-again only when it has exited. What it must do in time it has as its one ultimatum.
+A **worker** is STARTING until it says that it is ready, READY while it serves, LEAVING once it says that it leaves or
+must leave, KILLED once it was sent SIGKILL and until it is reaped. Its slot of the scoreboard is free again when it has
+exited. It has at most one time limit.
 
-A **generation** is a template process that has imported the handler, a queue of connections, and the workers that
-were forked from the one to read the other. One generation is *serving*. A reload makes an *upcoming* one, which
-becomes the serving one when all its workers are ready, and not before: code that does not import, or whose workers
-do not start, costs nothing but a line in the log. What was serving is then *ended*: its queue is closed, its
-workers empty it and leave. Starting the server is the same with nobody serving before; there, a failed generation
-is a failed start.
+A **generation** is a template process that has imported the handler, a queue, and the workers forked from that
+template. One generation is *serving*. A reload makes an *upcoming* one, which serves once all its workers are ready; if
+it fails, the serving one goes on. The generation that served before has then *ended*: its queue is closed, its workers
+empty it and exit. Starting the server is the same without a serving generation; there, a failed generation is a failed
+start.
 
-How many workers a generation wants is the pool's size; how many it has are its STARTING and READY ones. From the
-difference alone follow the spawns and the retirements, whatever the facts were that led to it. Three things hold a
-spawn back: no free slot, the system's refusal to fork (`spawn_failed`: a state, not a death), and workers of this
-generation dying at their start. Only the last ends in giving up, and only when nobody serves: a server of three
-workers that wants four is better than none. A worker that dies after it was taken into service costs one request
-and is replaced at once, however often that happens.
-
-Facts may come late and out of order (a worker exits while it is asked to leave). One that does not fit is ignored.
-This runs in the master.
+A generation wants as many workers as the pool's size. It has its STARTING and READY ones that were not told to leave.
+If it has fewer, workers are spawned; if more of them than wanted are READY, that many are told to leave. A spawn waits
+for a free slot, for the system (`spawn_failed`), and for the back-off after workers have died at their start. Only the
+last makes the server give up, and only if no worker serves. A worker that dies later costs one request and is replaced
+at once, however often that happens.
 """
 
 from __future__ import annotations
@@ -52,12 +47,12 @@ from .records import (
     Backoff,
     Failures,
     Generation,
+    GenerationStage,
     PoolState,
-    Roster,
-    Stage,
-    Ultimatum,
+    TimeLimit,
     WorkerFacts,
     WorkerPhase,
+    WorkerTable,
 )
 
 if TYPE_CHECKING:
@@ -83,14 +78,14 @@ __all__ = [
     "WorkerPhase",
 ]  # fmt: skip
 
-#: Between asking a process for its stacks and killing it: long enough to write them.
+#: Seconds between asking a process for its stacks and killing it.
 STACKS_SECONDS = 0.3
-#: The exit status of a SIGKILL, which is never a program's own doing.
+#: The exit status after a SIGKILL, which no program sends itself.
 SIGKILLED = -9
 _UNDER_WAY = frozenset({PoolState.STARTING, PoolState.RUNNING})
-#: What the client of a worker is told that does not end in time.
+#: The failure code for the client of a worker that does not end in time.
 _CODES = {WorkerPhase.LEAVING: "stopping"}
-#: In which phases a worker's facts are news; in the others they are late.
+#: The phases in which a fact about a worker is new; in others it came late.
 _READY_IS_NEWS = frozenset({WorkerPhase.STARTING})
 _LEAVING_IS_NEWS = frozenset({WorkerPhase.READY})
 _OVERDUE_IS_NEWS = frozenset({WorkerPhase.READY, WorkerPhase.LEAVING})
@@ -99,9 +94,9 @@ _OVERDUE_IS_NEWS = frozenset({WorkerPhase.READY, WorkerPhase.LEAVING})
 class Supervisor:
     """The supervisor of `size` workers.
 
-    `max_slots` is how many workers there may ever be at once, the leaving ones included. A reload needs twice the
-    size, so the size is limited to the half of it. Timeouts are in seconds, None for no limit; `backoff` is the first
-    and the longest pause between attempts, in seconds; `flap_limit` is how many starts in a row may fail.
+    max_slots: workers at once at most, leaving ones included; since a reload needs twice the size, the size is at most
+    half of it. Timeouts: seconds, None for no limit. backoff: the first and the longest pause between attempts, in
+    seconds. flap_limit: how many starts in a row may fail.
     """
 
     def __init__(
@@ -125,11 +120,11 @@ class Supervisor:
         self._drain_timeout = inf if drain_timeout is None else drain_timeout
         self._flap_limit = flap_limit
         self._backoff = Backoff(*backoff, rng)
-        self._roster = Roster(max_slots)
+        self._table = WorkerTable(max_slots)
         self._serving: Generation | None = None
         self._upcoming: Generation | None = None
         self._reload_wanted = False
-        self._refusals = Failures()  # of the system, to fork
+        self._refusals = Failures()  # to fork, by the system
         self._losses = Failures()  # of the serving generation's template, and of attempts to make its successor
         self._commands: list[Command] = []
 
@@ -137,39 +132,39 @@ class Supervisor:
 
     @property
     def workers(self) -> Mapping[int, WorkerFacts]:
-        """Every worker that has not exited, by its number."""
-        return MappingProxyType(self._roster.workers)
+        """Return every worker that has not exited, by number."""
+        return MappingProxyType(self._table.workers)
 
     @property
     def generation(self) -> int:
-        """The serving generation's number; before there is one, the upcoming one's; 0 before the start."""
+        """Return the number of the serving generation, else of the upcoming one; 0 before the start."""
         current = self._serving or self._upcoming
         return current.number if current else 0
 
     @property
     def reloading(self) -> bool:
-        """Whether a reload is under way."""
+        """Return whether a reload is in progress."""
         return self.state is PoolState.RUNNING and self._upcoming is not None
 
     @property
     def largest_size(self) -> int:
-        """The most workers that `scale` can ask for."""
-        return self._roster.slots // 2
+        """Return the largest size that `scale` can set."""
+        return self._table.slots // 2
 
     def next_deadline(self) -> float | None:
-        """When `tick` must be called next; None while nothing depends on the time."""
-        deadlines = [worker.due for worker in self._roster.workers.values()]
+        """Return when `tick` must be called next; None while nothing depends on the time."""
+        deadlines = [worker.due for worker in self._table.workers.values()]
         deadlines += [self._resumption(generation) for generation in self._current()]
         earliest = min(deadlines, default=inf)
         return None if earliest == inf else earliest
 
     def _resumption(self, generation: Generation) -> float:
-        """When the time alone makes a difference to this generation."""
-        if generation.stage is Stage.LOADING:
+        """Return when time alone changes something for this generation."""
+        if generation.stage is GenerationStage.LOADING:
             return generation.load_by - (0.0 if generation.asked_for_stacks else STACKS_SECONDS)
-        if generation.stage is Stage.LOST:
+        if generation.stage is GenerationStage.LOST:
             return inf if self._upcoming else self._losses.until
-        if self._roster.missing(generation, self.size) > 0 and self._roster.free_slot() is not None:
+        if self._table.missing(generation, self.size) > 0 and self._table.free_slot() is not None:
             return max(generation.failures.until, self._refusals.until)
         return inf
 
@@ -178,24 +173,24 @@ class Supervisor:
 
         One that is still starting does not take the place of one that serves.
         """
-        record = self._roster.generations.get(generation)
-        return 0 if record is None else max(0, self._roster.staying(record) - self.size)
+        record = self._table.generations.get(generation)
+        return 0 if record is None else max(0, self._table.staying(record) - self.size)
 
     # -- facts about the whole ----------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Command]:
         """The server begins."""
-        if self.state in _UNDER_WAY and not self._roster.last_generation:
+        if self.state in _UNDER_WAY and not self._table.last_generation:
             self._begin_generation(now)
         return self._settle(now)
 
     def reload(self, now: float) -> list[Command]:
-        """New code is wanted. During a reload it is wanted once that is over, for it may have read older code."""
-        self._reload_wanted = self._roster.last_generation > 0
+        """Load the code again. During a reload another one follows, since the first may have read older code."""
+        self._reload_wanted = self._table.last_generation > 0
         return self._settle(now)
 
     def scale(self, size: int, now: float) -> list[Command]:
-        """So many workers are wanted."""
+        """Set how many workers are wanted."""
         if self.state not in _UNDER_WAY:
             return []
         self.size = max(1, min(size, self.largest_size))
@@ -204,29 +199,29 @@ class Supervisor:
         return self._settle(now)
 
     def stop(self, now: float, drain_timeout: float | None = None) -> list[Command]:
-        """The server ends: what is queued is served, for `drain_timeout`, or for what the caller has left of it."""
+        """Drain and stop the server within `drain_timeout`, by default the setting."""
         if drain_timeout is not None:
             self._drain_timeout = drain_timeout
         if self.state in _UNDER_WAY:
             self._wind_up(PoolState.STOPPING, now)
-        self._roster.hasten(now + self._drain_timeout)
+        self._table.hasten(now + self._drain_timeout)
         return self._settle(now)
 
     def stop_now(self, now: float) -> list[Command]:
-        """The server ends, whatever its workers are doing."""
+        """Stop the server at once, whatever its workers are doing."""
         if self.state in _UNDER_WAY:
             self._wind_up(PoolState.STOPPING, now)
-        for number, worker in self._roster.workers.items():
+        for number, worker in self._table.workers.items():
             self._kill(number, worker, "the server was told to stop now", now)
         return self._settle(now)
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed."""
-        for number, worker in self._roster.workers.items():
+        for number, worker in self._table.workers.items():
             if worker.due <= now:
                 self._enforce(number, worker, now)
         upcoming = self._upcoming
-        if upcoming and upcoming.stage is Stage.LOADING and upcoming.load_by - STACKS_SECONDS <= now:
+        if upcoming and upcoming.stage is GenerationStage.LOADING and upcoming.load_by - STACKS_SECONDS <= now:
             self._hasten_loading(upcoming, now)
         return self._settle(now)
 
@@ -241,9 +236,9 @@ class Supervisor:
 
     def generation_ready(self, generation: int, now: float) -> list[Command]:
         """Its template has imported the handler."""
-        record = self._roster.generations.get(generation)
-        if record and record.stage is Stage.LOADING:
-            record.stage = Stage.FILLING
+        record = self._table.generations.get(generation)
+        if record and record.stage is GenerationStage.LOADING:
+            record.stage = GenerationStage.FILLING
         return self._settle(now)
 
     def generation_failed(self, generation: int, reason: str, traceback: str | None, now: float) -> list[Command]:
@@ -253,18 +248,18 @@ class Supervisor:
         return self._settle(now)
 
     def generation_lost(self, generation: int, reason: str, now: float) -> list[Command]:
-        """Its template has died. Its workers live on and serve, but it cannot have new ones: it needs a successor."""
-        record = self._roster.generations.get(generation)
+        """Its template has died. Its workers serve on, but it cannot have new ones: a new generation is needed."""
+        record = self._table.generations.get(generation)
         if record and record is self._upcoming:
             self._fail_upcoming(reason, None, now)
-        elif record and record.stage is Stage.SERVING:
+        elif record and record.stage is GenerationStage.SERVING:
             self._lose(record, reason, now)
         return self._settle(now)
 
     # -- facts about a worker -----------------------------------------------------------------------------------
 
     def ready(self, worker: int, now: float) -> list[Command]:
-        """It takes connections."""
+        """The worker takes connections."""
         record = self._hear(worker, _READY_IS_NEWS)
         if record:
             self._enter_service(record, now)
@@ -272,26 +267,26 @@ class Supervisor:
 
     def told_to_leave(self, worker: int) -> None:
         """A RetireOne was carried out on this worker; until one was, the next fact asks for it again."""
-        self._roster.workers[worker].retiring = True
+        self._table.workers[worker].retiring = True
 
     def leaving(self, worker: int, now: float) -> list[Command]:
-        """It goes by itself: it has served its number of requests, or was told to leave."""
+        """The worker says that it leaves: it has served its number of requests, or was told to leave."""
         record = self._hear(worker, _LEAVING_IS_NEWS)
         if record:
             self._let_go(record, now + self._drain_timeout, now)
         return self._settle(now)
 
     def overdue(self, worker: int, now: float) -> list[Command]:
-        """The request in its hands has taken longer than `request_timeout`."""
+        """The request of this worker has taken longer than `request_timeout`."""
         record = self._hear(worker, _OVERDUE_IS_NEWS)
-        if record and record.ultimatum is not Ultimatum.STACKS:
+        if record and record.limit is not TimeLimit.STACKS:
             self.restarts += record.phase is WorkerPhase.READY
             self._end_with_stacks(worker, record, "timeout", "the handler did not answer within request_timeout", now)
         return self._settle(now)
 
     def spawn_failed(self, worker: int, reason: str, now: float) -> list[Command]:
-        """The system could not start it (EAGAIN, ENOMEM): it has never been. It is said once, until it is over."""
-        record = self._roster.workers.pop(worker, None)
+        """The system could not start the worker (EAGAIN, ENOMEM). This is reported once until it is over."""
+        record = self._table.workers.pop(worker, None)
         if record:
             if not self._refusals.row:
                 self.last_error = reason
@@ -309,40 +304,40 @@ class Supervisor:
         traceback: str | None = None,
         served: bool = True,
     ) -> list[Command]:
-        """It was reaped.
+        """The worker was reaped.
 
-        `status` is its exit status, negative for a signal, None if that is unknown; `reason` is the same in words;
-        `served` is whether it ever took a connection. It matters to one that dies just after it was ready.
+        status: its exit status, negative for a signal, None if unknown; reason: the same in words; served: whether it
+        ever took a connection, which matters for one that dies just after it was ready.
         """
-        record = self._roster.workers.pop(worker, None)
+        record = self._table.workers.pop(worker, None)
         if record:
-            self._mourn(record, status, reason, traceback, served, now)
+            self._note_exit(record, status, reason, traceback, served, now)
         return self._settle(now)
 
     # -- what follows for a worker ------------------------------------------------------------------------------
 
     def _hear(self, number: int, news: frozenset[WorkerPhase]) -> WorkerFacts | None:
-        """The worker, if a fact about it is news in its phase."""
-        worker = self._roster.workers.get(number)
+        """Return the worker if a fact about it is new in its phase."""
+        worker = self._table.workers.get(number)
         return worker if worker and worker.phase in news else None
 
     def _enter_service(self, worker: WorkerFacts, now: float) -> None:
-        generation = self._roster.generations[worker.generation]
+        generation = self._table.generations[worker.generation]
         worker.enter(WorkerPhase.READY, now)
         if self._refusals.row and worker.started > self._refusals.last:
             self._refusals.over()
             self._report("info", "workers can be started again")
-        if generation.stage is Stage.ENDED:
+        if generation.stage is GenerationStage.ENDED:
             self._let_go(worker, generation.drain_by, now)
 
     def _let_go(self, worker: WorkerFacts, drain_by: float, now: float) -> None:
-        """It leaves when it has served what it has."""
+        """The worker leaves when it has served what it has."""
         worker.enter(WorkerPhase.LEAVING, now)
         worker.hasten(drain_by)
 
     def _enforce(self, number: int, worker: WorkerFacts, now: float) -> None:
-        """The worker's time is over: ask for its stacks, and kill it when it has had the time to write them."""
-        if worker.ultimatum is not Ultimatum.STACKS:
+        """The time limit of a worker is over: ask for its stacks, and kill it once it had time to write them."""
+        if worker.limit is not TimeLimit.STACKS:
             self._end_with_stacks(number, worker, _CODES.get(worker.phase, "crashed"), worker.reason, now)
             return
         starting = worker.phase is WorkerPhase.STARTING
@@ -355,19 +350,19 @@ class Supervisor:
         if worker.phase is not WorkerPhase.STARTING:
             worker.enter(WorkerPhase.LEAVING, now)
         worker.code = code
-        worker.give(Ultimatum.STACKS, now + STACKS_SECONDS, reason)
+        worker.give(TimeLimit.STACKS, now + STACKS_SECONDS, reason)
 
     def _kill(self, number: int, worker: WorkerFacts, reason: str, now: float) -> None:
         if worker.phase is not WorkerPhase.KILLED:
             worker.enter(WorkerPhase.KILLED, now)
             self._do(Kill(number, reason, worker.code or "stopping"))
 
-    def _mourn(
+    def _note_exit(
         self, worker: WorkerFacts, status: int | None, reason: str, traceback: str | None, served: bool, now: float
     ) -> None:
-        """A worker has exited. Unless it was asked to, or had said so, that was a death."""
-        generation = self._roster.generations[worker.generation]
-        if generation.stage is Stage.ENDED or worker.phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED):
+        """A worker has exited. Unless it was leaving or told to leave, it has died."""
+        generation = self._table.generations[worker.generation]
+        if generation.stage is GenerationStage.ENDED or worker.phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED):
             return
         if worker.retiring and status == 0:
             return
@@ -380,13 +375,13 @@ class Supervisor:
             generation.failures.over()
 
     def _on_probation(self, worker: WorkerFacts, status: int | None, served: bool, now: float) -> bool:
-        """Whether this worker, which was ready, has died of its start all the same, and not of a request."""
+        """Return whether the death of a worker that was ready counts as a failed start."""
         return not served and status != SIGKILLED and now - worker.since < PROBATION_SECONDS
 
     def _blame_late_starter(self, worker: WorkerFacts, now: float) -> None:
-        """A worker was not ready in time. To wait that long more than once is too much for a start or a reload."""
-        generation = self._roster.generations[worker.generation]
-        if generation.stage is Stage.ENDED:
+        """A worker was not ready in time. A start or a reload does not wait that long twice."""
+        generation = self._table.generations[worker.generation]
+        if generation.stage is GenerationStage.ENDED:
             return
         self.restarts += 1
         self.last_error = worker.reason
@@ -399,7 +394,7 @@ class Supervisor:
         self, generation: Generation, worker: WorkerFacts, reason: str, traceback: str | None, now: float
     ) -> None:
         failures = generation.failures
-        if self._roster.has_proved_itself(generation, now):
+        if self._table.has_proved_itself(generation, now):
             failures.over()
         pause = self._backoff.after(failures)
         if failures.add(worker.started, now, pause, reason, traceback):
@@ -410,13 +405,13 @@ class Supervisor:
 
     def _begin_generation(self, now: float) -> None:
         self._reload_wanted = False
-        self._upcoming = self._roster.add_generation(now, now + self._startup_timeout)
+        self._upcoming = self._table.add_generation(now, now + self._startup_timeout)
         self._do(StartGeneration(self._upcoming.number))
 
     def _switch(self, upcoming: Generation, now: float) -> None:
-        """The upcoming generation is whole: it serves, and what has served until now ends."""
+        """The workers of the upcoming generation are ready: it serves now, and the serving one ends."""
         previous, self._serving, self._upcoming = self._serving, upcoming, None
-        upcoming.stage, upcoming.since = Stage.SERVING, now
+        upcoming.stage, upcoming.since = GenerationStage.SERVING, now
         self.state = PoolState.RUNNING
         self._do(SwitchTo(upcoming.number))
         if previous:
@@ -428,12 +423,12 @@ class Supervisor:
         if now - serving.since >= PROBATION_SECONDS:
             self._losses.over()
         self._losses.add(inf, now, self._backoff.after(self._losses), reason)
-        serving.stage = Stage.LOST
+        serving.stage = GenerationStage.LOST
         self.last_error = reason
         self._report("warning", f"generation {serving.number} cannot start workers any more: {reason}")
 
     def _fail_upcoming(self, reason: str, traceback: str | None, now: float) -> None:
-        """The upcoming generation will not do. Whoever serves goes on; if nobody does, the server could not start."""
+        """The upcoming generation has failed. The serving one goes on; without one, the server could not start."""
         failed, serving = self._upcoming, self._serving
         self.last_error = reason
         if not failed or not serving:
@@ -443,17 +438,17 @@ class Supervisor:
         self._end(failed, now)
         text = f"generation {failed.number} failed: {reason}; generation {serving.number} serves on"
         self._report("error", f"{text}\n{traceback}" if traceback else text)
-        if serving.stage is Stage.LOST:
+        if serving.stage is GenerationStage.LOST:
             self._losses.add(inf, now, self._backoff.after(self._losses), reason, traceback)
             self._judge(serving, self._losses, now)
 
     def _judge(self, generation: Generation, failures: Failures, now: float) -> None:
-        """Decide whether these failures are enough."""
+        """Give up on a generation after too many failures in a row."""
         if failures.row < self._flap_limit:
             return
         if generation is self._upcoming:
             self._fail_upcoming(failures.reason, failures.traceback, now)
-        elif not self._upcoming and not self._roster.ready(generation):
+        elif not self._upcoming and not self._table.ready(generation):
             self._give_up(failures.reason, failures.traceback, now)
 
     def _give_up(self, reason: str, traceback: str | None, now: float) -> None:
@@ -467,11 +462,11 @@ class Supervisor:
         self._upcoming = None
 
     def _end(self, generation: Generation, now: float) -> None:
-        """Its workers leave. One that is not ready, where nobody ever served, holds no client and need not go on."""
+        """End a generation: its workers leave. A starting one of a generation that never served is killed at once."""
         has_served = generation.has_served
-        generation.stage, generation.drain_by = Stage.ENDED, now + self._drain_timeout
+        generation.stage, generation.drain_by = GenerationStage.ENDED, now + self._drain_timeout
         self._do(EndGeneration(generation.number))
-        for number, worker in self._roster.members(generation):
+        for number, worker in self._table.members(generation):
             if worker.phase is WorkerPhase.READY:
                 self._let_go(worker, generation.drain_by, now)
             elif worker.phase is WorkerPhase.STARTING and not has_served:
@@ -479,66 +474,66 @@ class Supervisor:
             else:
                 worker.hasten(generation.drain_by)
 
-    # -- what follows from how things are -----------------------------------------------------------------------
+    # -- what follows from the present state -----------------------------------------------------------------------
 
     def _settle(self, now: float) -> list[Command]:
-        """Do whatever is due as things are, and hand the commands over: the end of every fact."""
+        """Do what follows from the present state; return the commands. Every fact ends with this."""
         if self.state in _UNDER_WAY:
             self._advance(now)
-        elif self.state is not PoolState.STOPPED and not self._roster.workers:
+        elif self.state is not PoolState.STOPPED and not self._table.workers:
             self.state = PoolState.STOPPED
             self._do(Stopped())
-        self._roster.forget_generations()
+        self._table.forget_generations()
         commands, self._commands = self._commands, []
         return commands
 
     def _advance(self, now: float) -> None:
         upcoming = self._upcoming
-        if upcoming and self._roster.staying(upcoming) >= self.size:
+        if upcoming and self._table.staying(upcoming) >= self.size:
             self._switch(upcoming, now)
         serving = self._serving
-        succession = serving and serving.stage is Stage.LOST and self._losses.until <= now
+        succession = serving and serving.stage is GenerationStage.LOST and self._losses.until <= now
         if serving and not self._upcoming and (self._reload_wanted or succession):
             self._begin_generation(now)
         for generation in self._current():
             self._fill(generation, now)
 
     def _fill(self, generation: Generation, now: float) -> None:
-        """Bring the generation to the pool's size, as far as that can be done now."""
+        """Bring the generation to the pool's size, as far as possible now."""
         for _ in range(self.surplus(generation.number)):
             self._do(RetireOne(generation.number))
-        missing = self._roster.missing(generation, self.size)
+        missing = self._table.missing(generation, self.size)
         if generation.spawns and now >= max(generation.failures.until, self._refusals.until):
             for lacking in range(missing, 0, -1):
-                slot = self._roster.free_slot()
+                slot = self._table.free_slot()
                 if slot is None:
                     self._make_room(lacking, now)
                     break
                 self._spawn(slot, generation, now)
 
     def _spawn(self, slot: int, generation: Generation, now: float) -> None:
-        number, worker = self._roster.add_worker(slot, generation, now)
+        number, worker = self._table.add_worker(slot, generation, now)
         reason = f"a worker was not ready within {self._startup_timeout:g} s"
-        worker.give(Ultimatum.START, now + self._startup_timeout, reason)
+        worker.give(TimeLimit.START, now + self._startup_timeout, reason)
         self._do(Spawn(number, slot, generation.number))
 
     def _make_room(self, slots: int, now: float) -> None:
-        """Every slot is taken: the workers that have been leaving for longest free so many, and no more than that."""
+        """No slot is free: end the workers that have been leaving for longest, as many as slots are needed."""
         leaving: list[tuple[float, int]] = []
         ending = 0
-        for number, worker in self._roster.workers.items():
-            if worker.phase is WorkerPhase.KILLED or worker.ultimatum is Ultimatum.STACKS:
+        for number, worker in self._table.workers.items():
+            if worker.phase is WorkerPhase.KILLED or worker.limit is TimeLimit.STACKS:
                 ending += worker.phase not in PRESENT
             elif worker.phase is WorkerPhase.LEAVING:
                 leaving.append((worker.since, number))
         for _, number in sorted(leaving)[: max(0, slots - ending)]:
             reason = "it does not end, and its place is needed"
-            self._end_with_stacks(number, self._roster.workers[number], "stopping", reason, now)
+            self._end_with_stacks(number, self._table.workers[number], "stopping", reason, now)
 
     def _current(self) -> list[Generation]:
-        """The generations that are not over, the serving one first."""
+        """Return the generations that have not ended, the serving one first."""
         both = (self._serving, self._upcoming)
-        return [generation for generation in both if generation and generation.stage is not Stage.ENDED]
+        return [generation for generation in both if generation and generation.stage is not GenerationStage.ENDED]
 
     def _do(self, *commands: Command) -> None:
         self._commands += commands

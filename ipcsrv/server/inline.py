@@ -132,7 +132,8 @@ def _work(engagement: Engagement) -> None:
     status = 0
     with contextlib.closing(engagement.channel), contextlib.closing(engagement.ending):
         try:
-            worker, stop = worker_main.prepare(engagement.job, engagement.slot, engagement.channel, None, _leaving_interrupts)
+            worker, stop = worker_main.prepare(engagement.job, engagement.slot, engagement.channel, None,
+                                               _leaving_interrupts)
         except Exception as error:
             worker_main.tell_failure(engagement.channel, error)
             status = START_FAILED

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..cpus import whole_cpus
 from . import _style, _text
 from ._text import plural
 
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; KeyboardInterrupt is raised only when nothing is left behind."""
-    workers = args.workers or _cpus()
+    workers = args.workers or whole_cpus()
     clients = args.clients or 2 * workers
     with noted_interrupts() as interrupted:
         folder = sysconfig.get_path("stdlib")
@@ -99,11 +100,6 @@ def run(args: argparse.Namespace) -> int:
 def say(text: str) -> None:
     """Print and flush: the next line may take a while."""
     print(text, flush=True)
-
-
-def _cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _short_folder() -> str | None:

@@ -11,11 +11,11 @@ the finished `Settings` as JSON.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from ..cpus import whole_cpus
 from ..errors import SettingsError
 from . import values as kinds
 
@@ -199,7 +199,7 @@ class Settings:
 
     def resolved(self, default_start_method: str) -> Settings:
         """These settings with what depends on the machine filled in; the platform's own start method is passed in."""
-        workers = available_cpus() if self.workers is None else self.workers
+        workers = whole_cpus() if self.workers is None else self.workers
         method = default_start_method if self.start_method == "auto" else self.start_method
         return replace(self, workers=workers, start_method=method)
 
@@ -244,13 +244,6 @@ class _Given:
 
     value: Any
     source: Source
-
-
-def available_cpus() -> int:
-    """CPUs this process may use, which a container or taskset can make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def make(**keywords: Any) -> Settings:

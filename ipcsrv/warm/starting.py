@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..client import control, sync
+from ..cpus import whole_cpus
 from ..errors import IpcError, StartError
 from ..state import State
 from . import base, stamps
@@ -41,7 +42,7 @@ _KEPT_SETTINGS = ("IPCSRV_RUNTIME_DIR", "IPCSRV_PURE_PYTHON")
 
 def workers() -> int:
     """Return how many runs at a time a server has room for, unless the user says another number."""
-    return min(8, max(2, os.cpu_count() or 2))
+    return min(8, max(2, whole_cpus()))
 
 
 def run_cold(program: Program, arguments: list[str]) -> NoReturn:

@@ -1,15 +1,12 @@
-"""Looking for events for a moment before sleeping, with a clock of the test's own; and the CPUs that may be used."""
+"""Looking for events for a moment before sleeping, with a clock of the test's own."""
 
 from __future__ import annotations
 
 import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-
-from ipcsrv.platform.cpus import usable_cpus
 
 if sys.platform == "win32":
     pytest.skip("only where a poller looks before it sleeps", allow_module_level=True)
@@ -135,32 +132,3 @@ def test_process_with_less_than_two_cpus_does_not_look(monkeypatch: pytest.Monke
         assert (poller.eager_poll(made) == made.poll) is (expected == 0)
     finally:
         made.close()
-
-
-# -- CPUs -------------------------------------------------------------------------------------------------------------
-
-
-def control_group(folder: Path, quotas: dict[str, str], line: str = "0::/pod/box\n") -> tuple[Path, Path]:
-    """Make a tree of control groups, and the file that names this process's."""
-    for name, quota in quotas.items():
-        (folder / "groups" / name).mkdir(parents=True, exist_ok=True)
-        (folder / "groups" / name / "cpu.max").write_text(quota)
-    (folder / "own").write_text(line)
-    return folder / "own", folder / "groups"
-
-
-@pytest.mark.parametrize(("quotas", "expected"), [
-    ({"pod/box": "50000 100000\n"}, 0.5),
-    ({"pod/box": "max 100000\n", "pod": "75000 100000\n"}, 0.75),
-    ({"pod/box": "80000 100000\n", "pod": "20000 100000\n"}, 0.2),
-])
-def test_quota_of_each_control_group_binds(tmp_path: Path, quotas: dict[str, str], expected: float) -> None:
-    assert usable_cpus(*control_group(tmp_path, quotas)) == expected
-
-
-@pytest.mark.parametrize("line", ["", "1:cpu:/pod\n", "0::/gone\n"])
-def test_affinity_alone_binds_without_a_quota(tmp_path: Path, line: str) -> None:
-    own_group, groups = control_group(tmp_path, {"pod": "max 100000\n"}, line)
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert usable_cpus(own_group, groups) == affinity
-    assert usable_cpus(tmp_path / "missing", groups) == affinity

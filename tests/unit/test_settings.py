@@ -16,6 +16,7 @@ import support
 from ipcsrv.cli import main
 from ipcsrv.config import files, settings
 from ipcsrv.config import values as _values
+from ipcsrv.cpus import whole_cpus
 from ipcsrv.errors import SettingsError
 
 # A value of each setting that is not its default: as a keyword, and as the text of a flag, a variable and TOML.
@@ -340,7 +341,7 @@ def test_log_file_takes_every_name_of_a_standard_stream() -> None:
 
 def test_what_depends_on_the_machine_is_filled_in_when_asked() -> None:
     resolved = settings.make().resolved("fork")
-    assert (resolved.workers, resolved.start_method) == (settings.available_cpus(), "fork")
+    assert (resolved.workers, resolved.start_method) == (whole_cpus(), "fork")
     chosen = settings.make(workers=0, start_method="spawn")
     assert chosen.resolved("fork") == chosen
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final
 
-from ..cpus import usable_cpus
+from ...cpus import usable_cpus
 
 READ: Final = select.POLLIN
 WRITE: Final = select.POLLOUT

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,28 @@ def fail(rest: str, request: Request) -> bytes:
 def big(rest: str, request: Request) -> Iterator[bytes]:
     """A stream of so many kilobytes."""
     return (b"x" * 1000 for _ in range(int(rest)))
+
+
+def steps(rest: str, request: Request) -> Iterator[bytes]:
+    """A stream that notes its process, and goes on when the next file of `FILE.1`, `FILE.2` and so on is there."""
+    note(rest)
+    for number in count(1):
+        yield f"{number}".encode()
+        while not os.path.exists(f"{rest}.{number}"):
+            if request.cancelled:
+                Path(rest).with_suffix(".cancelled").touch()
+                return
+            time.sleep(0.005)
+        last = Path(f"{rest}.{number}").read_text()
+        if last == "end":
+            return
+        if last == "fail":
+            raise LookupError("no further step")
+
+
+def numbers(rest: str, request: Request) -> Iterator[bytes]:
+    """A stream of so many short lines."""
+    return (b"%d\n" % number for number in range(int(rest)))
 
 
 def note(rest: str) -> int:

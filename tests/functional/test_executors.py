@@ -77,6 +77,71 @@ def test_results_are_limited_by_max_response_size(cluster_server: support.Runnin
         cluster_server.call(b"big 4000")
 
 
+def test_chunks_arrive_while_the_handler_runs(cluster_server: support.RunningServer, tmp_path: Path) -> None:
+    with ipcsrv.connect(cluster_server.path, timeout=support.TIMEOUT) as connection:
+        stream = connection.stream(b"steps " + bytes(tmp_path / "s"))
+        for number in range(1, 4):
+            assert next(stream) == b"%d" % number
+            (tmp_path / f"s.{number}").write_text("end" if number == 3 else "")
+        assert list(stream) == []
+        assert connection.call(b"upper next") == b"NEXT"
+
+
+def test_many_small_chunks_arrive_complete_and_in_order(cluster_server: support.RunningServer) -> None:
+    assert cluster_server.call(b"numbers 50000") == b"".join(b"%d\n" % number for number in range(50_000))
+
+
+def test_handler_that_fails_in_the_middle_of_its_stream(cluster_server: support.RunningServer, tmp_path: Path) -> None:
+    with ipcsrv.connect(cluster_server.path, timeout=support.TIMEOUT) as connection:
+        stream = connection.stream(b"steps " + bytes(tmp_path / "s"))
+        assert next(stream) == b"1"
+        (tmp_path / "s.1").write_text("fail")
+        with pytest.raises(ipcsrv.HandlerError, match="LookupError: no further step"):
+            next(stream)
+
+
+def test_stream_to_a_client_that_stalls_holds_no_one_up(cluster_server: support.RunningServer) -> None:
+    with ipcsrv.connect(cluster_server.path, timeout=support.TIMEOUT) as connection:
+        stream = connection.stream(b"big 2900")
+        begin = next(stream)
+        assert cluster_server.call(b"upper another") == b"ANOTHER"  # the server has one worker
+        assert begin + b"".join(stream) == b"x" * 2_900_000
+
+
+def test_stream_is_cancelled_when_its_client_leaves(cluster_server: support.RunningServer, tmp_path: Path) -> None:
+    with Client(cluster_server.path) as client:
+        client.send(packets(b"steps " + bytes(tmp_path / "s")))
+        support.wait_until((tmp_path / "s").exists)
+    support.wait_until((tmp_path / "s.cancelled").exists)
+    assert cluster_server.call(b"upper next") == b"NEXT"
+
+
+def test_stream_is_cancelled_at_the_deadline(cluster: Cluster, server: ServerFactory, tmp_path: Path) -> None:
+    running = server(HANDLER, "--workers", "1", "--executor", f"dask:{cluster.address}", "--request-timeout", "0.5")
+    worker = running.status()["workers"][0]["pid"]
+    with ipcsrv.connect(running.path, timeout=support.TIMEOUT) as connection:
+        stream = connection.stream(b"steps " + bytes(tmp_path / "s"))
+        assert next(stream) == b"1"
+        with pytest.raises(ipcsrv.HandlerTimeout):
+            next(stream)
+    support.wait_until((tmp_path / "s.cancelled").exists)
+    assert running.status()["workers"][0]["pid"] == worker
+
+
+def test_stream_that_has_begun_is_never_repeated(cluster: Cluster, server: ServerFactory, tmp_path: Path) -> None:
+    running = server(HANDLER, "--workers", "1", "--executor", f"dask:{cluster.address}", "--executor-retries", "3")
+    note = tmp_path / "s"
+    with ipcsrv.connect(running.path, timeout=support.TIMEOUT) as connection:
+        stream = connection.stream(b"steps " + bytes(note))
+        assert next(stream) == b"1"
+        lost = runner(cluster, note)
+        lost.kill()
+        with pytest.raises(ipcsrv.HandlerCrashed):
+            next(stream)
+    assert len(note.read_text().splitlines()) == 1
+    cluster.replace_worker(lost)
+
+
 def test_large_request_reaches_the_cluster(cluster_server: support.RunningServer) -> None:
     assert cluster_server.call(b"upper " + b"x" * 2_900_000) == b"X" * 2_900_000
 

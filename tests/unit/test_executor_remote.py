@@ -65,7 +65,8 @@ def call(name: str, request: bytes = b"", **values: Any) -> Result:
     """Run a handler of this module, or any other, as an engine does."""
     target = name if ":" in name else f"{__name__}:{name}"
     work = Work(target, "/run/s", settings.make(max_response_size=100), "1")
-    return run(Call(work.blob, request, (1, 2, 3), values.get("remaining")), lambda: bool(values.get("cancelled")))
+    asked = Call(work.blob, request, (1, 2, 3), values.get("remaining"))
+    return run(asked, lambda: bool(values.get("cancelled")), values.get("send"))
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,20 @@ def test_wrong_type_is_a_handler_error(request_bytes: bytes) -> None:
 @pytest.mark.parametrize("request_bytes", [b"long", b"long chunks"])
 def test_result_over_the_limit_is_too_large(request_bytes: bytes) -> None:
     assert call("answer", request_bytes).code == "too-large"
+
+
+def test_chunks_are_sent_where_the_engine_has_a_way() -> None:
+    sent: list[bytes] = []
+    assert call("answer", b"chunks", send=sent.append) == Result(sent=4)
+    assert sent == [b"da", b"ta"]
+    assert call("answer", b"bytes", send=sent.append) == Result(b"data")
+    assert call("answer", b"long chunks", send=sent.append).code == "too-large"
+    assert sent == [b"da", b"ta", b"x" * 60]
+
+
+def test_endless_stream_is_closed_when_nobody_wants_it() -> None:
+    assert call("chunks_until_closed", cancelled=True, send=lambda piece: None).sent == 60
+    assert closed.pop() == "chunks"
 
 
 def test_endless_stream_is_closed_at_the_limit() -> None:

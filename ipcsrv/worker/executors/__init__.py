@@ -10,10 +10,13 @@ An engine is a module: `ENGINE` of this package (`dask`), or any other that can 
 
 An `Executor` has four methods:
 
-`submit(call) -> concurrent.futures.Future[Result]`
-    Have the engine run `remote.run(call, cancelled)`, once at most, and return the future of its result.  Raises
-    `Unavailable` if the engine cannot be reached, after `PATIENCE` seconds at most.  The future ends with `Lost` if the
-    engine lost the call after it may have begun: it is repeated only if the user allows that (`executor_retries`).
+`submit(call, receive) -> concurrent.futures.Future[Result]`
+    Have the engine run `remote.run(call, cancelled, send)`, once at most, and return the future of its result.  What
+    the call's process gives to `send`, the pieces of a streamed response, must reach `receive` in order, from any
+    thread, before the future ends.  An engine without a way for them leaves `send` out; then the result has them all.
+    Raises `Unavailable` if the engine cannot be reached, after `PATIENCE` seconds at most.  The future ends with `Lost`
+    if the engine lost the call after it may have begun: it is repeated only if the user allows that
+    (`executor_retries`) and nothing of its response has come.
 `cancel(future)`
     Nobody wants the result any more; returns at once.  `cancelled()`, which `remote.run` was given, becomes true.
 `close()`
@@ -93,21 +96,26 @@ class Call(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What the handler made of a request: `data`, or a failure (`code`, `text`) and the traceback for the log."""
+    """What the handler made of a request: `data`, or a failure (`code`, `text`) and the traceback for the log.
+
+    sent: bytes of a streamed response that came before, in pieces.
+    """
 
     data: bytes | Quit = b""
     code: str = ""
     text: str = ""
     traceback: str = ""
+    sent: int = 0
 
 
 Tell = Callable[[State, str], None]
+Receive = Callable[[bytes], object]
 
 
 class Executor(Protocol):
     """A connection to an engine (see above)."""
 
-    def submit(self, call: Call) -> Future[Result]: ...
+    def submit(self, call: Call, receive: Receive) -> Future[Result]: ...
     def cancel(self, future: Future[Result]) -> None: ...
     def close(self) -> None: ...
     def describe(self) -> str: ...

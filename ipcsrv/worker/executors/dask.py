@@ -1,10 +1,14 @@
 """The engine Dask distributed: `--executor dask:tcp://SCHEDULER:8786`.
 
-`connect` runs in an ipcsrv worker; `run_task` and `Upload` in a Dask worker; `AtMostOnce` in the Dask scheduler, which
-therefore needs ipcsrv installed too.
+`connect` runs in an ipcsrv worker; `run_task`, `Sender` and `Upload` in a Dask worker; `SchedulerPart` in the Dask
+scheduler, which therefore needs ipcsrv installed too.
 
 Dask repeats a task by itself when the worker that had it is lost, and a task whose result is lost with it.  A handler
 may not be repeated unless the user says so, so a plugin of the scheduler makes such a task fail instead.
+
+A task has one result, at its end. The pieces of a streamed response are messages on the connections that are there:
+from the Dask worker to the scheduler, which forwards them to the client as events of a topic. The message that a task
+has ended takes the same way, and so comes after them.
 """
 
 from __future__ import annotations
@@ -30,9 +34,11 @@ from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 from ...config.handlers import current_folder_first
 from ...errors import HandlerImportError
-from . import CONNECT_TIMEOUT, PATIENCE, Call, Lost, Result, State, Tell, Unavailable, Work, remote
+from . import CONNECT_TIMEOUT, PATIENCE, Call, Lost, Receive, Result, State, Tell, Unavailable, Work, remote
 
 PREFIX = "ipcsrv-"  # of the keys of all tasks
+PIECE = f"{PREFIX}piece"  # the message and the topic of pieces of streamed responses
+LARGEST_PIECE = 4 << 20  # bytes of one message
 LOOK_INTERVAL = 0.25  # seconds between two checks of the connection to the scheduler
 RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach it; the last one repeats
 
@@ -54,6 +60,7 @@ class DaskExecutor:
         self._client: Any = None
         self._reason = ""  # why there is none, once an attempt has failed
         self._tasks: dict[Future[Result], Any] = {}
+        self._receivers: dict[str, Receive] = {}  # by the key of the task
         self._closing = threading.Event()
         tell(State.CONNECTING, "")
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})  # a request may be large
@@ -68,7 +75,7 @@ class DaskExecutor:
         """The engine and its address."""
         return f"dask:{self._address}"
 
-    def submit(self, call: Call) -> Future[Result]:
+    def submit(self, call: Call, receive: Receive) -> Future[Result]:
         """Have the cluster run a call; waits a moment for a connection that was lost."""
         patience = PATIENCE if call.remaining is None else min(PATIENCE, call.remaining / 2)
         with self._changed:
@@ -77,9 +84,12 @@ class DaskExecutor:
         if client is None:
             raise Unavailable(reason or "the connection was lost")
         future: Future[Result] = Future()
+        key = f"{PREFIX}{uuid.uuid4().hex}"
+        self._receivers[key] = receive
         try:
-            task = client.submit(run_task, call, key=f"{PREFIX}{uuid.uuid4().hex}", pure=False)
+            task = client.submit(run_task, call, key=key, pure=False)
         except Exception as error:
+            del self._receivers[key]
             raise Unavailable(_text(error)) from None
         self._tasks[future] = task
         task.add_done_callback(partial(self._finished, future))
@@ -89,6 +99,7 @@ class DaskExecutor:
         """Forget a task: the scheduler drops it as soon as no client refers to it, and `cancelled()` becomes true."""
         task = self._tasks.pop(future, None)
         if task is not None:
+            del self._receivers[task.key]
             task.release()
 
     def close(self) -> None:
@@ -101,6 +112,7 @@ class DaskExecutor:
         """A task has ended, one way or another.  In a thread of Dask's."""
         if self._tasks.pop(future, None) is None:
             return  # cancelled
+        del self._receivers[task.key]
         try:
             future.set_result(Result(*task.result(timeout=CONNECT_TIMEOUT)))
         except (distributed.scheduler.KilledWorker, WorkerLost):
@@ -111,6 +123,12 @@ class DaskExecutor:
             future.set_exception(error)
         finally:
             task.release()
+
+    def _piece_came(self, event: tuple[str, bytes]) -> None:
+        """Hand over a piece of a streamed response.  In a thread of Dask's."""
+        key, piece = event
+        if (receive := self._receivers.get(key)) is not None:
+            receive(piece)
 
     # -- the connection, in a thread of its own -----------------------------------------------------------------------
 
@@ -136,7 +154,8 @@ class DaskExecutor:
         client: Any = None
         try:
             client = distributed.Client(self._address, timeout=CONNECT_TIMEOUT, set_as_default=False, name="ipcsrv")
-            client.register_plugin(AtMostOnce())
+            client.register_plugin(SchedulerPart())
+            client.subscribe_topic(PIECE, self._piece_came)
             if self._upload is not None:
                 client.register_plugin(self._upload)
         except Exception as error:
@@ -181,7 +200,31 @@ def run_task(call: Call) -> Result:
         task = worker.state.tasks.get(key)
         return task is None or task.state != "executing"
 
-    return remote.run(Call(*call), cancelled)
+    return remote.run(Call(*call), cancelled, Sender(worker, key).send)
+
+
+class Sender:
+    """Sends the pieces of one task's streamed response, small ones together.  In a Dask worker."""
+
+    def __init__(self, worker: Any, key: str) -> None:
+        self._worker, self._key = worker, key
+        self._lock = threading.Lock()
+        self._waiting: list[bytes] = []
+
+    def send(self, piece: bytes) -> None:
+        """Take a piece.  In the handler's thread."""
+        with self._lock:
+            self._waiting.append(piece)
+            if len(self._waiting) > 1:
+                return  # the flush that the first one has asked for takes this one too
+        self._worker.loop.add_callback(self._flush)
+
+    def _flush(self) -> None:
+        """Send what waits.  In the thread of the Dask worker's event loop."""
+        with self._lock:
+            data, self._waiting = b"".join(self._waiting), []
+        for at in range(0, len(data), LARGEST_PIECE):
+            self._worker.batched_send({"op": PIECE, "key": self._key, "piece": data[at : at + LARGEST_PIECE]})
 
 
 def fail() -> None:
@@ -189,15 +232,23 @@ def fail() -> None:
     raise WorkerLost
 
 
-class AtMostOnce(SchedulerPlugin):
-    """Makes tasks of ipcsrv fail where the scheduler would run them again.  In the scheduler."""
+class SchedulerPart(SchedulerPlugin):
+    """Makes tasks of ipcsrv fail where the scheduler would run them again, and forwards pieces.  In the scheduler."""
 
-    name = "ipcsrv-at-most-once"
+    name = f"{PREFIX}scheduler"
     idempotent = True
 
     async def start(self, scheduler: Any) -> None:
-        """Remember the scheduler."""
+        """Take part in what the scheduler does."""
         self._scheduler = scheduler
+        scheduler.stream_handlers[PIECE] = self.forward
+
+    def forward(self, key: str, piece: bytes, worker: str) -> None:
+        """Send a piece of a task's response to the client that waits for it."""
+        task = self._scheduler.tasks.get(key)
+        for client in () if task is None else task.who_wants or ():
+            message = {"op": "event", "topic": PIECE, "event": (key, piece)}
+            self._scheduler.client_send(client.client_key, message)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Look at one change of a task's state; called by the scheduler."""

@@ -1,8 +1,9 @@
 """A handler that an engine runs: what happens on the engine's side.  In a process of the engine.
 
-`run` takes a call, loads the handler where it has not been loaded yet, and returns the result as plain bytes: a
-streamed response is made whole here, up to `max_response_size`.  What the handler raises is part of the result, because
-engines log what a task raises together with its arguments, and a request's bytes do not belong into a log.
+`run` takes a call, loads the handler where it has not been loaded yet, and returns the result as plain bytes.  The
+chunks of a streamed response are sent as they are yielded, up to `max_response_size`, or collected where the engine has
+no way for them.  What the handler raises is part of the result, because engines log what a task raises together with
+its arguments, and a request's bytes do not belong into a log.
 
 Each thread that calls `run` has a handler of its own, because a handler serves one request at a time.
 """
@@ -23,7 +24,7 @@ from ...request import QUIT, Request
 from ..adapters import adapt, check_signature, without_own_frames
 from ..exchange import as_bytes_like, chunk_bytes
 from ..failures import Failure
-from . import Call, Result
+from . import Call, Receive, Result
 
 _MOST_HANDLERS = 8  # of one thread; each reload of each server that uses the engine has one
 
@@ -41,18 +42,19 @@ class Context:
         return Peer(*(self._peer or (0, 0, 0)))
 
 
-def run(call: Call, cancelled: Callable[[], bool]) -> Result:
+def run(call: Call, cancelled: Callable[[], bool], send: Receive | None = None) -> Result:
     """Run the handler on one request.
 
     Args:
         call: the request and what it needs.
         cancelled: whether the result is not wanted any more; called in the handler's thread.
+        send: takes the chunks of a streamed response, on the way to the client; None if the result is to have them.
     """
     request = Request(call.request)
     request._context = (Context(call.peer, cancelled), time.monotonic_ns(), call.remaining)
     try:
         handler, limit = _handler(call.blob)
-        return Result(_whole(handler(request), limit))
+        return _result(handler(request), limit, cancelled, send)
     except Failure as failure:
         return Result(code=failure.code, text=failure.message)
     except BaseException as error:
@@ -77,30 +79,35 @@ def _handler(blob: bytes) -> tuple[Handler, int | None]:
     return adapted.handler, limit
 
 
-def _whole(response: Any, limit: int | None) -> Any:
-    """The response as bytes or QUIT; the same rules as in a worker."""
+def _result(response: Any, limit: int | None, cancelled: Callable[[], bool], send: Receive | None) -> Result:
+    """The response as a result; the same rules as in a worker."""
     if response is None:
-        return b""
+        return Result()
     if response is QUIT:
-        return QUIT
+        return Result(QUIT)
     whole = as_bytes_like(response)
     if whole is not None:
         _check_size(len(whole), limit)
-        return bytes(whole)
+        return Result(bytes(whole))
     if not isinstance(response, Iterable) or isinstance(response, str):
         hint = "; encode it" if isinstance(response, str) else ""
         raise TypeError("a handler must return bytes-like, an iterable of bytes-like, None or ipcsrv.QUIT, "
                         f"not {type(response).__name__}{hint}")
-    chunks, size, iterator = [], 0, iter(response)
+    chunks: list[bytes] = []
+    size, iterator = 0, iter(response)
     try:
         for chunk in iterator:
-            chunks.append(chunk_bytes(chunk))
-            size += len(chunks[-1])
+            data = chunk_bytes(chunk)
+            size += len(data)
             _check_size(size, limit)
+            if data:
+                (send or chunks.append)(data)
+            if cancelled():
+                break
     finally:
         if (close := getattr(iterator, "close", None)) is not None:
             close()
-    return b"".join(chunks)
+    return Result(b"".join(chunks), sent=size if send else 0)
 
 
 def _check_size(size: int, limit: int | None) -> None:

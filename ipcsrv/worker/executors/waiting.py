@@ -5,10 +5,10 @@ While it waits it sees to what the engine does not know: the deadline, a client 
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 import time
 from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ...config.handlers import HandlerSource, check_target
@@ -22,6 +22,8 @@ from ..failures import Failure
 from . import Call, Executor, Lost, Result, State, Unavailable, Work, engine_of
 
 log = logs.get("ipcsrv.worker")
+
+Pieces = SimpleQueue[bytes | None]  # of a streamed response; None when the future is done
 
 LOOK_INTERVAL: Final = 0.05  # seconds between two checks whether the client of a waiting request has left
 _COUNTERS: Final = {"too-large": board.TOO_LARGE, "timeout": board.TIMEOUTS}
@@ -40,53 +42,38 @@ class RemoteHandler:
         self._telling = threading.Lock()
         work = Work(job.source.target, job.path, settings, f"{job.generation}")
         self._blob = work.blob
-        self._executor: Executor = engine_of(self.name).connect(self.name.partition(":")[2], work, self._tell)
+        self.executor: Executor = engine_of(self.name).connect(self.name.partition(":")[2], work, self._tell)
 
     def close(self) -> None:
         """Let go of the engine."""
-        self._executor.close()
+        self.executor.close()
 
     def __call__(self, request: Request) -> Any:
-        """Return what the engine's process made of the request."""
+        """Return what the engine's process makes of the request: bytes, QUIT, or a `Response` that is streamed."""
         left = self._retries
         while True:
             try:
-                return self._once(request)
-            except Unavailable as error:
-                raise Failure("busy", f"{self.name} cannot be reached: {error}", board.HANDLER_ERRORS) from None
+                return self._submitted(request).begun()
             except Lost as error:
                 log.warning("%s lost a request: %s%s", self.name, error, f"; {left} retries left" if left else "")
                 if not left:
-                    raise Failure("crashed", f"{self.name}: {error}", board.HANDLER_ERRORS) from None
+                    raise self.crashed(error) from None
                 left -= 1
 
-    def _once(self, request: Request) -> Any:
+    def _submitted(self, request: Request) -> Response:
         peer = request.peer
         call = Call(self._blob, bytes(request), None if peer is None else tuple(peer), request.remaining)
-        future = self._executor.submit(call)
-        if not self._wait(future, request):
-            self._executor.cancel(future)
-            return None  # the client has left
-        result = future.result()
-        if not result.code:
-            return result.data
-        if result.traceback:
-            log.error("the handler failed on %s: %s", self._executor.describe(), result.traceback.rstrip())
-        raise Failure(result.code, result.text, _COUNTERS.get(result.code, board.HANDLER_ERRORS))
+        pieces: Pieces = SimpleQueue()
+        try:
+            future = self.executor.submit(call, pieces.put)
+        except Unavailable as error:
+            raise Failure("busy", f"{self.name} cannot be reached: {error}", board.HANDLER_ERRORS) from None
+        future.add_done_callback(lambda _: pieces.put(None))
+        return Response(self, request, future, pieces)
 
-    def _wait(self, future: Future[Result], request: Request) -> bool:
-        """Wait for the future; False if the client has left. Raises `Failure` at the deadline."""
-        deadline = request.deadline
-        while True:
-            patience = LOOK_INTERVAL if deadline is None else min(LOOK_INTERVAL, deadline - time.monotonic())
-            if concurrent.futures.wait((future,), max(0.0, patience)).done:
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                self._executor.cancel(future)
-                log.warning("cancelled a request on %s after request_timeout", self._executor.describe())
-                raise Failure("timeout", VERDICTS["timeout"], board.TIMEOUTS)
-            if request.cancelled:
-                return False
+    def crashed(self, error: Lost) -> Failure:
+        """Return the failure for a request that the engine has lost."""
+        return Failure("crashed", f"{self.name}: {error}", board.HANDLER_ERRORS)
 
     def _tell(self, state: State, reason: str) -> None:
         """Write the engine's state where the master and the other workers see it; log a change once for all."""
@@ -102,6 +89,87 @@ class RemoteHandler:
             log.warning("%s cannot be reached: %s; requests get ERR busy until it can", self.name, reason)
         elif state is State.CONNECTED:
             log.info("%s is connected", self.name)
+
+
+class Response:
+    """One request at the engine; an iterator of its response's pieces where that is streamed."""
+
+    def __init__(self, handler: RemoteHandler, request: Request, future: Future[Result], pieces: Pieces) -> None:
+        self._handler, self._request, self._future, self._pieces = handler, request, future, pieces
+        self._first: bytes | None = None
+        self._size = 0  # bytes of all pieces so far
+        self._unwanted = False
+
+    def begun(self) -> Any:
+        """Wait for the first piece or the result; return this object, or the result.
+
+        Raises:
+            Lost: the engine has lost the request, and nothing of the response has come.
+            Failure: the handler failed, or the deadline is over.
+        """
+        self._first = self._next_piece()
+        if self._first is not None:
+            return self
+        return None if self._unwanted else self._result()
+
+    def __iter__(self) -> Response:
+        return self
+
+    def __next__(self) -> bytes:
+        """Return the next piece; raises `Failure` for what ends the response early."""
+        piece, self._first = self._first, None
+        if piece is None:
+            piece = self._next_piece()
+        if piece is not None:
+            return piece
+        if not self._unwanted:
+            self._end()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Have the engine stop: nothing more is wanted."""
+        self._unwanted = True
+        if not self._future.done():
+            self._handler.executor.cancel(self._future)
+
+    def _next_piece(self) -> bytes | None:
+        """Wait for a piece; None if the future is done or the client has left. Raises `Failure` at the deadline."""
+        deadline = self._request.deadline
+        while True:
+            patience = LOOK_INTERVAL if deadline is None else min(LOOK_INTERVAL, deadline - time.monotonic())
+            if patience <= 0 and not self._future.done():
+                self.close()
+                log.warning("cancelled a request on %s after request_timeout", self._handler.name)
+                raise Failure("timeout", VERDICTS["timeout"], board.TIMEOUTS)
+            try:
+                piece = self._pieces.get(timeout=max(0.0, patience))
+            except Empty:
+                pass
+            else:
+                self._size += len(piece or b"")
+                return piece
+            if self._request.cancelled:
+                self.close()
+                return None
+
+    def _result(self) -> Any:
+        """Return the result's data; raises `Lost` or the `Failure` in its place."""
+        result = self._future.result()
+        if result.traceback:
+            log.error("the handler failed on %s: %s", self._handler.executor.describe(), result.traceback.rstrip())
+        if result.code:
+            raise Failure(result.code, result.text, _COUNTERS.get(result.code, board.HANDLER_ERRORS))
+        if result.sent != self._size:
+            raise Lost(f"{self._size} of {result.sent} bytes of its response came")
+        return result.data
+
+    def _end(self) -> None:
+        """See whether the response is complete: it is too late to repeat the request."""
+        try:
+            self._result()
+        except Lost as error:
+            log.warning("%s lost a request in the middle of its response: %s", self._handler.name, error)
+            raise self._handler.crashed(error) from None
 
 
 def check(source: HandlerSource, executor: str) -> None:

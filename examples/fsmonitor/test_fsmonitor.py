@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import errno
 import os
 import select
+import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -133,8 +137,8 @@ def test_untracked_cache_is_not_believed_after_a_full_answer(monitored: Tree) ->
 def test_random_changes_are_all_seen(tree: Tree, way: str, cache: str) -> None:
     tree.git("config", "core.untrackedCache", cache)
     enable(tree, f"--{way}", "--workers", "2")
-    for _ in range(5):
-        for _ in range(4):
+    for _ in range(25):
+        for _ in range(3):
             tree.step()
         tree.compare()
 
@@ -162,7 +166,85 @@ def test_hook_starts_the_monitor_that_stopped(tree: Tree) -> None:
     (tree.root / "first").write_text("changed\n")
     assert " M first" in tree.git("status", "--short")
     hook = (tree.root / ".git" / "fsmonitor-hook").read_text()
-    assert len(hook.splitlines()) <= 12
+    assert len(hook.splitlines()) <= 14
+
+
+def test_socket_that_a_killed_monitor_left_costs_no_wait(tree: Tree) -> None:
+    enable(tree, "--hook")
+    socket = tree.root / ".git" / repository.SOCKET_NAME
+
+    def kill() -> None:
+        descriptor = os.pidfd_open(ipcsrv.status(socket)["pid"])
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        assert select.select([descriptor], [], [], 20)[0]
+        os.close(descriptor)
+
+    kill()
+    began = time.monotonic()
+    (tree.root / "first").write_text("changed\n")
+    assert " M first" in tree.git("status", "--short")
+    assert commands.details(str(socket)) is not None
+    kill()
+    assert main(["status", str(tree.root)]) == 0
+    assert main(["disable", str(tree.root)]) == 0
+    assert time.monotonic() - began < commands.ANSWER_TIMEOUT
+
+
+@pytest.mark.parametrize("way", ["hook", "ipc"])
+def test_enable_says_what_starts_the_monitor_again(tree: Tree, capsys: pytest.CaptureFixture[str], way: str) -> None:
+    enable(tree, f"--{way}")
+    said = capsys.readouterr().out
+    assert said.startswith(f"enabled by {way}: {tree.root}\n")
+    assert ("run `fsmonitor enable` again" in said) == (way == "ipc")
+
+
+@pytest.mark.parametrize("asked_by", ["git", "client"])
+def test_socket_of_systemd_starts_the_monitor_when_it_is_asked(tree: Tree, asked_by: str) -> None:
+    if asked_by == "git" and not repository.git_has_ipc():
+        pytest.skip("this Git does not connect by itself")
+    git_dir = tree.root / ".git"
+    tree.git("config", "core.fsmonitor", "true" if asked_by == "git" else "false")
+    socket_path, command = units(git_dir)
+    assert socket_path == str(git_dir / repository.SOCKET_NAME)
+    question = (["git", "status", "--short"] if asked_by == "git"
+                else [sys.executable, "-m", "ipcsrv", "call", socket_path, "0"])
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(socket_path)
+        listener.listen(64)
+        for word in ("changed\n", "changed again\n"):  # the second time after the idle exit of the first server
+            (tree.root / "first").write_text(word)
+            asking = subprocess.Popen(question, cwd=tree.root, stdout=subprocess.PIPE, text=True)
+            assert select.select([listener], [], [], 20)[0], "nobody connects"
+            passed = os.dup(listener.fileno())
+            server = subprocess.Popen([sys.executable, "-c", LIKE_SYSTEMD, str(passed), *command], cwd=git_dir,
+                                      pass_fds=[passed])
+            os.close(passed)
+            answer = asking.communicate(timeout=30)[0]
+            assert (" M first\n" in answer) if asked_by == "git" else answer.endswith("\0/\0")
+            assert server.wait(30) == 0
+            assert os.path.exists(socket_path)
+
+
+LIKE_SYSTEMD = """
+import os, sys
+passed = int(sys.argv[1])
+os.dup2(passed, 3) if passed != 3 else os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="ipcsrv", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-m", "ipcsrv", *sys.argv[2:]])
+"""
+
+
+def units(git_dir: Path) -> tuple[str, list[str]]:
+    """What the unit files say: where systemd listens, and ipcsrv's arguments, here with a short idle exit."""
+    found = {}
+    for name in ("socket", "service"):
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read(Path(__file__).parent / "systemd" / f"fsmonitor@.{name}")
+        found[name] = parser[name.capitalize()]
+    program, *arguments = [word.replace("%f", str(git_dir)) for word in shlex.split(found["service"]["ExecStart"])]
+    assert program.endswith("/ipcsrv") and found["service"]["WorkingDirectory"] == "%f"
+    arguments[arguments.index("--idle-exit") + 1] = "0.2"
+    return found["socket"]["ListenStream"].replace("%f", str(git_dir)), arguments
 
 
 def test_reload_and_crash_cost_one_full_answer(tree: Tree) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import page_runner
 import pytest
@@ -44,15 +45,19 @@ def test_unit_files_fit_each_other_and_the_command(folder: str) -> None:
     assert "RuntimeDirectory" not in serve  # systemd would remove it, with the socket, at each stop
 
 
-@pytest.mark.parametrize("folder", ["", "user/"])
-def test_unit_files_are_understood_by_systemd(folder: str) -> None:
+@pytest.mark.parametrize("folder", ["systemd", "systemd/user", "fsmonitor/systemd"])
+def test_unit_files_are_understood_by_systemd(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here")
-    files = sorted(map(str, (UNITS / folder).glob("words.s*")))
-    scope = ["--user"] if folder else []
+    files = sorted(map(str, (UNITS.parent / folder).glob("*.s*")))
+    scope = [] if folder == "systemd" else ["--user"]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # without it --user looks at nothing
     done = subprocess.run(["systemd-analyze", "verify", *scope, *files], capture_output=True, text=True)
-    complaints = [line for line in done.stderr.splitlines() if "words." in line and "is not executable" not in line]
-    assert complaints == []
+    names = tuple(f"{name}." for name in ("words", "fsmonitor@", "fsmonitor@i"))
+    complaints = [line for line in done.stderr.splitlines()
+                  if line.startswith("Failed") or any(name in line for name in names)]
+    assert all("is not executable" in line for line in complaints)
+    assert complaints  # the paths of the examples: systemd has looked at the files
 
 
 def dockerfile() -> dict[str, str]:

@@ -63,6 +63,8 @@ def _run(asked: argparse.Namespace) -> int:
         way = commands.enable(repository, way=asked.way, idle_exit=asked.idle_exit, workers=asked.workers,
                               untracked_cache=asked.untracked_cache)
         print(f"enabled by {way}: {repository.worktree}")
+        if way == "ipc":
+            print(commands.NO_START_ON_DEMAND)
     elif asked.command == "disable":
         print("disabled" if commands.disable(repository) else "it was not enabled")
     else:

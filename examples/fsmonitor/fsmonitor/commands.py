@@ -18,8 +18,12 @@ from .repository import OLDEST_GIT, SOCKET_NAME, Repository, RepositoryError, gi
 
 IDLE_EXIT = 3600.0  # seconds without a question, for a monitor that a hook can start again
 STARTUP_TIMEOUT = 600.0  # seconds for the watches of a large tree on a cold disk
+FIRST_TIMEOUT = 0.5  # seconds for nearly every answer; a socket that a killed monitor left refuses for so long
 ANSWER_TIMEOUT = 10  # seconds that a hook waits; then Git looks at every file
 SECTION = "fsmonitor"
+NO_START_ON_DEMAND = """\
+Where no monitor listens, this Git starts its own: run `fsmonitor enable` again after a restart of the machine,
+or use --hook, or the systemd units of this example, with which the first question starts the monitor."""
 KEYS = ("core.fsmonitor", "core.fsmonitorHookVersion", "core.untrackedCache")
 
 HOOK = """\
@@ -29,9 +33,13 @@ HOOK = """\
 [ "$1" = 2 ] && [ -z "$GIT_WORK_TREE" ] || exit 1  # with --work-tree it may be another one
 dir=${{GIT_DIR:-.git}}
 [ -d "$dir" ] || read -r _ dir <"$dir"  # a linked work tree or a submodule: "gitdir: FOLDER"
-ask() {{ {call} "$dir/{socket}" "$1" --timeout {timeout} 2>/dev/null; }}
-ask "$2" && exit
-[ $? -eq 3 ] && {start} "$dir" >&2 && ask "$2"  # 3: no server
+ask() {{ {call} "$dir/{socket}" "$2" --timeout "$1" 2>/dev/null; }}
+ask {first} "$2" && exit
+case $? in
+3) {start} "$dir" >&2 ;;  # no server
+4) ;;  # it takes longer
+*) exit 1 ;;
+esac && ask {timeout} "$2"
 """
 
 
@@ -54,6 +62,8 @@ def start(git_dir: str, *, idle_exit: float | None = IDLE_EXIT, workers: int = 1
 
 def ask(path: str, request: bytes) -> bytes | None:
     """Return a monitor's response, None where no monitor of this kind answers."""
+    if ipcsrv.active_state(path) is not ipcsrv.State.LISTENING:
+        return None  # a call would wait for a socket that refuses
     try:
         return ipcsrv.call(path, request, timeout=ANSWER_TIMEOUT)
     except ipcsrv.IpcError:
@@ -173,7 +183,7 @@ def _write_hook(repository: Repository, idle_exit: float, workers: int) -> None:
     call = [native, "call"] if native else [*python, "-m", "ipcsrv", "call"]
     begin = [*python, str(Path(__file__).with_name("__main__.py")), "start", "--idle-exit", f"{idle_exit:g}",
              "--workers", str(workers), "--git-dir"]  # fmt: skip
-    text = HOOK.format(call=shlex.join(call), start=shlex.join(begin), timeout=ANSWER_TIMEOUT,
+    text = HOOK.format(call=shlex.join(call), start=shlex.join(begin), first=FIRST_TIMEOUT, timeout=ANSWER_TIMEOUT,
                        socket=SOCKET_NAME)
     new = Path(repository.hook + ".new")
     new.write_text(text)

@@ -1,12 +1,13 @@
 """The Git monitor of examples/fsmonitor under random changes: `python tests/soak/fsmonitor.py [ROUNDS] [SEED] [GIT]`.
 
 Each round does a few random things to a repository and compares `git status` with the monitor and without. The way in
-(hook, and IPC where the Git can), the untracked cache and the number of workers take turns; now and then a worker is
-killed, the server reloaded or stopped. Prints what it did; exits 1 at the first difference.
+(hook, and IPC where the Git can) and the untracked cache (on, off) take turns, the number of workers is random; now and
+then a worker is killed, the server reloaded or stopped. Prints what it did; exits 1 at the first difference.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,12 +52,11 @@ def disturb(socket: str, chance: random.Random, way: str) -> str:
     return what
 
 
-def one_tree(folder: Path, seed: int, rounds: int, way: str) -> int:
-    """A repository and its rounds; return how many."""
+def one_tree(folder: Path, seed: int, rounds: int, way: str, cache: str) -> None:
+    """A repository and its rounds."""
     chance = random.Random(seed)
     tree = Tree(folder / f"t{seed}", seed)
     tree.prepare()
-    cache = chance.choice(("true", "false"))
     tree.git("config", "core.untrackedCache", cache)
     workers = chance.choice(("1", "1", "2", "3"))
     monitor("enable", f"--{way}", "--workers", workers, str(tree.root))
@@ -72,7 +73,6 @@ def one_tree(folder: Path, seed: int, rounds: int, way: str) -> int:
         raise
     finally:
         monitor("disable", str(tree.root))
-    return rounds
 
 
 def main(rounds: str = "500", seed: str = "1", git: str = "") -> int:
@@ -83,15 +83,20 @@ def main(rounds: str = "500", seed: str = "1", git: str = "") -> int:
     ways = ("hook", "ipc") if repository.git_has_ipc() else ("hook",)
     print(f"Git {'.'.join(map(str, repository.git_version()))}, {' and '.join(ways)}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="fsm-"))
-    done, number = 0, int(seed)
-    while done < int(rounds):
+    turns = itertools.cycle(itertools.product(ways, ("true", "false")))
+    done: Counter[str] = Counter()
+    for number, (way, cache) in zip(itertools.count(int(seed)), turns):
+        some = min(ROUNDS_OF_A_TREE, int(rounds) - done.total())
+        if not some:
+            break
         try:
-            done += one_tree(folder, number, min(ROUNDS_OF_A_TREE, int(rounds) - done), ways[number % len(ways)])
+            one_tree(folder, number, some, way, cache)
         except Difference as difference:
-            print(f"after {done} rounds: {difference}")
+            print(f"after {done.total()} rounds: {difference}")
             return 1
-        number += 1
-        print(f"{done} rounds, none different", flush=True)
+        done[f"{way}, untracked cache {cache}"] += some
+        parts = "; ".join(f"{count} by {how}" for how, count in done.items())
+        print(f"{done.total()} rounds, none different ({parts})", flush=True)
     shutil.rmtree(folder)
     return 0
 

@@ -15,6 +15,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from time import monotonic, sleep
 from typing import Any, Protocol
 
 from ..config import fingerprint
@@ -25,6 +26,7 @@ from ..platform.server import Channel, Process
 from ..supervision.messages import FormatError, Kind, pack_pair, parse_fields, parse_pair
 
 TEMPLATE_PATIENCE = 0.5  # seconds for a template that has nothing left to do; longer, and it was stopped
+_LOOK = 0.002  # seconds between two looks whether it has ended
 
 
 class Facts(Protocol):
@@ -121,7 +123,11 @@ class _Helper:
     def close(self) -> None:
         """Close the channel and wait for the process, which has nothing left to do."""
         self.channel.close()
-        self._process.join(TEMPLATE_PATIENCE)
+        # Not `join` with a timeout: its sentinel is at its end at once where the child has closed the descriptors that
+        # it inherited, as a forked template has, and then it waits for the process without a limit.
+        until = monotonic() + TEMPLATE_PATIENCE
+        while self._process.exitcode is None and monotonic() < until:
+            sleep(_LOOK)
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()

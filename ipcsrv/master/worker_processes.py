@@ -410,8 +410,9 @@ class WorkerProcesses:
         if worker is None:
             return
         self._hear_all(worker)  # what it reported before it died
+        if self.workers.pop(number, None) is None:
+            return  # the end of its channel was among that, and is a death where its template is gone too
         self._close_channel(worker)
-        self.workers.pop(number, None)
         words = self.scoreboard.words(worker.slot)
         served = bool(words[board.TAKEN])
         reason = worker.reason or describe(status)

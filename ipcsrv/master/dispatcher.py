@@ -354,6 +354,7 @@ class Dispatcher:
         left.update(record.number for record in self.dispatch.in_queue(target.number))  # taken, and not yet said so
         for number in left:
             self._requeue(number)
+        self.pump()  # no event may follow
 
     def _requeue(self, number: int) -> None:
         record = self.dispatch.find(number)

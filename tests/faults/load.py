@@ -314,6 +314,11 @@ def process_state(pid: int) -> str:
         return file.read().rpartition(")")[2].split()[0]
 
 
+def parent_of(pid: int) -> int:
+    """The process that has started this one (proc_pid_stat(5))."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def is_whole(running: support.RunningServer) -> bool:
     """Whether as many workers serve as are wanted, and no others are left."""
     found = running.status()
@@ -325,9 +330,8 @@ def template_pid(running: support.RunningServer) -> int:
     """The process from which the workers are forked."""
     if "fork" not in serving.start_methods():
         pytest.skip("workers are not forked here")
-    found = [pid for pid in support.children(running.pid) if pid not in worker_pids(running)]
-    assert len(found) == 1, found
-    return found[0]
+    (found,) = {parent_of(pid) for pid in worker_pids(running)}
+    return found
 
 
 def kill_workers(running: support.RunningServer, seconds: float, every: float = 0.05) -> int:

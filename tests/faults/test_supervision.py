@@ -27,6 +27,7 @@ if sys.platform == "win32":
 HANG = "handlers_of_processes:hang_or_echo"
 ECHO = "handlers_for_tests:echo"
 METHODS = ("fork", "forkserver", "spawn")
+TEMPLATES = METHODS[:2]  # the start methods that have one
 Background = Callable[[Callable[[], object]], load.Future]
 
 
@@ -46,6 +47,36 @@ def test_stop_ends_when_template_and_worker_die(server: ServerFactory, in_backgr
     os.kill(template, signal.SIGKILL)
     assert running.wait(4.0) == 0
     assert isinstance(hung.error(), ipcsrv.IpcError)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.parametrize("method", TEMPLATES)
+def test_stop_ends_when_an_earlier_template_is_stopped(server: ServerFactory, method: str) -> None:
+    running = server(ECHO, "--workers", "1", "--start-method", method, "--drain-timeout", "1.5")
+    os.kill(load.template_pid(running), signal.SIGSTOP)
+    running.signal(signal.SIGHUP)
+    load.wait_until(lambda: running.status()["generation"] == 2 and load.is_whole(running), "it has reloaded")
+    assert running.stop(timeout=4.0) == 0
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.parametrize("method", TEMPLATES)
+def test_queued_requests_outlive_a_generation_that_ends(
+    server: ServerFactory, in_background: Background, method: str
+) -> None:
+    running = server(ECHO, "--workers", "2", "--start-method", method, "--drain-timeout", "1.5")
+    workers = load.worker_pids(running)
+    os.kill(load.template_pid(running), signal.SIGSTOP)
+    for pid in workers:
+        support.kill(pid)
+    waiting = [in_background(lambda: running.call(b"x", timeout=15.0)) for _ in range(3)]
+    load.wait_until(lambda: running.status()["queue"]["depth"] == 3, "they wait")  # type: ignore[index]
+    load.wait_until(lambda: {worker["state"] for worker in load.workers_of(running)} == {"starting"},
+                    "the template has been told to fork")
+    running.signal(signal.SIGHUP)
+    assert [call.result() for call in waiting] == [b"x"] * 3
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+    assert running.stop(timeout=4.0) == 0
 
 
 @pytest.mark.usefixtures("leaves_nothing")

@@ -17,6 +17,8 @@
 #define FORMAT "ipcsrv-warm 1"
 #define LAUNCHER "ipcsrvc warm"
 #define LONGEST_NAME 32
+#define WORKING_FOLDER "." /* in the file of variables: what else decides how an import ends */
+#define TERMINALS "/tty"
 
 extern char **environ;
 
@@ -253,14 +255,27 @@ static char *stem_of(const char *folder, const struct program *program, const st
     return formatted("%s/%s-%016" PRIx64, folder, name, hash);
 }
 
+/* What a server depends on by this name; `buffer` has PATH_MAX bytes. */
+static const char *value_of(const char *name, char *buffer) {
+    if (strcmp(name, WORKING_FOLDER) == 0)
+        return getcwd(buffer, PATH_MAX);
+    if (strcmp(name, TERMINALS) != 0)
+        return getenv(name);
+    snprintf(buffer, PATH_MAX, "%d%d%d", isatty(0) != 0, isatty(1) != 0, isatty(2) != 0);
+    return buffer;
+}
+
 bool locate_server(struct program *program) {
     char *folder = servers_folder();
     struct text key = {NULL, 0};
     if (folder == NULL || !append_key(&key, program))
         return false;
     struct text names = read_file(formatted("%s.env", stem_of(folder, program, &key)), SIZE_MAX);
+    char current[PATH_MAX];
     for (char *name = names.data ? strtok(names.data, "\n") : NULL; name != NULL; name = strtok(NULL, "\n")) {
-        const char *value = getenv(name);
+        const char *value = value_of(name, current);
+        if (value == NULL && strcmp(name, WORKING_FOLDER) == 0)
+            return false;
         append(&key, name, strlen(name));
         append(&key, "=", value != NULL);
         append_string(&key, value ? value : "");

@@ -13,8 +13,9 @@ from collections.abc import Container
 from typing import Any
 
 from .program import read_lines
+from .recording import Recorder
 from .run import Run, forget_packages
-from .template import LEARN_NOTHING, Recorder, note_variables, write_lines
+from .template import LEARN_NOTHING, note_variables, write_lines
 
 
 def run_and_learn(spec: dict[str, Any], arguments: list[str]) -> int:
@@ -25,7 +26,7 @@ def run_and_learn(spec: dict[str, Any], arguments: list[str]) -> int:
     present = {*sys.modules}
     atexit.register(_write, spec, recorder, present, list(sys.path), os.getpid())  # the first is called last
     program = Run(spec)
-    with recorder.installed():
+    with recorder.installed(files=False):
         status = program.execute([spec["argv0"], *arguments])
     if status < 0:
         atexit.register(_die, -status)

@@ -72,9 +72,7 @@ def restart(name: str, options: dict[str, str]) -> int:
     program = find(name)
     place = Place(program)
     place.make_folder()
-    place = starting.start_or_reload(program, place, options)
-    while (moved := Place(program)).socket != place.socket:  # the import has read variables that were not known
-        place = starting.start_or_reload(program, moved, options)
+    starting.start_where_it_is_found(program, place, options)
     return 0
 
 

@@ -25,6 +25,7 @@ LAUNCHER = "ipcsrvc warm"  # in the first line of a launcher; the program is nam
 STARTUP_VARIABLES = (
     "DYLD_INSERT_LIBRARIES", "DYLD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD",
 )  # fmt: skip
+WORKING_FOLDER, TERMINALS = b".", b"/tty"  # in the file of variables: what else decides how an import ends
 _LONGEST_NAME = 32  # bytes of the program's name in the socket's name
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _FNV_OFFSET, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
@@ -134,8 +135,9 @@ class Place:
     `start_of_key` is the part of the key that all servers of the program have in common.
     """
 
-    def __init__(self, program: Program, environ: dict[bytes, bytes] | None = None) -> None:
-        environ = os.environb.copy() if environ is None else environ
+    def __init__(self, program: Program, terminals: str | None = None) -> None:
+        environ = os.environb.copy()
+        self.program, self.terminals = program, _terminals() if terminals is None else terminals
         folder = os.path.join(platform.runtime_folder(os.environ.get(OVERRIDE)), FOLDER)
         key = _key(program, environ)
         self.folder, self.start_of_key = folder, key
@@ -143,7 +145,7 @@ class Place:
         self.learned, self.preload, self.variables = (f"{stem}.{name}" for name in ("learned", "preload", "env"))
         self.lock = f"{stem}.starting"
         for name in read_lines(self.variables):
-            value = environ.get(name)
+            value = self._value_of(name, environ)
             key += name + (b"\0" if value is None else b"=" + value + b"\0")
         self.key = key
         stem = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
@@ -151,9 +153,24 @@ class Place:
             f"{stem}.{name}" for name in ("sock", "stamps", "failed", "base")
         )
 
+    def _value_of(self, name: bytes, environ: dict[bytes, bytes]) -> bytes | None:
+        """Return what a server depends on by this name."""
+        if name == WORKING_FOLDER:
+            return os.getcwdb()
+        return self.terminals.encode() if name == TERMINALS else environ.get(name)
+
+    def again(self) -> Place:
+        """Return where the server of the same client is now: files beside it may have changed."""
+        return Place(self.program, self.terminals)
+
     def make_folder(self) -> None:
         """Make the folder of all servers that run warm; its parent is this user's alone."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
+
+
+def _terminals() -> str:
+    """Return a digit for each standard stream: 1 for a terminal, 0 for anything else."""
+    return "".join(str(int(os.isatty(descriptor))) for descriptor in (0, 1, 2))
 
 
 def read_lines(path: str) -> list[bytes]:

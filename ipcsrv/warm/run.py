@@ -30,7 +30,7 @@ from typing import Any
 
 from ..platform import logs
 from ..platform.unix.descriptors import close_all_but
-from . import title
+from . import recording, title
 from .template import ImportEffects, own_finders, take_out_packages
 from .wire import RunRequest
 
@@ -103,6 +103,7 @@ def take_surroundings(request: RunRequest, effects: ImportEffects) -> None:
             environment[name] = value
     _set_environment(environment)
     sys.path[:] = effects.path
+    recording.set_folders()
     if os.environb.get(b"TZ") != zone:
         time.tzset()
 
@@ -164,11 +165,11 @@ class Run:
         return 0
 
     def _execute(self, arguments: list[str]) -> None:
-        sys.argv = arguments
+        sys.argv[:] = arguments  # the list itself: a module may have kept it
         main = sys.modules["__main__"] = ModuleType("__main__")
         path, source = arguments[0], self._spec["source"]
         if source:
-            sys.argv = ["-c", *arguments[1:]]
+            sys.argv[0] = "-c"
             code = compile(source, "<string>", "exec", dont_inherit=True)
             if sys.version_info >= (3, 13):  # where a traceback shows the line
                 linecache.cache["<string>"] = len(source), None, [f"{source}\n"], "<string>"
@@ -206,6 +207,7 @@ def show(error: BaseException) -> None:
     while tail is not None and tail.tb_frame.f_code.co_filename == __file__:
         tail = tail.tb_next
     error.__traceback__ = tail
+    recording.hide_frames(error)
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, tail
     with contextlib.suppress(Exception):
         sys.stdout.flush()

@@ -29,7 +29,7 @@ from ..cpus import whole_cpus
 from ..errors import IpcError, StartError
 from ..state import State
 from . import base, stamps
-from .program import Place, Program, ProgramError, read_lines
+from .program import WORKING_FOLDER, Place, Program, ProgramError, read_lines
 from .template import OUR_PACKAGES, write_lines
 
 RETRY_AFTER = 60.0  # seconds after a start that failed, in which no other is tried
@@ -76,8 +76,13 @@ def spec_of(program: Program, place: Place) -> dict[str, Any]:
         "key": place.key.hex(), "stamps": place.stamps, "learned": place.learned, "preload": place.preload,
         "cold": program.cold_command([]), "variables": place.variables, "socket": place.socket,
         "lock": place.lock, "folders": _own_folders(),
-        "base_file": place.base_file,
+        "base_file": place.base_file, "folder": _import_folder(place), "terminals": place.terminals,
     }  # fmt: skip
+
+
+def _import_folder(place: Place) -> str:
+    """Return the folder in which the program is imported: the working folder where that matters to it."""
+    return os.getcwd() if WORKING_FOLDER in read_lines(place.variables) else "/"
 
 
 def _own_folders() -> dict[str, str]:
@@ -148,14 +153,27 @@ def ensure_current(program: Program, place: Place, options: dict[str, str]) -> N
     """Start the server, or have it reload; what goes wrong is written to the file `failed`."""
     if not os.path.exists(place.learned):
         write_lines(place.learned, ())  # the first run did not end in an orderly way: it is not repeated for this
-    place = Place(program)  # which the first run may have moved
+    place = place.again()  # which the first run may have moved
     try:
-        start_or_reload(program, place, options)
+        start_where_it_is_found(program, place, options)
     except (IpcError, OSError, subprocess.SubprocessError) as error:
         write_lines(place.failed, [str(error).encode()])
     else:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(place.failed)
+
+
+def start_where_it_is_found(program: Program, place: Place, options: dict[str, str]) -> None:
+    """Start or reload the server, once more if it has found on what else it depends: the next client looks there.
+
+    Raises:
+        IpcError: it does not start, or not with the new code; the old one goes on.
+    """
+    place = start_or_reload(program, place, options)
+    while (moved := place.again()).socket != place.socket:
+        with contextlib.suppress(IpcError):
+            control.request(place.socket, "stop")
+        place = start_or_reload(program, moved, options)
 
 
 def start_or_reload(program: Program, place: Place, options: dict[str, str]) -> Place:
@@ -170,7 +188,7 @@ def start_or_reload(program: Program, place: Place, options: dict[str, str]) -> 
             control.request(place.socket, "reload", timeout=START_TIMEOUT)
             return place
         _abandon_servers(place)
-        place = Place(program)
+        place = place.again()
     settings = {"workers": str(workers()), **OPTIONS, **options}
     command = [
         program.interpreter, *program.flags, _BOOTSTRAP, "start", json.dumps(spec_of(program, place)),

@@ -13,59 +13,18 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import Any
 
 from ..errors import HandlerImportError
 from ..platform.unix.descriptors import open_descriptors
-from . import base, stamps
+from . import base, recording, stamps
 from .program import read_lines
+from .recording import Recorder
 
 VARIABLE = "IPCSRV_WARM_SPEC"
 LEARN_NOTHING = b"-"  # in the file of learned modules
 OUR_PACKAGES = ("ipcsrv", "filelock")
-
-
-class Recorder:
-    """Notes which source files and environment variables are read while it is installed."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, stamps.Stamp] = {}
-        self.variables: set[str] = set()
-        self.only_imports = False  # note variables only while a module is being imported
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Note what is read within the block."""
-        path_stats, getitem = SourceFileLoader.path_stats, os._Environ.__getitem__
-        recorder = self
-
-        def stats(loader: SourceFileLoader, path: Any) -> Any:
-            recorder.files.setdefault(str(path), stamps.stamp_of(path))  # before it is read
-            return path_stats(loader, path)
-
-        def item(environ: Any, name: Any) -> Any:
-            if not recorder.only_imports or _importing():
-                recorder.variables.add(os.fsdecode(name))
-            return getitem(environ, name)
-
-        SourceFileLoader.path_stats = stats  # type: ignore[method-assign, assignment]
-        os._Environ.__getitem__ = item  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            SourceFileLoader.path_stats = path_stats  # type: ignore[method-assign]
-            os._Environ.__getitem__ = getitem  # type: ignore[method-assign]
-
-
-def _importing() -> bool:
-    frame = sys._getframe(2)
-    while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 def take_out_packages() -> dict[str, ModuleType]:
@@ -139,16 +98,30 @@ class Template:
             HandlerImportError: the program cannot be run from a template.
         """
         sys.path[:] = self.spec["search_path"]
-        recorder = Recorder()
+        os.chdir(self.spec["folder"])
+        try:
+            self._load()
+        finally:
+            os.chdir("/")
+
+    def _load(self) -> None:
+        recorder, arguments = Recorder(), list(sys.argv)
         self.learned = stamps.stamp_of(self.spec["learned"])
         script = None if self.spec["is_module"] else stamps.stamp_of(self.spec["path"])
+        if script is not None:
+            self.code = _compile(self.spec["path"])
+        wanted = self._wanted()
+        sys.argv[:] = [self.spec["path"]]  # the list itself: a module may keep it
         with packages_taken_out(self.packages):
-            with self.effects.observed(), recorder.installed():
-                if script is not None:
-                    self.code = _compile(self.spec["path"])
-                import_all(self._wanted())
+            streams = recording.terminals_like(self.spec["terminals"], recorder)
+            with self.effects.observed(), recorder.installed(), streams:
+                import_all(wanted)
             self.modules = frozenset(sys.modules)
-            self._imported = self._stamps(recorder.files)
+            self._imported = self._stamps(recorder.sources)
+        sys.argv[:] = arguments
+        for path, stamp in recorder.files.items():
+            if base.is_watched(path) and "\n" not in path:
+                self._imported.setdefault(path, stamp)
         if threading.active_count() > 1:
             write_lines(self.spec["learned"], [LEARN_NOTHING])  # the next time without late imports
             raise HandlerImportError(self.spec["path"], reason="starts threads when it is imported")

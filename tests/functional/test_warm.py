@@ -488,3 +488,60 @@ def test_an_environment_of_its_own_changes_under_a_server(own_place: Place) -> N
         support.wait_until(lambda: own_place.warm(client, "parts") == (0, b"newer True\n", b""))
         process.terminate()
         assert process.wait(support.TIMEOUT) == 9
+
+
+READ_AT_IMPORT = """
+import multiprocessing.process as processes
+ARGUMENTS, INPUT, FOLDER, TERMINAL = sys.argv, sys.stdin, os.getcwd(), sys.stdout.isatty()
+CONFIGURATION = open("prog.cfg").read() if os.path.exists("prog.cfg") else "none"
+
+
+def do_imported(*_):
+    print(ARGUMENTS[1:], FOLDER, TERMINAL, CONFIGURATION, processes.ORIGINAL_DIR, INPUT.read())
+"""
+
+
+def test_what_an_import_reads_is_the_clients(own_place: Place) -> None:
+    """The arguments, the working folder, whether there is a terminal, and a file that is new, changed or gone."""
+    own_place.module.write_text(own_place.module.read_text() + READ_AT_IMPORT)
+    client = the_client(own_place)
+    wait_until_warm(own_place, client)
+    folders = [own_place.folder / "one", own_place.folder / "two"]
+    for folder in folders:
+        folder.mkdir()
+
+    def check(folder: Path, configuration: str) -> None:
+        expected = f"['imported', 'x'] {folder} False {configuration} {folder} input\n".encode()
+
+        def run() -> Result:
+            return own_place.warm(client, "imported", "x", cwd=folder, input=b"input")
+
+        assert run()[:2] == (0, expected)
+        support.wait_until(lambda: run() == (0, expected, b""))
+
+    check(folders[0], "none")
+    check(folders[1], "none")
+    (folders[0] / "prog.cfg").write_text("first")
+    check(folders[0], "first")
+    (folders[0] / "prog.cfg").write_text("second")
+    check(folders[0], "second")
+    check(folders[1], "none")
+    terminal, theirs = pty.openpty()
+    command = [own_place.clients[client], "warm", str(own_place.program), "imported"]
+
+    def is_warm() -> bool:
+        done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, cwd=folders[0], env=own_place.environment,
+                              stdin=subprocess.DEVNULL, timeout=support.TIMEOUT, check=True)  # fmt: skip
+        assert f" {folders[0]} True second ".encode() in os.read(terminal, 4096)
+        return done.stderr == b""
+
+    support.wait_until(is_warm)
+    os.close(theirs)
+    os.close(terminal)
+
+
+def test_the_first_run_shows_the_traceback_of_a_cold_one(own_place: Place) -> None:
+    own_place.module.write_text(own_place.module.read_text() + "\n\ndef do_missing():\n    os.environ['NO_SUCH']\n")
+    cold = own_place.run(own_place.program, "missing")
+    warm = own_place.warm(the_client(own_place), "missing")
+    assert (warm[:2], warm[2].partition(b"cold\n")[2]) == (cold[:2], cold[2])

@@ -47,6 +47,7 @@ MOST_AUDITS = 20  # while a worker says that it takes something: then it was sto
 AUDIT_PAUSE = 0.05  # seconds in which a worker that took a connection writes so into its slot
 FIXED_DESCRIPTORS = 24  # of the master: streams, lock, listeners, signals, control connections
 WORKER_DESCRIPTORS = 2  # channel, pidfd
+FILES_BEYOND = 4  # of stalled exchanges, after no more connections are accepted
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "ETOOMANYREFS", -1)}
 _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own end, before it was accepted
 
@@ -365,19 +366,42 @@ class Dispatcher:
 
     def returned(self, returned: Returned, file: int | None) -> None:
         """A worker gives a connection back; the file is this process's to close."""
-        known = returned.number in self._connections or returned.number in self._raw
-        if not known or (file is None) != (returned.state is None or not returned.state.in_file):
-            if file is not None:
-                os.close(file)
-            if not known:
-                return
-        self._forget_file(returned.number)
-        if file is not None:
-            self._files[returned.number] = file
-        self._do(self.dispatch.returned(returned, monotonic()))
-        if returned.stage is Stage.LINGERING and returned.number in self._connections:
-            self._connections[returned.number].linger()
+        number = returned.number
+        known = number in self._connections or number in self._raw
+        in_file = returned.state is not None and returned.state.in_file > 0
+        if file is not None and not (known and in_file):
+            os.close(file)
+            file = None
+        if not known:
+            return
+        if in_file and file is None:
+            self._state_lost(returned)
+        else:
+            self._take_returned(returned, file)
         self._go_on()
+
+    def _take_returned(self, returned: Returned, file: int | None) -> None:
+        number = returned.number
+        if returned.stage is not Stage.UNTOUCHED:  # which travels with the same file once more
+            self._forget_file(number)
+        if file is not None:
+            self._files[number] = file
+        self._do(self.dispatch.returned(returned, monotonic()))
+        if returned.stage is Stage.LINGERING and number in self._connections:
+            self._connections[number].linger()
+        # The next exchange that stalls needs a descriptor too, and the kernel drops a file that finds none (unix(7)).
+        if file is not None and self._headroom() <= -FILES_BEYOND:
+            now = monotonic()
+            self.exhausted(os.strerror(errno.EMFILE))
+            self._do(self.dispatch.make_room(1, now) or self.dispatch.refuse_slowest(now))
+
+    def _state_lost(self, returned: Returned) -> None:
+        """There was no descriptor for the file with the state of an exchange, so that no process can go on with it."""
+        self.exhausted(os.strerror(errno.EMFILE))
+        self._count(board.LOST)
+        self._do(self.dispatch.worker_died(
+            returned.number, untouched=False, may_reply=returned.stage is not Stage.WRITING, code="busy",
+            text="the server has no descriptor left; try again", now=monotonic()))
 
     def ended(self, number: int) -> None:
         """A worker has ended a connection."""

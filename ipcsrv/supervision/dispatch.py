@@ -305,6 +305,8 @@ class Dispatch:
         record = self.find(returned.number)
         if record is None or record.status not in (ConnectionState.QUEUED, ConnectionState.LENT):
             return []
+        if returned.stage is Stage.UNTOUCHED:
+            return self.requeue(record, now)
         self._forget_state(record)
         record.stage, record.began_ns, record.state = returned.stage, returned.began_ns, returned.state
         record.holder = 0
@@ -324,7 +326,7 @@ class Dispatch:
 
     def worker_died(self, number: int, *, untouched: bool, may_reply: bool, code: str, text: str,
                     now: float) -> list[Command]:
-        """A worker has died with this connection.
+        """A worker has died with this connection, or what it returned with it was lost.
 
         untouched: nothing of a request was read; may_reply: a failure reply would not fall into a packet.
         """
@@ -386,12 +388,17 @@ class Dispatch:
         commands: list[Command] = []
         limit = self._timeouts.max_buffered
         while limit is not None and self._buffered > limit and self._stalled:
-            slowest = min(self._stalled.values(), key=lambda record: record.began_ns or record.since * 1e9)
-            if slowest.stage is Stage.READING:
-                commands += self._refuse(slowest, now, "busy", "too much is held for stalled requests")
-            else:
-                commands += self._close(slowest)
+            commands += self.refuse_slowest(now)
         return commands
+
+    def refuse_slowest(self, now: float) -> list[Command]:
+        """Too much is held: end the stalled exchange that has taken longest, if there is one."""
+        if not self._stalled:
+            return []
+        slowest = min(self._stalled.values(), key=lambda record: record.began_ns or record.since * 1e9)
+        if slowest.stage is Stage.READING:
+            return self._refuse(slowest, now, "busy", "too much is held for stalled requests")
+        return self._close(slowest)
 
     def _read_by(self, record: Record) -> float:
         return record.began_ns / 1e9 + self._timeouts.read

@@ -167,6 +167,7 @@ class Stage(IntEnum):
     AHEAD = 2  # whole requests have been read and wait for their turn (pipelining)
     WRITING = 3  # a response has been sent in part
     LINGERING = 4  # a failure reply was sent: what the client still sends is read and discarded
+    UNTOUCHED = 5  # what it was before: the worker had no descriptor for it (of `Returned` alone)
 
 
 class ExchangeState(NamedTuple):
@@ -241,7 +242,7 @@ def parse_returned(body: bytes) -> Returned:
     if len(body) < _RETURNED.size:
         raise FormatError("a return that is too short")
     number, stage, began_ns = _RETURNED.unpack_from(body)
-    if stage > Stage.LINGERING:
+    if stage > Stage.UNTOUCHED:
         raise FormatError(f"stage {stage}")
     rest = body[_RETURNED.size :]
     return Returned(number, Stage(stage), began_ns, parse_state(rest) if rest else None)

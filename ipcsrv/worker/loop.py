@@ -178,8 +178,12 @@ class Worker:
     def _take_other(self, message: bytes, raw: int | None, file: int | None) -> None:
         """Serve a stalled exchange, or answer a message that brings no connection."""
         passed = parse_passed(message)
-        if raw is not None:
+        in_file = passed.state is not None and passed.state.in_file > 0
+        if raw is not None and (file is not None or not in_file):
             self._serve_stalled(passed, adopt(raw), file)
+        elif raw is not None:  # there was one descriptor left, for the connection
+            serving.close_raw(raw)
+            self._no_descriptor(passed)
         elif passed.number == PING_NUMBER:
             self.stats.leave()
             self.stats.taken(None)
@@ -188,11 +192,11 @@ class Worker:
             self._no_descriptor(passed)
 
     def _no_descriptor(self, passed: Passed) -> None:
-        """The kernel could not give this process the connection; the master still has it, for another worker."""
+        """The kernel dropped the connection or its file (unix(7)); the master has both, for another worker."""
         self.stats.enter(passed.number, Phase.TAKEN)
         self.stats.taken(None)
         self.tell(Kind.EXHAUSTED, b"a worker has no descriptor left; raise its limit (ulimit -n)")
-        self.tell(Kind.RETURNED, pack_returned(Returned(passed.number, Stage.BETWEEN)))
+        self.tell(Kind.RETURNED, pack_returned(Returned(passed.number, Stage.UNTOUCHED)))
         self.stats.leave()
         time.sleep(EXHAUSTED_PAUSE)
         self.leave()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -52,6 +53,23 @@ def counts_what_it_serves(request: Any) -> bytes:
     with open(os.environ["SERVED_FILE"], "ab") as file:
         file.write(bytes(request) + b"\n")
     return bytes(request)
+
+
+FILLED: list[int] = []
+
+
+def takes_all_descriptors(request: bytes) -> bytes:
+    """`fill` opens descriptors until there are no more, and keeps them; everything else is echoed."""
+    if request == b"fill":
+        with contextlib.suppress(OSError):
+            while True:
+                FILLED.append(os.open(os.devnull, os.O_RDONLY))
+    return request
+
+
+def answers_with_much(request: bytes) -> bytes:
+    """Answers with as many KiB of `r` as the request says."""
+    return b"r" * (int(request) << 10)
 
 
 def long_or_short(request: bytes) -> bytes | Iterator[bytes]:

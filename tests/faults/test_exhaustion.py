@@ -92,6 +92,52 @@ def cpu_seconds(running: support.RunningServer) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def test_with_64_descriptors_stalled_requests_are_whole_or_refused(server: ServerFactory) -> None:
+    """The state of each is in a file, for which there is no descriptor in the end."""
+    with load.started_by(FEW_DESCRIPTORS):
+        running = server("handlers_for_tests:echo", "--workers", "2")
+    begin, rest, expected = load.packet(b"x" * 65000) * 3, load.message(b"y"), b"x" * 195_000 + b"y"
+    clients = [load.raw(running.path, begin) for _ in range(30)]
+    running.output.wait_for("cannot take connections for now")
+    answers = []
+    for client in clients:
+        with client:
+            with contextlib.suppress(OSError):  # refused and closed meanwhile
+                client.sendall(rest)
+                client.shutdown(socket.SHUT_WR)
+            answers.append(load.rest_of(client))
+    refused = [answer for answer in answers if b"ERR busy" in answer or not answer]
+    whole = [answer for answer in answers if answer not in refused]
+    assert whole == [b"".join(pktline.encode(expected))] * len(whole) and len(whole) > 5
+    assert running.call(b"next") == b"next"
+
+
+def test_with_64_descriptors_unread_responses_end_no_server(server: ServerFactory) -> None:
+    with load.started_by(FEW_DESCRIPTORS):
+        running = server("handlers_for_faults:answers_with_much", "--workers", "2")
+    clients = [load.raw(running.path, load.message(b"1024")) for _ in range(30)]
+    running.output.wait_for("cannot take connections for now")
+    sizes = []
+    for client in clients:
+        with client:
+            client.shutdown(socket.SHUT_WR)
+            sizes.append(load.rest_of(client).count(b"r"))
+    assert sizes.count(1 << 20) > 5
+    assert running.call(b"1") == b"r" * 1024
+
+
+def test_stalled_request_survives_a_worker_without_descriptors(server: ServerFactory) -> None:
+    with load.started_by(FEW_DESCRIPTORS):
+        running = server("handlers_for_faults:takes_all_descriptors", "--workers", "1")
+    with load.raw(running.path, load.packet(b"x" * 65000) * 3) as client:
+        load.wait_until(lambda: running.status()["stalled"], "its state is in a file of the master's")
+        assert running.call(b"fill") == b"fill"  # one is free again when its connection has ended
+        client.sendall(load.message(b"y"))
+        client.shutdown(socket.SHUT_WR)
+        response = load.rest_of(client)
+    assert response == b"".join(pktline.encode(b"x" * 195_000 + b"y"))
+
+
 # -- processes --------------------------------------------------------------------------------------------------------
 
 AS_NOBODY = (

@@ -195,6 +195,24 @@ def test_slowest_goes_when_too_much_is_held(core: Dispatch, stage: Stage, act: A
     assert core.buffered == 20
 
 
+def test_slowest_is_refused_when_descriptors_run_out(core: Dispatch) -> None:
+    assert core.refuse_slowest(0.0) == []
+    number = give_back(core, Stage.READING, HELD)
+    assert acts(core.refuse_slowest(2.0)) == [Act.UNWATCH, Act.REFUSE, Act.WATCH]
+    assert count(core, ConnectionState.LINGERING) == 1 and core.records[number].buffered == 0
+
+
+def test_untouched_connection_is_passed_again_as_it_was(core: Dispatch) -> None:
+    number = give_back(core, Stage.READING, HELD)
+    core.readable(number, 2.0)
+    record = core.next_ready()
+    assert record is not None
+    core.queued(record, 2.0)
+    assert core.returned(Returned(number, Stage.UNTOUCHED), 3.0) == []
+    assert core.next_ready() is record
+    assert core.passed(record)[3:] == (Stage.READING, 1_000_000_000, HELD)
+
+
 def test_refused_client_lingers_until_its_end_or_limit(core: Dispatch) -> None:
     first, commands = core.refuse_new(0.0, "denied", "no")
     assert Command(Act.REFUSE, first, "denied", "no") in commands

@@ -110,7 +110,7 @@ def test_passed_is_refused_with_an_unknown_stage() -> None:
 
 def test_returned_is_refused_with_an_unknown_stage() -> None:
     body = bytearray(messages.pack_returned(Returned(1, Stage.BETWEEN)))
-    body[8] = Stage.LINGERING + 1
+    body[8] = Stage.UNTOUCHED + 1
     with pytest.raises(FormatError):
         messages.parse_returned(bytes(body))
 

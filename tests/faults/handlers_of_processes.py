@@ -20,6 +20,26 @@ if os.environ.get("THREAD_AT_IMPORT"):
     threading.Thread(target=time.sleep, args=(600,), name="a-thread-of-the-module", daemon=True).start()
 if os.environ.get("DEFAULT_TIMEOUT"):
     socket.setdefaulttimeout(float(os.environ["DEFAULT_TIMEOUT"]))
+if os.environ.get("DIES_OF_FORK"):  # at the next fork, if there is that file: before anyone is told of it
+    _master, _file, _dies = os.getppid(), os.environ["DIES_OF_FORK"], []
+
+    def _take_file() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_file)
+            _dies.append(True)
+
+    def _die() -> None:
+        if _dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _stop_master_and_end() -> None:
+        if _dies:
+            os.kill(_master, signal.SIGSTOP)  # so that it learns of both ends at once
+            with open(f"{_file}.pid", "w") as file:
+                file.write(str(os.getpid()))
+            os._exit(0)
+
+    os.register_at_fork(before=_take_file, after_in_parent=_die, after_in_child=_stop_master_and_end)
 
 
 def leaves_a_thread(request: bytes) -> bytes:

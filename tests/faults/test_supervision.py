@@ -80,6 +80,25 @@ def test_queued_requests_outlive_a_generation_that_ends(
 
 
 @pytest.mark.usefixtures("leaves_nothing")
+def test_worker_that_dies_unborn_with_its_template_is_counted_once(server: ServerFactory, tmp_path: Path) -> None:
+    dies = tmp_path / "dies"
+    running = server(HANG, "--workers", "1", env={"DIES_OF_FORK": str(dies)})
+    template = load.template_pid(running)
+    dies.touch()
+    running.signal(signal.SIGTTIN)
+    pid_file = tmp_path / "dies.pid"
+    load.wait_until(lambda: pid_file.exists() and pid_file.read_text(), "a worker was forked")
+    for pid in template, int(pid_file.read_text()):
+        load.wait_until(lambda pid=pid: support.is_zombie(pid) or not os.path.exists(f"/proc/{pid}"), "it has ended")
+    running.signal(signal.SIGCONT)
+    load.wait_until(lambda: len(load.worker_pids(running)) == 2, "there are two workers")
+    assert running.call(b"next") == b"next"
+    assert running.stop() == 0
+    running.output.rest()
+    assert str(running.output).count("worker 2 (slot 1)") == 1
+
+
+@pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("method", METHODS)
 def test_any_kills_leave_a_server_that_serves_and_stops(server: ServerFactory, method: str) -> None:
     rng = random.Random(method)

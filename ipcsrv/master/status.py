@@ -14,10 +14,10 @@ from ..platform import lifecycle
 from ..platform.server import resident_bytes
 from ..supervision import scoreboard as board
 from ..supervision.supervisor import PoolState, WorkerPhase
-from .worker_processes import WorkerProcess
 
 if TYPE_CHECKING:
     from .master import Master
+    from .worker_processes import WorkerProcess
 
 SCHEMA = 1  # of the status: raised when a key changes its meaning or goes; new keys do not raise it
 _STATES = {PoolState.STARTING: "starting", PoolState.RUNNING: "running"}

@@ -12,11 +12,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from time import monotonic_ns
+from typing import TYPE_CHECKING
 
 from ..platform import logs
 from ..platform.server import Process
 from ..supervision import scoreboard as board
-from .worker_processes import WorkerProcess, WorkerProcesses
+
+if TYPE_CHECKING:
+    from .worker_processes import WorkerProcess, WorkerProcesses
 
 log = logs.get("ipcsrv.master")
 

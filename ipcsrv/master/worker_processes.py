@@ -10,7 +10,7 @@ import contextlib
 import random
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._version import __version__
 from ..config import fingerprint
@@ -35,8 +35,10 @@ from ..supervision.messages import (
     parse_text,
 )
 from ..supervision.supervisor import Supervisor
-from .dispatcher import Dispatcher
 from .spawner import Facts, Spawner, describe, spawner_for
+
+if TYPE_CHECKING:
+    from .dispatcher import Dispatcher
 
 log = logs.get("ipcsrv.master")
 

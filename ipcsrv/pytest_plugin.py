@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +26,8 @@ MARK = "PYTEST_IPCSRV_MARK"  # environment variable by which every process of a 
 
 _ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d |\{\")", re.M)  # the start of a log entry, as text or JSON
 _RAISED = re.compile(r"the handler failed: ")
+_FRAMES = "Traceback (most recent call last):\n"
+_ERROR_TYPE = re.compile(r"^ {0,2}(?:  \| )?([\w.]+)(?::|$)", re.M)  # its line is indented less than the frames are
 _CRASHED = re.compile(r"worker \d+ \(slot \d+\) (exited|was killed|ended)")
 
 
@@ -56,7 +58,8 @@ def ipcsrv_server(request: pytest.FixtureRequest, ipcsrv_path: str) -> Iterator[
         __tracebackhide__ = True
         where = os.fspath(path) if path is not None else ipcsrv_path + (str(len(servers) + 1) if servers else "")
         log_file = f"{ipcsrv_path}-logs/{len(servers) + 1}"
-        server = TestServer(where, handler, inline=inline, may_fail=may_fail, **{"log_file": log_file, **settings})
+        settings["log_file"] = settings.get("log_file") or log_file
+        server = TestServer(where, handler, inline=inline, may_fail=may_fail, **settings)
         servers.append(server)
         server.start()
         return server
@@ -241,7 +244,7 @@ class TestServer:
         """The failures of the handler that the test did not expect."""
         if self.may_fail is True:
             return []
-        raised = [entry.rstrip() for entry in _ENTRY.split(self.log) if _RAISED.search(entry)]
+        raised = [_message(entry) for entry in _ENTRY.split(self.log) if _RAISED.search(entry)]
         unexpected = [entry for entry in raised if not self._expected(entry)]
         problems = [f"the handler raised:\n{_RAISED.split(entry, maxsplit=1)[1]}" for entry in unexpected]
         if self._failed and not raised:
@@ -249,11 +252,13 @@ class TestServer:
         problems += [entry.strip() for entry in _ENTRY.split(self.log) if _CRASHED.search(entry)]
         return problems
 
-    def _expected(self, entry: str) -> bool:
+    def _expected(self, message: str) -> bool:
         if isinstance(self.may_fail, bool):
             return self.may_fail
         kinds = self.may_fail if isinstance(self.may_fail, tuple) else (self.may_fail,)
-        return any(re.search(rf"\b{kind.__name__}\b", entry.rstrip().splitlines()[-1]) for kind in kinds)
+        raised = _raised_type(message)
+        allowed = _with_subclasses(kinds)
+        return any(raised in (kind.__name__, f"{kind.__module__}.{kind.__qualname__}") for kind in allowed)
 
     def _processes_left(self) -> list[str]:
         """The processes that were started with this server's mark (Linux), after a moment for them to end."""
@@ -275,6 +280,31 @@ class TestServer:
         names = os.listdir(folder) if os.path.isdir(folder) else []
         suffixes = ("", ".ipcsrv.lock", ".control", ".lock")
         return sorted(found for found in names if found != own and found in {name + suffix for suffix in suffixes})
+
+
+def _message(entry: str) -> str:
+    """Return the text of a log entry."""
+    if not entry.startswith("{"):
+        return entry.rstrip()
+    import json
+
+    return str(json.loads(entry)["message"])
+
+
+def _raised_type(message: str) -> str:
+    """Return the name of the exception's type as the message about a failed handler has it."""
+    # A group's own traceback comes first, then those in it; of a chain the last one is what was raised.
+    chain, group, rest = message.partition(f"Exception Group {_FRAMES}")
+    found = _ERROR_TYPE.search(rest if group else chain.rpartition(_FRAMES)[2])
+    return found[1] if found else ""
+
+
+def _with_subclasses(kinds: Iterable[type[BaseException]]) -> set[type[BaseException]]:
+    """Return exception types and all types that are derived from them."""
+    found = set(kinds)
+    for kind in kinds:
+        found |= _with_subclasses(kind.__subclasses__())
+    return found
 
 
 def _marked(mark: str) -> dict[int, str]:

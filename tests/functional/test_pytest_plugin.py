@@ -132,6 +132,46 @@ def test_is_not_in_the_log(ipcsrv_server):
     result.stdout.fnmatch_lines(["*raised in 1 requests, which are not in the log*"])
 
 
+def test_allowed_failures_are_those_of_the_given_types(session: pytest.Pytester) -> None:
+    session.makepyfile(failures="""
+class Refused(LookupError):
+    pass
+
+def fail(request):
+    name, text = bytes(request).decode().split(" ", 1)
+    if name == "Group":
+        raise ExceptionGroup(text, [ValueError(text)])
+    try:
+        raise OSError("the cause")
+    except OSError as error:
+        raise {"ValueError": ValueError, "KeyError": KeyError, "Refused": Refused}[name](text) from error
+""")
+    result = run(session, """
+import failures
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize(("request_text", "allowed"), [
+    ("KeyError a", LookupError), ("Refused a", failures.Refused), ("Refused a", (OSError, LookupError)),
+    ("ValueError first\\nTypeError: second", ValueError), ("ValueError ", ValueError), ("Group several", Exception),
+])
+def test_allowed(ipcsrv_server, request_text, allowed, log_format):
+    server = ipcsrv_server(failures.fail, inline=True, may_fail=allowed, log_format=log_format, log_file=None)
+    with pytest.raises(ipcsrv.HandlerError):
+        server.call(request_text.encode())
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize(("request_text", "allowed"), [
+    ("KeyError no ValueError", ValueError), ("KeyError a", OSError),
+    ("ValueError first\\nTypeError: second", TypeError),
+])
+def test_not_allowed(ipcsrv_server, request_text, allowed, log_format):
+    server = ipcsrv_server(failures.fail, inline=True, may_fail=allowed, log_format=log_format)
+    with pytest.raises(ipcsrv.HandlerError):
+        server.call(request_text.encode())
+""")
+    result.assert_outcomes(passed=18, errors=6)
+
+
 def test_report_of_a_failed_test_has_the_log(session: pytest.Pytester) -> None:
     result = run(session, """
 def test_fails(ipcsrv_server):

@@ -1,8 +1,8 @@
 """Is every request answered, once, whatever of a Dask cluster dies?  `python tests/soak/engines.py [SECONDS] [SEED]`
 
 Six clients ask a server with three workers for SECONDS (90), while a worker of the cluster is killed and replaced
-again and again, and every fourth time the scheduler with all workers. Each answer must be right, `ERR crashed` or
-`ERR busy`, in time, and no request may have run twice.
+again and again, and every fourth time the scheduler with all workers. Every third request has a streamed response. Each
+answer must be right, `ERR crashed` or `ERR busy`, in time, and no request may have run twice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import ipcsrv  # noqa: E402
 
 CLIENTS = "abcdef"
 LIMIT = 20.0  # seconds of request_timeout
+STREAM = b"".join(b"%d\n" % number for number in range(5000))
 BETWEEN = 50  # right answers between two deaths
 
 
@@ -42,9 +43,12 @@ class Books:
         while not self.stop.is_set():
             number += 1
             word, began = f"{name}{number}", time.monotonic()
+            request, right = f"slow {folder} {word}", word.encode()
+            if number % 3 == 0:
+                request, right = "numbers 5000", STREAM
             try:
-                answer = ipcsrv.call(path, f"slow {folder} {word}".encode(), timeout=2 * LIMIT)
-                self.outcomes["right" if answer == word.encode() else f"wrong {answer!r}"] += 1
+                answer = ipcsrv.call(path, request.encode(), timeout=2 * LIMIT)
+                self.outcomes["right" if answer == right else f"wrong {answer!r}"] += 1
             except (ipcsrv.HandlerCrashed, ipcsrv.ServerBusy, ipcsrv.HandlerTimeout) as error:
                 self.outcomes[type(error).__name__] += 1
             self.slowest = max(self.slowest, time.monotonic() - began)

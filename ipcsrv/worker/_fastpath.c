@@ -371,22 +371,28 @@ static int busy_poll(const Path *self, struct busy_poll *state, struct pollfd *e
 static int wait_for(Path *self, int fd, uint64_t patience)
 {
     struct pollfd entry = {fd, POLLIN, 0};
-    struct timespec time = {(time_t)(patience / NANOSECONDS), (long)(patience % NANOSECONDS)};
     if (patience && (poll(&entry, 1, 0) > 0 || busy_poll(self, &self->for_client, &entry)))
         return entry.revents;
+    uint64_t now = monotonic_ns(), until = now + patience;
     for (;;) {
-        int ready;
+        uint64_t left = now < until ? until - now : 0; /* a handler's timer may interrupt each wait: see PEP 475 */
+#ifdef __linux__
+        struct timespec time = {(time_t)(left / NANOSECONDS), (long)(left % NANOSECONDS)};
+#endif
+        int ready, reason;
         Py_BEGIN_ALLOW_THREADS
 #ifdef __linux__
         ready = ppoll(&entry, 1, &time, NULL);
 #else
-        ready = poll(&entry, 1, (int)((patience + 999999) / 1000000));
+        ready = poll(&entry, 1, (int)((left + 999999) / 1000000));
 #endif
+        reason = errno;
         Py_END_ALLOW_THREADS
         if (PyErr_CheckSignals() < 0)
             return -2;
-        if (ready >= 0 || errno != EINTR)
+        if (ready >= 0 || reason != EINTR)
             return ready > 0 ? entry.revents : 0;
+        now = monotonic_ns();
     }
 }
 
@@ -552,7 +558,7 @@ static int push_ended(Path *self, uint64_t number)
     if (head - words[self->at.ring_tail] >= (uint64_t)self->at.ring_size)
         return 0;
     words[self->at.ring + (int)(head % (uint64_t)self->at.ring_size)] = number;
-    words[self->at.ring_head] = head + 1;
+    __atomic_store_n(&words[self->at.ring_head], head + 1, __ATOMIC_RELEASE); /* the master reads the number after it */
     return 1;
 }
 
@@ -566,7 +572,7 @@ static enum outcome finish(Path *self, int fd)
         self->words[self->at.probes]++;
     if (!self->hung_up) /* a half-closed client waits for the end; it acts on every copy */
         shutdown(fd, SHUT_RDWR);
-    *lent = 0;
+    __atomic_store_n(lent, 0, __ATOMIC_RELEASE); /* after the ring: the audit takes a connection in neither for lost */
     PyObject *closed = PyObject_CallMethod(self->connection, "close", NULL);
     keep(&self->connection, NULL);
     Py_XDECREF(closed);

@@ -6,6 +6,7 @@ Each path has a slot of a real scoreboard, a real queue and both ends of a real 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -405,6 +406,26 @@ def test_request_that_follows_at_once_is_answered(bench: Bench) -> None:
         pass
     client.join(20)
     assert answered == [b"0008pong0000"] * 200
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a timer of Unix")
+def test_silence_ends_although_a_timer_interrupts_each_wait(bench: Bench) -> None:
+    """As a profiler's does; the interval is far shorter than the patience."""
+    ticks = []
+
+    def tick(*_: object) -> None:
+        ticks.append(None)
+        if len(ticks) > 20_000:
+            raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    try:
+        assert bench.run(patience=50_000_000, asked=True) == fastpath.SILENT
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ticks
 
 
 def test_long_silence_ends_after_its_patience(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import support
+from filelock import FileLock
 
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -25,13 +26,22 @@ def build_client(folder: Path, *flags: str) -> Path:
     return folder / "ipcsrvc"
 
 
-def build_sanitized(folder: Path) -> Path:
-    """The same, with the address and undefined behaviour sanitizers where they are installed."""
+def build_sanitized(base: Path) -> Path:
+    """The same, with the address and undefined behaviour sanitizers where they are installed, once in a test run.
+
+    base: pytest's temporary folder of this process; the processes of a parallel run have a common parent.
+    """
     os.environ["ASAN_OPTIONS"] = "detect_leaks=0"  # a command of a millisecond leaves its memory to the kernel
-    try:
-        return build_client(folder, *SANITIZERS)
-    except subprocess.CalledProcessError:
-        return build_client(folder)
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sanitized"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "built").exists():
+            folder.mkdir(exist_ok=True)
+            try:
+                build_client(folder, *SANITIZERS)
+            except subprocess.CalledProcessError:
+                build_client(folder)
+            (folder / "built").touch()
+    return folder / "ipcsrvc"
 
 
 def write_command(folder: Path) -> Path:

@@ -38,5 +38,5 @@ def test_response_is_that_of_the_model(ipcsrv_server: ServerFactory) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="memory is measured by /proc (Linux)")
 def test_workers_share_preloaded_weights() -> None:
-    shared, separate = measure.measure(4, preload=True), measure.measure(4, preload=False)
-    assert separate - shared > 2.5 * 32  # MB: three more copies of the weights, without one
+    shared, separate = measure.measure(2, preload=True), measure.measure(2, preload=False)
+    assert separate - shared > 0.8 * 32  # MB: one more copy of the weights

@@ -22,7 +22,7 @@ Accept = Callable[[serving.Rendezvous], serving.AcceptedConnection]
 @pytest.fixture(scope="session")
 def sanitized_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The path of `ipcsrvc`."""
-    return native.build_sanitized(tmp_path_factory.mktemp("native"))
+    return native.build_sanitized(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session", params=["python", "native"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -148,20 +147,6 @@ def test_broken_response_is_printed_and_exits_1(module_server: support.RunningSe
     done = support.run_command("call", module_server.path, "stream_then_raise oops")
     assert (done.returncode, done.stdout) == (1, b"begun\n")
     assert b"RuntimeError: oops" in done.stderr
-
-
-@pytest.mark.parametrize("command", ["call", "is-active"])
-def test_exit_code_says_why_there_is_no_server(command: str, sock_dir: str) -> None:
-    plain, stale = os.path.join(sock_dir, "plain"), os.path.join(sock_dir, "stale")
-    open(plain, "wb").close()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(stale)
-    cases = {os.path.join(sock_dir, "nothing"): 3, stale: 3, sock_dir: 7, plain: 7, "": 7}
-    for path, code in cases.items():
-        done = support.run_command(command, path)
-        assert (path, done.returncode, done.stdout) == (path, code, b"")
-        assert done.stderr.startswith(b"ipcsrv: ")
-        assert done.stderr.count(b"\n") == 1
 
 
 def test_is_active_is_0_while_a_server_listens(echo_server: support.RunningServer) -> None:

@@ -897,7 +897,7 @@ with ipcsrv.Server(sys.argv[1], "zlib:compress", workers=1):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_only_the_handlers_module_is_from_the_current_folder(
     start_method: str, sock_dir: str, sock_path: str
 ) -> None:
@@ -985,7 +985,7 @@ def test_configuration_file_nobody_asked_for_is_not_read(name: str, sock_dir: st
 # -- a folder that is gone ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_server_reloads_when_its_folder_was_deleted(
     start_method: str, server: ServerFactory, sock_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ def _quotas(own_group: str, groups: str) -> list[float]:
 
 def _read(name: str) -> str:
     try:
-        with open(name, encoding="ascii", errors="replace") as file:
+        with open(name, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""

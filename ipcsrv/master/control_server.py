@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logs.get("ipcsrv.control")
 
 MAX_QUESTION = 64 * 1024  # bytes
-REFUSAL_INTERVAL = 1.0  # seconds between two lines in the log about who was refused
+REFUSAL_INTERVAL = 1.0  # seconds between two lines in the log about refused clients
 PAUSE = 0.2  # seconds without accepting when there was no descriptor
 MAX_CONNECTIONS = 32  # the one that has been silent for longest gives way
 MOST_ANSWER = 1 << 20  # bytes that one write takes, with the send buffer that is asked for
@@ -112,7 +112,7 @@ class ControlServer:
             raw = accept_raw(self._listener)
         except BlockingIOError:
             return
-        except OSError:  # no descriptor for it: it would wake us for ever
+        except OSError:  # no descriptor for it: the listener would stay readable
             self._master.unwatch(self._listener.fileno())
             self._master.set_timer("control", monotonic() + PAUSE)
             return
@@ -171,7 +171,7 @@ class ControlServer:
             self._answer(client, answer)
 
     def _carry_out(self, client: ControlConnection, payload: bytes) -> dict[str, Any] | None:
-        """The answer to a question, or None if it comes later."""
+        """Return the answer to a question, or None if it comes later."""
         try:
             question = json.loads(payload)
             name = question["command"]

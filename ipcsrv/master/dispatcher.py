@@ -51,7 +51,6 @@ FILES_BEYOND = 4  # of stalled exchanges, after no more connections are accepted
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "ETOOMANYREFS", -1)}
 _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own end, before it was accepted
 
-
 # Outcomes of `_passing.c`.
 _PASSED, _SILENT, _READY, _STRANGER = range(4)
 
@@ -74,7 +73,7 @@ class Target(Protocol):
         """The generation."""
 
     def taken(self) -> int:
-        """How many messages its workers have taken."""
+        """Return how many messages its workers have taken."""
 
 
 class Host(Protocol):
@@ -97,8 +96,9 @@ class Dispatcher:
         self._admission = Admission(settings.allow)
         timeouts = Timeouts(settings.read_timeout, settings.write_timeout, settings.max_buffered_size)
         self.dispatch = Dispatch(timeouts)
+        # The master owns the descriptors of these two and of `_files`; `_close`, `reap` and `_forget_file` close them.
         self._connections: dict[int, AcceptedConnection] = {}  # by number
-        self._raw: dict[int, int] = {}  # descriptors of those that were passed at once, by number
+        self._raw: dict[int, int] = {}  # of connections that were passed at once, by number
         self._compiled = compiled_module("master._passing") if serving.PASSES_CREDENTIALS else None
         self._impatient = 0  # turns in which no new client is waited for
         self._files: dict[int, int] = {}  # of stalled exchanges, by the connection's number
@@ -424,7 +424,7 @@ class Dispatcher:
 
     def worker_died(self, worker: int, words: memoryview[int], code: str, text: str, *, clean: bool) -> None:
         """A worker is gone: act for it on the connections that it had. Its slot says what it was doing."""
-        for number in board.take_ended(words):
+        for number in board.take_ended(words):  # first: a connection that it has ended is not its own any more
             self._do(self.dispatch.ended(number))
         number, phase = board.parse_lent(words[board.LENT])
         may_reply = phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING)  # no part of a packet is out
@@ -437,6 +437,7 @@ class Dispatcher:
             self._do(self.dispatch.worker_died(number, untouched=untouched, may_reply=may_reply, code=code, text=text,
                                                now=monotonic()))
         self._do(self.dispatch.holder_died(worker))
+        # It may have died between recvmsg(2) and the write into its slot: the connection is then in no place (`audit`).
         if not clean and self._target is not None:
             self._suspects |= {record.number: record.passed for record in self.dispatch.in_queue(self._target.number)}
             if self._suspects:
@@ -461,6 +462,8 @@ class Dispatcher:
         target, now = self._target, monotonic()
         if target is None or target.writer is None or not self._suspects:
             return
+        # The queue cannot be looked into: all is taken out, and put in again in the same order. A worker that takes
+        # meanwhile finds the queue empty for a moment, and is woken by the first message that is put again.
         messages = serving.taken_back(target.reader)
         target.passed = target.taken()  # exact from now on, whatever the dead worker has written into its slot
         queued = set()
@@ -502,14 +505,8 @@ class Dispatcher:
         for command in commands:
             _ACTS[command.act](self, command)
 
-    def _watch(self, command: Command) -> None:
-        self._register(command.number, READ)
-
-    def _watch_output(self, command: Command) -> None:
-        self._register(command.number, WRITE)
-
     def _register(self, number: int, mask: int) -> None:
-        key = self._connection(number).fileno()
+        key = self._connection(number).fileno()  # the master's own copy; the number is not reused before `_unwatch`
         if key not in self._masks:
             self._poller.register(key, mask)
         elif self._masks[key] != mask:
@@ -541,11 +538,11 @@ class Dispatcher:
         self._forget_file(command.number)
 
     def _close(self, command: Command) -> None:
-        self._connection(command.number)
-        self._unwatch(command)
+        self._connection(command.number)  # makes an object of a raw descriptor
+        self._unwatch(command)  # before the close: epoll keeps what another process has a copy of (epoll(7))
         self._forget_file(command.number)
         connection = self._connections.pop(command.number)
-        connection.end()
+        connection.end()  # on every copy, so that a child of the handler cannot keep it open
         connection.close()
 
     def _forget_file(self, number: int) -> None:
@@ -614,7 +611,7 @@ class Dispatcher:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        """When `tick` must be called next."""
+        """Return when `tick` must be called next."""
         return self.dispatch.next_deadline()
 
     def tick(self, now: float) -> None:
@@ -649,7 +646,7 @@ class Dispatcher:
     # -- descriptors --------------------------------------------------------------------------------------------------
 
     def _free_descriptors(self) -> int:
-        """How many more connections there are descriptors for, after making room if there are none."""
+        """Return how many more connections there are descriptors for, after making room if there are none."""
         free = self._headroom()
         if free <= 0:
             self._do(self.dispatch.make_room(ACCEPTS_A_TURN, monotonic()))
@@ -790,8 +787,8 @@ class Dispatcher:
 
 
 _ACTS: dict[Act, Callable[[Dispatcher, Command], None]] = {
-    Act.WATCH: Dispatcher._watch,
-    Act.WATCH_OUTPUT: Dispatcher._watch_output,
+    Act.WATCH: lambda dispatcher, command: dispatcher._register(command.number, READ),
+    Act.WATCH_OUTPUT: lambda dispatcher, command: dispatcher._register(command.number, WRITE),
     Act.UNWATCH: Dispatcher._unwatch,
     Act.CHECK: Dispatcher._check,
     Act.HEAR_OUT: Dispatcher._hear_out,

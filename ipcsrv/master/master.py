@@ -42,7 +42,7 @@ log = logs.get("ipcsrv.master")
 
 NOT_WITHOUT_WORKERS = "workers is 0, so the handler is in the server's own process; restart it"
 REAP_AGAIN = 0.1  # seconds until orphans are looked for again
-IDENTITY_INTERVAL = 4.0  # seconds between looks at whether the path is still ours: it is noticed within 5
+IDENTITY_INTERVAL = 4.0  # seconds between checks of the path: that it is lost is noticed within 5
 
 
 class Master:
@@ -224,7 +224,7 @@ class Master:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _patience(self) -> float | None:
-        """Seconds until there is something to do without an event; None if there never will be."""
+        """Return seconds until there is something to do without an event; None if there never will be."""
         return None if self._wake_at == math.inf else min(LONGEST, max(0.0, self._wake_at - monotonic()))
 
     def set_timer(self, name: str, when: float) -> None:

@@ -59,7 +59,7 @@ class Spawner(Protocol):
         """Have a template that is still importing write its stacks (`Job.stacks`)."""
 
     def reopen_log(self) -> None:
-        """The log file was rotated: tell the processes that are neither the master nor a worker."""
+        """Tell of a rotated log file the processes that are neither the master nor a worker."""
 
     def kill(self) -> None:
         """End a template that does not react."""

@@ -1,7 +1,7 @@
 """What the master says of the server: the facts behind `status`, `top` and the metrics (docs/control.md).
 
 Everything is read, nothing is asked: workers write the scoreboard as they go, so this is right also when all of them
-are busy.  Runs in the master.
+are busy. Runs in the master.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOTALS = ("requests", "ok", "handler_errors", "timeouts", "too_large", "malform
 
 
 def of(master: Master) -> dict[str, Any]:
-    """The status, in the shape that docs/control.md describes."""
+    """Return the status in the shape that docs/control.md describes."""
     now, record = monotonic(), master.record()
     processes, dispatch = master.processes, master.dispatcher.dispatch
     queue = master.dispatcher.facts()

@@ -1,16 +1,16 @@
-"""Under systemd: the listener it made, and the word it wants to hear (sd_listen_fds(3), sd_notify(3)).
+"""Socket activation and notification of systemd (sd_listen_fds(3), sd_notify(3)). In the master.
 
-**Socket activation.** systemd listens before we run and hands us the descriptor, so that clients can connect from the
-boot on, wait while we start or restart, and are the reason that we start at all.  We take the one that is named
-`ipcsrv` (`FileDescriptorName=`), or the one that is bound to our path.  A socket at another path is refused rather than
-passed over: its clients would wait for ever.
+**Socket activation.** systemd listens before the server runs and passes it the descriptor, so that clients can connect
+from the boot on, wait while the server starts or restarts, and can be the reason that it is started. The master takes
+the descriptor that is named `ipcsrv` (`FileDescriptorName=`), or the one that is bound to its path. A socket at another
+path is refused rather than ignored: its clients would wait for ever.
 
-**Notification** (`Type=notify` or `notify-reload`).  READY once clients can connect, RELOADING and STOPPING as they
+**Notification** (`Type=notify` or `notify-reload`). READY once clients can connect, RELOADING and STOPPING as they
 begin, a STATUS for `systemctl status`, and WATCHDOG at half the interval that the unit asks for: it comes from the
 master's one loop, so a master that hangs is noticed, and a worker that computes for an hour is not mistaken for one.
 
-What another supervisor understands of the same protocol is as good.  Runs in the master; without the variables that
-systemd sets (or with those meant for another process) everything here does nothing.
+Other supervisors with the same protocol work too. Without the variables that systemd sets (or with those meant for
+another process) everything here does nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 from ..errors import InvalidPath
 
 FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
-NAME = "ipcsrv"  # of the descriptor that is ours whatever its place among several
-PATIENCE = 1.0  # seconds for which a full queue of systemd's may hold us up
+NAME = "ipcsrv"  # of the server's descriptor, whatever its place among several
+PATIENCE = 1.0  # seconds for which a full queue of systemd's may delay the master
 _UNIX = getattr(socket, "AF_UNIX", -1)
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 _NOTIFY = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -36,7 +36,7 @@ _NOTIFY = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 def take_listener(path: str, environ: MutableMapping[str, str], *, strict: bool = True) -> socket.socket | None:
-    """The listening socket for `path` among the descriptors that systemd passed to this process, or None.
+    """Return the listening socket for `path` among the descriptors that systemd passed to this process, or None.
 
     strict: this process is the server and nothing else, so a socket that is not for `path` is a mistake: `InvalidPath`.
     Otherwise (a library's caller may have sockets of its own) it is left alone, and the variables with it.
@@ -44,7 +44,7 @@ def take_listener(path: str, environ: MutableMapping[str, str], *, strict: bool 
     passed = _passed(environ)
     if strict:
         for variable in _LISTEN:
-            environ.pop(variable, None)  # they are not for our children
+            environ.pop(variable, None)  # they are not for child processes
     chosen = _choose(path, [descriptor for descriptor, name in passed if name == NAME] or
                      [descriptor for descriptor, _ in passed])
     if chosen is None and passed and strict:
@@ -58,7 +58,7 @@ def take_listener(path: str, environ: MutableMapping[str, str], *, strict: bool 
 
 
 def _passed(environ: Mapping[str, str]) -> list[tuple[int, str]]:
-    """Descriptors and names, if they were meant for this process and not for one that started us."""
+    """Return descriptors and names if they were meant for this process, and not for one that started it."""
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     try:
@@ -70,7 +70,7 @@ def _passed(environ: Mapping[str, str]) -> list[tuple[int, str]]:
 
 
 def _choose(path: str, candidates: list[int]) -> int | None:
-    """The descriptor that listens at `path`."""
+    """Return the descriptor that listens at `path`."""
     wanted = os.path.realpath(path)
     for descriptor in candidates:
         address = _address(descriptor)
@@ -80,15 +80,15 @@ def _choose(path: str, candidates: list[int]) -> int | None:
 
 
 def _address(descriptor: int) -> Any:
-    """Where a descriptor listens; None if it is no listening Unix stream socket."""
+    """Return where a descriptor listens; None if it is no listening Unix stream socket."""
     try:
         passed = socket.socket(fileno=descriptor)
     except OSError:
         return None
     try:
         listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        ours = listens and passed.family == _UNIX and passed.type == socket.SOCK_STREAM
-        return passed.getsockname() if ours else None
+        usable = listens and passed.family == _UNIX and passed.type == socket.SOCK_STREAM
+        return passed.getsockname() if usable else None
     finally:
         passed.detach()
 
@@ -102,9 +102,9 @@ def _describe(descriptor: int) -> str:
 
 
 class Notifier:
-    """Tells systemd what state we are in.
+    """Tells systemd the state of the server.
 
-    address: NOTIFY_SOCKET, a path or `@abstract`; None: there is nobody to tell.
+    address: NOTIFY_SOCKET, a path or `@abstract`; None: there is no supervisor to tell.
     watchdog: seconds between two signs of life (half of what systemd waits), None: none are wanted.
     `in_reload` is true between `reloading` and the `ready` that must follow.
     """
@@ -150,7 +150,7 @@ class Notifier:
 
 
 def take_notifier(environ: MutableMapping[str, str]) -> Notifier:
-    """The notifier that the environment asks for; the variables go, for handlers must not speak for us."""
+    """Return the notifier that the environment asks for, and remove the variables: handlers must not use them."""
     address, microseconds, pid = (environ.pop(variable, None) for variable in _NOTIFY)
     meant = pid is None or pid == str(os.getpid())
     watchdog = int(microseconds) / 2e6 if meant and microseconds is not None and microseconds.isdecimal() else None

@@ -35,11 +35,11 @@ class StacksAsked:
         self._at = -math.inf
 
     def note(self, process: Process | None, now: float) -> None:
-        """It was asked for its stacks just now."""
+        """Remember the process that was asked for its stacks just now."""
         self._process, self._at = process, now
 
     def still_writing(self, now: float) -> bool:
-        """Whether it may not have written all of its stacks, and has not had too long for that.
+        """Return whether it may still write its stacks; False after `STACKS_PATIENCE`.
 
         Between the moments in which the signal is pending and blocked it is neither (`Process.owes_stacks`), so that
         it is too early to look just after the signal was sent.

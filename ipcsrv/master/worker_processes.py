@@ -76,7 +76,7 @@ class GenerationProcesses:
         self.slots: dict[int, memoryview[int]] = {}  # of its workers, by worker number
 
     def taken(self) -> int:
-        """How many messages of the queue its workers have taken."""
+        """Return how many messages of the queue its workers have taken."""
         return self.taken_by_departed + sum([words[board.TAKEN] for words in self.slots.values()])
 
     def stacks_text(self) -> str | None:
@@ -245,7 +245,7 @@ class WorkerProcesses:
         self.dump_stacks(command.worker)
 
     def reopen_logs(self) -> None:
-        """The log file was rotated: have every process open the new one, also those that have nothing to log."""
+        """Have every process open the rotated log file anew, also those that have nothing to log."""
         for generation in self._generations.values():
             generation.spawner.reopen_log()
         for worker in self.workers.values():
@@ -304,16 +304,16 @@ class WorkerProcesses:
         self._slots_known = None
 
     def has_queued(self, worker: WorkerProcess) -> bool:
-        """Whether something waits in the queue that this worker reads."""
+        """Return whether something waits in the queue that this worker reads."""
         generation = self._generations[worker.generation]
         return worker.ready and generation.passed > generation.taken()
 
     def anyone_busy(self) -> bool:
-        """Whether a worker has a request."""
+        """Return whether a worker has a request."""
         return any(words[board.LENT] or words[board.SUSPENDED] for words in self.serving_slots())
 
     def last_request(self) -> float:
-        """When a request ended last (monotonic seconds)."""
+        """Return when a request ended last (monotonic seconds)."""
         return max([0, *(words[board.LAST_NS] for words in self.serving_slots())]) / 1e9
 
     def child_pids(self) -> set[int]:
@@ -394,7 +394,7 @@ class WorkerProcesses:
         self._host.set_timer("exited", monotonic() + REPORT_PATIENCE)
 
     def settle_exited(self) -> None:
-        """Of some workers that have ended no template has reported how."""
+        """Act for the workers that have ended and of which no template has reported how."""
         for worker in [worker for worker in self.workers.values() if worker.exited]:
             self.dead(worker.number, None)
 

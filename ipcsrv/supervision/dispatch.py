@@ -216,7 +216,7 @@ class Dispatch:
         return self._plain.pop(number, None) is not None
 
     def forget_all(self) -> None:
-        """The master has closed every connection: what workers still report of one is ignored."""
+        """Forget every connection, since the master has closed all; later reports of workers are ignored."""
         self.records.clear()
         self._plain.clear()
 
@@ -492,7 +492,7 @@ class Dispatch:
         return commands
 
     def _end_silent(self, record: Record, now: float) -> list[Command]:
-        """The server stops and this client is silent: between two requests, the end says it all."""
+        """The server stops and this client is silent: between two requests its connection is ended."""
         if not record.served and now < record.since + NEW_CLIENT_GRACE:
             self._set_due(record, record.since + NEW_CLIENT_GRACE)
             return [Command(Act.WATCH, record.number)]

@@ -34,7 +34,7 @@ class FormatError(Exception):
 
 
 class Kind(IntEnum):
-    """The kind of a message; the comment says who sends it to whom, and the body."""
+    """The kind of a message; the comment names the sender, the receiver and the body."""
 
     # worker -> master
     READY = 1  # none

@@ -93,7 +93,7 @@ _HEADER_BYTES = _HEADER_WORDS * 8
 
 
 def size(slots: int) -> int:
-    """Bytes that a scoreboard of so many slots needs."""
+    """Return the bytes that a scoreboard of so many slots needs."""
     return _HEADER_BYTES + slots * SLOT_BYTES
 
 
@@ -135,7 +135,7 @@ def take_ended(words: memoryview[int]) -> list[int]:
 
 
 def bucket(nanoseconds: int) -> int:
-    """The bucket of a duration: the octave is its bit length, the quarter within it the two bits after the first."""
+    """Return the bucket of a duration: its octave is the bit length, the quarter the two bits after the first."""
     if nanoseconds < 1024:  # _LOWEST_NS and _HIGHEST_NS as literals: this runs three times a request
         return 0
     if nanoseconds >= 4398046511104:
@@ -145,13 +145,13 @@ def bucket(nanoseconds: int) -> int:
 
 
 def lower_bound(index: int) -> float:
-    """The shortest duration of a bucket, in seconds. The bucket ends where the next one begins."""
+    """Return the shortest duration of a bucket, in seconds. The bucket ends where the next one begins."""
     octave, quarter = divmod(index, 4)
     return (4 + quarter << octave) * (_LOWEST_NS >> 2) / 1e9
 
 
 def percentile(counts: Sequence[int], q: float) -> float:
-    """The duration in seconds that a share `q` (0 to 1) of the counted ones do not exceed; 0.0 when none is counted.
+    """Return the seconds that a share `q` (0 to 1) of the counted durations do not exceed; 0.0 if there are none.
 
     Within a bucket they are taken to be spread evenly.
     """
@@ -234,7 +234,7 @@ class Scoreboard:
             self._words = [octets[at : at + _END * 8].cast("Q") for at in starts]
 
     def words(self, slot: int) -> memoryview[int]:
-        """The slot's words, for its worker to write."""
+        """Return the slot's words, for its worker to write."""
         return self._words[slot]
 
     def clear(self, slot: int) -> None:
@@ -242,7 +242,7 @@ class Scoreboard:
         self._words[slot][:] = _ZEROES
 
     def facts(self, slot: int) -> SlotFacts:
-        """The slot as it is now."""
+        """Return the slot as it is now."""
         words = self._words[slot].tolist()
         values: list[Any] = [*words[:FIRST_COUNTER], _totals(words[FIRST_COUNTER:_END_OF_COUNTED])]
         return SlotFacts(*values)
@@ -260,7 +260,7 @@ class Scoreboard:
         self.departed[counter - FIRST_COUNTER] += number
 
     def totals(self) -> Totals:
-        """Sums over the living and the departed. None of them ever goes down."""
+        """Return sums over all workers, exited ones too. None of them ever goes down."""
         living = [words[FIRST_COUNTER:_END_OF_COUNTED].tolist() for words in self._words if words[PID]]
         return _totals([sum(column) for column in zip(self.departed, *living, strict=True)])
 
@@ -285,7 +285,7 @@ class Window(NamedTuple):
     totals: Totals
 
     def rate(self, counter: str) -> float:
-        """How many a second, of the counter with this name in `Totals`."""
+        """Return how many a second, of the counter with this name in `Totals`."""
         counted: int = getattr(self.totals, counter)
         return counted / self.seconds if self.seconds else 0.0
 
@@ -319,7 +319,7 @@ class Recent:
         self._forget(now)
 
     def window(self, now: float, totals: Totals) -> Window:
-        """What was counted since the beginning of the last `span` seconds."""
+        """Return what was counted since the beginning of the last `span` seconds."""
         self._forget(now)
         if not self._snapshots:
             return Window(0.0, _minus(totals, totals))

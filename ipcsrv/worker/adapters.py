@@ -1,4 +1,4 @@
-"""Make one plain `handler(request) -> response` of whatever was loaded.  In the worker, once, after the fork.
+"""Make one plain `handler(request) -> response` of whatever was loaded. In the worker, once, after the fork.
 
 What is loaded may be a function, an `async def` function or generator, a factory (`MODULE:NAME()`), or, with the
 setting `executor`, nothing at all: then the handler runs on another engine (`executors`).
@@ -32,7 +32,7 @@ class StartFailure(IpcError):
 
 
 def without_own_frames(error: BaseException) -> TracebackType | None:
-    """The error's traceback from the first frame on that is not this package's."""
+    """Return the error's traceback from the first frame on that is not this package's."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("ipcsrv."):
         trace = trace.tb_next
@@ -132,6 +132,6 @@ def check_signature(target: str, handler: Any) -> None:
 
 
 def is_async(handler: Any) -> bool:
-    """Whether calling `handler` gives a coroutine or an async generator, as far as its definition tells."""
+    """Return whether calling `handler` gives a coroutine or an async generator, as far as its definition tells."""
     candidates = (handler, inspect.unwrap(handler), inspect.getattr_static(type(handler), "__call__", None))
     return any(inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found) for found in candidates)

@@ -1,4 +1,4 @@
-"""An `async def` handler as a plain one: one event loop per worker, one run of it per request.  In the worker.
+"""An `async def` handler as a plain one: one event loop per worker, one run of it per request. In the worker.
 
 The task is cancelled at the request's deadline and answered with ERR timeout; the master kills the worker some time
 later (`adapters.GRACE`) if that did not help, because the handler caught the cancellation or blocks the loop.
@@ -103,7 +103,7 @@ class AsyncHandler:
 
         An event loop sets it as soon as its user adds a signal handler, and never gives it back.
         """
-        if threading.current_thread() is not threading.main_thread():  # where set_wakeup_fd(2) is not allowed
+        if threading.current_thread() is not threading.main_thread():  # where `signal.set_wakeup_fd` is not allowed
             yield
             return
         outer = signal.set_wakeup_fd(-1)
@@ -156,13 +156,13 @@ class _Watch:
 
 
 def _remaining(request: Any) -> float | None:
-    """Seconds until the deadline; None where there is none (a test's own bytes have none either)."""
+    """Return seconds until the deadline; None where there is none (a test's own bytes have none either)."""
     remaining: float | None = getattr(request, "remaining", None)
     return remaining
 
 
 def _suspended_at(awaited: Any) -> list[traceback.FrameSummary]:
-    """Where a coroutine waits: the line of each coroutine and generator on the way, without this module's own."""
+    """Return where a coroutine waits: the line of each coroutine and generator, without this module's own."""
     lines: list[traceback.FrameSummary] = []
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)

@@ -1,11 +1,11 @@
-"""The handler between its request hooks: for tracing, and what else wants to know of each request.  In the worker.
+"""The handler between its request hooks: for tracing and other observers of each request. In the worker.
 
 `on_request_start(request)` is called before the handler; what it raises fails the request, as if the handler had
-raised it.  `on_request_end(request, error)` is called when the handler is done, which for a response that is streamed
+raised it. `on_request_end(request, error)` is called when the handler is done, which for a response that is streamed
 is when its iterator has ended: `error` is what was raised, None if nothing, `GeneratorExit` if the client went away
-from a stream.  What it raises is logged, and no more: the response is made.
+from a stream. What it raises is only logged: the response is complete by then.
 
-Both run in the thread of the handler, in its context (`contextvars`).  Without hooks the handler is itself.
+Both run in the thread of the handler, in its context (`contextvars`). Without hooks the handler is itself.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ log = logs.get("ipcsrv.worker")
 
 
 def worker_hooks(settings: Settings) -> tuple[Hook, Hook]:
-    """The hooks at a worker's start and stop, each None if there is none."""
+    """Return the hooks at a worker's start and stop, each None if there is none."""
     start = load_hook(settings.on_worker_start, "on_worker_start")
     return start, load_hook(settings.on_worker_stop, "on_worker_stop")
 
 
 def between_hooks(handler: Handler, settings: Settings) -> Handler:
-    """`handler` with the hooks that the settings name around it; itself, if they name none."""
+    """Return `handler` with the hooks that the settings name around it; `handler` itself if they name none."""
     start = load_hook(settings.on_request_start, "on_request_start", b"")
     end = load_hook(settings.on_request_end, "on_request_end", b"", None)
     if end is not None:

@@ -1,7 +1,7 @@
-"""When a worker has served enough: `max_requests` (with its jitter) and `max_rss`.  In the worker, between requests.
+"""When a worker has served enough: `max_requests` (with its jitter) and `max_rss`. In the worker, between requests.
 
-A process grows by what its handler leaks.  A new one in its place costs nobody a request, and the jitter keeps
-workers that began together from leaving together.
+A process grows by what its handler leaks. Its replacement costs no request, and the jitter keeps workers that began
+together from leaving together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NEVER = 1 << 62  # requests
 
 
 class Limits:
-    """The limits of one worker.  `next_check` is the number of requests after which to ask again."""
+    """The limits of one worker. `next_check` is the number of requests after which to ask again."""
 
     def __init__(self, settings: Settings, rng: random.Random) -> None:
         jitter = rng.randint(0, settings.max_requests_jitter)

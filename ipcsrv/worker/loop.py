@@ -297,7 +297,7 @@ class Worker:
         self._expect_to_take_time()
 
     def pause_handler(self) -> int:
-        """It does not run while its client is waited for; returns for how long it has run, in nanoseconds."""
+        """The handler's code waits for its client; return for how many nanoseconds it has run."""
         since = self.words[board.SINCE_NS]
         self.words[board.SINCE_NS] = 0
         return monotonic_ns() - since if since else 0
@@ -307,11 +307,11 @@ class Worker:
             self._tell_busy()
 
     def others_wait(self) -> bool:
-        """Whether a connection waits in the queue, a suspended stream can go on, or the master has an order."""
+        """Return whether a connection waits in the queue, a suspended stream can go on, or the master has an order."""
         return bool(self._poller.poll(0))
 
     def too_much_buffered(self) -> bool:
-        """Whether all requests that are being received take more memory than `max_buffered_size`."""
+        """Return whether all requests that are being received take more memory than `max_buffered_size`."""
         limit = self.settings.max_buffered_size
         if limit is None:
             return False

@@ -1,9 +1,9 @@
-"""Streamed responses: chunks go out within 5 ms of being yielded, small ones together.  In the worker.
+"""Streamed responses: chunks go out within 5 ms of being yielded, small ones together. In the worker.
 
-A system call and a packet header for each of ten thousand small chunks would cost more than making them.  So chunks
-gather in a list, and go out together when there is a buffer's worth, or after a few milliseconds.  The handler's
-generator may take its time over the next chunk, though, in the middle of which nobody else's code runs: so the
-few milliseconds are kept by a thread, the one that a worker ever has, and only while it has streams.
+A system call and a packet header for each of ten thousand small chunks would cost more than making them. So chunks
+gather in a list, and go out together when there is a buffer's worth, or after a few milliseconds. While the handler's
+generator makes the next chunk, no other code of the worker's main thread runs: so a second thread, which is started by
+the first stream, flushes after these milliseconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The seam to an engine that runs handlers elsewhere: `--executor ENGINE:ADDRESS`.  In the worker.
+"""The seam to an engine that runs handlers elsewhere: `--executor ENGINE:ADDRESS`. In the worker.
 
-An engine is a module: `ENGINE` of this package (`dask`), or any other that can be imported.  It has one function,
+An engine is a module: `ENGINE` of this package (`dask`), or any other that can be imported. It has one function,
 
 `connect(address, work, tell) -> Executor`
     Called once per worker, after the fork; returns when the first attempt to connect has succeeded or failed.
@@ -11,14 +11,15 @@ An engine is a module: `ENGINE` of this package (`dask`), or any other that can 
 An `Executor` has four methods:
 
 `submit(call, receive) -> concurrent.futures.Future[Result]`
-    Have the engine run `remote.run(call, cancelled, send)`, once at most, and return the future of its result.  What
+    Have the engine run `remote.run(call, cancelled, send)`, once at most, and return the future of its result. What
     the call's process gives to `send`, the pieces of a streamed response, must reach `receive` in order, from any
-    thread, before the future ends.  An engine without a way for them leaves `send` out; then the result has them all.
-    Raises `Unavailable` if the engine cannot be reached, after `PATIENCE` seconds at most.  The future ends with `Lost`
+    thread, before the future ends. An engine without a way for them leaves `send` out; then the result has them all.
+    Raises `Unavailable` if the engine cannot be reached, after `PATIENCE` seconds at most. The future ends with `Lost`
     if the engine lost the call after it may have begun: it is repeated only if the user allows that
     (`executor_retries`) and nothing of its response has come.
 `cancel(future)`
-    Nobody wants the result any more; returns at once.  `cancelled()`, which `remote.run` was given, becomes true.
+    Tell the engine that the result is not wanted any more; return at once. `cancelled()`, which `remote.run` was given,
+    becomes true.
 `close()`
     The worker leaves.
 `describe() -> str`

@@ -3,7 +3,7 @@
 `connect` runs in an ipcsrv worker; `run_task`, `Sender` and `Upload` in a Dask worker; `SchedulerPart` in the Dask
 scheduler, which therefore needs ipcsrv installed too.
 
-Dask repeats a task by itself when the worker that had it is lost, and a task whose result is lost with it.  A handler
+Dask repeats a task by itself when the worker that had it is lost, and a task whose result is lost with it. A handler
 may not be repeated unless the user says so, so a plugin of the scheduler makes such a task fail instead.
 
 A task has one result, at its end. The pieces of a streamed response are messages on the connections that are there:
@@ -72,7 +72,7 @@ class DaskExecutor:
             self._changed.wait_for(self._settled, min(2 * CONNECT_TIMEOUT, work.settings.startup_timeout / 2))
 
     def describe(self) -> str:
-        """The engine and its address."""
+        """Return the engine and its address."""
         return f"dask:{self._address}"
 
     def submit(self, call: Call, receive: Receive) -> Future[Result]:
@@ -109,7 +109,7 @@ class DaskExecutor:
         self._drop(self._client)
 
     def _finished(self, future: Future[Result], task: Any) -> None:
-        """A task has ended, one way or another.  In a thread of Dask's."""
+        """A task has ended, one way or another. In a thread of Dask's."""
         if self._tasks.pop(future, None) is None:
             return  # cancelled
         del self._receivers[task.key]
@@ -125,7 +125,7 @@ class DaskExecutor:
             task.release()
 
     def _piece_came(self, event: tuple[str, bytes]) -> None:
-        """Hand over a piece of a streamed response.  In a thread of Dask's."""
+        """Hand over a piece of a streamed response. In a thread of Dask's."""
         key, piece = event
         if (receive := self._receivers.get(key)) is not None:
             receive(piece)
@@ -166,7 +166,7 @@ class DaskExecutor:
         return client
 
     def _settled(self) -> bool:
-        """Whether there is a connection, or has been no success in the last attempt."""
+        """Return whether there is a connection, or has been no success in the last attempt."""
         return self._client is not None or bool(self._reason)
 
     def _set(self, client: Any, reason: str) -> None:
@@ -192,7 +192,7 @@ class WorkerLost(Exception):
 
 
 def run_task(call: Call) -> Result:
-    """Run the handler.  In a Dask worker."""
+    """Run the handler. In a Dask worker."""
     worker = distributed.get_worker()
     key = worker.get_current_task()
 
@@ -204,7 +204,7 @@ def run_task(call: Call) -> Result:
 
 
 class Sender:
-    """Sends the pieces of one task's streamed response, small ones together.  In a Dask worker."""
+    """Sends the pieces of one task's streamed response, small ones together. In a Dask worker."""
 
     def __init__(self, worker: Any, key: str) -> None:
         self._worker, self._key = worker, key
@@ -212,7 +212,7 @@ class Sender:
         self._waiting: list[bytes] = []
 
     def send(self, piece: bytes) -> None:
-        """Take a piece.  In the handler's thread."""
+        """Take a piece. In the handler's thread."""
         with self._lock:
             self._waiting.append(piece)
             if len(self._waiting) > 1:
@@ -220,7 +220,7 @@ class Sender:
         self._worker.loop.add_callback(self._flush)
 
     def _flush(self) -> None:
-        """Send what waits.  In the thread of the Dask worker's event loop."""
+        """Send what waits. In the thread of the Dask worker's event loop."""
         with self._lock:
             data, self._waiting = b"".join(self._waiting), []
         for at in range(0, len(data), LARGEST_PIECE):
@@ -228,12 +228,12 @@ class Sender:
 
 
 def fail() -> None:
-    """Take the place of a task that must not run again.  In a Dask worker."""
+    """Take the place of a task that must not run again. In a Dask worker."""
     raise WorkerLost
 
 
 class SchedulerPart(SchedulerPlugin):
-    """Makes tasks of ipcsrv fail where the scheduler would run them again, and forwards pieces.  In the scheduler."""
+    """Makes tasks of ipcsrv fail where the scheduler would run them again, and forwards pieces. In the scheduler."""
 
     name = f"{PREFIX}scheduler"
     idempotent = True

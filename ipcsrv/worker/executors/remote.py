@@ -1,8 +1,8 @@
-"""A handler that an engine runs: what happens on the engine's side.  In a process of the engine.
+"""A handler that an engine runs: what happens on the engine's side. In a process of the engine.
 
-`run` takes a call, loads the handler where it has not been loaded yet, and returns the result as plain bytes.  The
+`run` takes a call, loads the handler where it has not been loaded yet, and returns the result as plain bytes. The
 chunks of a streamed response are sent as they are yielded, up to `max_response_size`, or collected where the engine has
-no way for them.  What the handler raises is part of the result, because engines log what a task raises together with
+no way for them. What the handler raises is part of the result, because engines log what a task raises together with
 its arguments, and a request's bytes do not belong into a log.
 
 Each thread that calls `run` has a handler of its own, because a handler serves one request at a time.
@@ -38,7 +38,7 @@ class Context:
         self._peer, self.gone = peer, cancelled
 
     def peer(self) -> Peer:
-        """The client's credentials, as the server had them from its kernel."""
+        """Return the client's credentials, as the server had them from its kernel."""
         return Peer(*(self._peer or (0, 0, 0)))
 
 
@@ -63,7 +63,7 @@ def run(call: Call, cancelled: Callable[[], bool], send: Receive | None = None) 
 
 
 def _handler(blob: bytes) -> tuple[Handler, int | None]:
-    """The handler of this thread, and max_response_size."""
+    """Return the handler of this thread, and max_response_size."""
     known: dict[bytes, tuple[Any, int | None]] = _loaded.__dict__.setdefault("handlers", {})
     if blob not in known:
         target, path, values, _version = pickle.loads(blob)
@@ -80,7 +80,7 @@ def _handler(blob: bytes) -> tuple[Handler, int | None]:
 
 
 def _result(response: Any, limit: int | None, cancelled: Callable[[], bool], send: Receive | None) -> Result:
-    """The response as a result; the same rules as in a worker."""
+    """Return the response as a result; the same rules as in a worker."""
     if response is None:
         return Result()
     if response is QUIT:

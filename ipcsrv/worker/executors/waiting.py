@@ -1,4 +1,4 @@
-"""The handler of a worker whose requests run on an engine: submit, wait, answer.  In the worker.
+"""The handler of a worker whose requests run on an engine: submit, wait, answer. In the worker.
 
 While it waits it sees to what the engine does not know: the deadline, a client that leaves, and an engine that is lost.
 """

@@ -81,6 +81,9 @@ class Rendezvous:
         self.accept = self.listener.accept_raw
         try:
             self._folder = self._open_folder()
+            if adopted is None:
+                with address(self._name, folder=self._folder, path=self.path):
+                    pass  # a name that no socket can have is refused before anything is started
             self._lock = self._take_lock()
             self.write_record(record)
             if adopted is None:

@@ -86,9 +86,15 @@ def operands(program: Program, command: str) -> tuple[str, str]:
         key = "handler" if path else "path" if target else "path and handler"
         raise UsageError(f"{program.file}: no {key}", f"add it, or use `ipcsrv {command} PATH MODULE:HANDLER`")
     if path:
-        raise UsageError("MODULE:HANDLER is missing", f"try `ipcsrv {command} {path} zlib:compress`")
+        raise UsageError("MODULE:HANDLER is missing", f"try `ipcsrv {command} {_with_handler(path)}`")
     example = f"try `ipcsrv {command} ./z.sock zlib:compress`"
     raise UsageError("PATH and MODULE:HANDLER are missing, and there is no ipcsrv.toml here", example)
+
+
+def _with_handler(path: str) -> str:
+    """Return operands for a single one without a handler; a Python file is no path for a socket, but may have one."""
+    module, suffix = os.path.splitext(os.path.basename(path))
+    return f"./{module}.sock {module}:FUNCTION" if suffix == ".py" else f"{path} zlib:compress"
 
 
 def check(program: Program, command: str) -> str:

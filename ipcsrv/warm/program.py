@@ -96,7 +96,7 @@ def _in_path(name: str) -> str:
         path = os.path.join(folder or ".", name)
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
-    raise ProgramError(f"{name}: no such program in PATH", name)
+    raise ProgramError(f"{name}: no such program in PATH; give its file, or MODULE:MAIN", name)
 
 
 def _first_lines(path: str) -> list[bytes]:

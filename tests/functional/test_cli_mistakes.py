@@ -23,6 +23,8 @@ MISTAKES = [
     ("run ./a.sock words:LIMIT", 2, ["it is of type int, which cannot be called"]),
     ("run ./a.sock words:two", 2, ["it cannot be called with one argument, the request: missing a required",
                                    "its signature is (one, other)"]),
+    ("run words.py", 2, ["MODULE:HANDLER is missing; try `ipcsrv run ./words.sock words:FUNCTION`"]),
+    (f"run {'n' * 120} words:count", 7, ["bytes long; a socket's", "choose a shorter"]),
     ("run words:count ./a.sock", 2, ["PATH comes before MODULE:HANDLER; try `ipcsrv run ./a.sock words:count`"]),
     ("start ./a.sock", 2, ["MODULE:HANDLER is missing; try `ipcsrv start ./a.sock "]),
     ("start", 2, ["there is no ipcsrv.toml here; try `ipcsrv start "]),

@@ -28,7 +28,7 @@ _ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d |\{\")", re.M)  # the start of a log e
 _RAISED = re.compile(r"the handler failed: ")
 _FRAMES = "Traceback (most recent call last):\n"
 _ERROR_TYPE = re.compile(r"^ {0,2}(?:  \| )?([\w.]+)(?::|$)", re.M)  # its line is indented less than the frames are
-_CRASHED = re.compile(r"worker \d+ \(slot \d+\) (exited|was killed|ended)")
+_CRASHED = re.compile(r"worker \d+(?: \(pid \d+\))? (exited|was killed|ended)")
 
 
 @pytest.fixture

@@ -422,10 +422,12 @@ class WorkerProcesses:
         self._generations[worker.generation].taken_by_departed += words[board.TAKEN]
         self._forget_slot(worker)
         self.scoreboard.fold(worker.slot)
+        name = f"worker {number}"
         if worker.process is not None:
+            name += f" (pid {worker.process.pid})"
             self._host.unwatch(worker.process.fileno())
             worker.process.close()
-        self._note_death(worker, status, reason)
+        self._note_death(name, status, reason)
         self.slot_restarts[worker.slot] = self.slot_restarts.get(worker.slot, 0) + 1
         self.obey(self.supervisor.exited(number, status, reason, monotonic(), traceback=worker.traceback_text,
                                          served=served))
@@ -438,12 +440,12 @@ class WorkerProcesses:
         text = VERDICTS.get(worker.code) or f"{reason.removeprefix('was ')}{age}"
         self._dispatcher.worker_died(worker.number, words, worker.code, text, clean=status == 0)
 
-    def _note_death(self, worker: WorkerProcess, status: int | None, reason: str) -> None:
+    def _note_death(self, name: str, status: int | None, reason: str) -> None:
         if status == START_FAILED:
             self._host.error_told(reason)
         elif status != 0:
-            log.warning("worker %d (slot %d) %s", worker.number, worker.slot, reason)
-            self._host.error_told(f"worker {worker.number} (slot {worker.slot}) {reason}")
+            log.warning("%s %s", name, reason)
+            self._host.error_told(f"{name} {reason}")
 
     # -- what workers report ------------------------------------------------------------------------------------------
 

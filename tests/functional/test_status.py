@@ -74,13 +74,14 @@ def test_worker_deaths_are_counted_and_cost_one_request_each(server: ServerFacto
     assert status(running)["last_error"] is None
     for _ in range(2):
         assert running.call(b"well") == b"well"
+        (worker,) = status(running)["workers"]
         with pytest.raises(ipcsrv.HandlerCrashed):
             running.call(b"crash")
     support.wait_until(lambda: status(running)["totals"]["worker_restarts"] == 2, "the second replacement")
     assert running.call(b"well") == b"well"
     facts = settled(running, requests=5, ok=3, lost=2, timeouts=0)
     assert sum(worker["restarts"] for worker in facts["workers"]) == 2
-    assert "exited with status 9" in facts["last_error"]["text"]
+    assert f"(pid {worker['pid']}) exited with status 9" in facts["last_error"]["text"]
     assert abs(facts["last_error"]["when"] - time.time()) < support.TIMEOUT
 
 

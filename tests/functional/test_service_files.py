@@ -81,3 +81,9 @@ def test_dockerfile_checks_the_path_that_is_served() -> None:
     served = json.loads(dockerfile()["CMD"])[1]
     assert served in check
     assert served.startswith(dockerfile()["VOLUME"])
+
+
+def test_dockerfile_copies_files_of_the_repository() -> None:
+    copies = [line.split()[1:] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
+    assert len(copies) >= 2
+    assert [name for *sources, _ in copies for name in sources if not (support.ROOT / name).exists()] == []

@@ -277,20 +277,32 @@ class Exchange:
         if isinstance(assembly, FileAssembly) and assembly.file >= 0:
             state, file = ExchangeState(in_file=assembly.size), assembly.file
         else:
-            state, file = state_with(assembly.join())
+            state, file = self._state_with(assembly.join(), Stage.READING)
         self._give_back(Stage.READING, state._replace(header=header, left=left, total=total, begun=begun), file)
 
     def _return_ahead(self) -> None:
         """The client has had its turn: a worker goes on with its next requests when it is its turn again."""
-        self._give_back(Stage.AHEAD, *state_with(self._server.take_ahead()))
+        self._give_back(Stage.AHEAD, *self._state_with(self._server.take_ahead(), Stage.AHEAD))
 
     def _return_output(self, buffers: list[Any]) -> None:
         """The client does not read: the master sends the rest."""
         ahead = self._server.take_ahead()
-        state, file = state_with(b"".join((*buffers, ahead)))
+        state, file = self._state_with(b"".join((*buffers, ahead)), Stage.WRITING)
         self._log("ok")  # the master counts it when the client has read it
         self._worker.stats.sent(self.bytes_out)
         self._give_back(Stage.WRITING, state._replace(ahead=len(ahead)), file)
+
+    def _state_with(self, body: bytes, stage: Stage) -> tuple[ExchangeState, int | None]:
+        """Return a state that carries `body`, and its file; where there can be no file, end the exchange."""
+        try:
+            return state_with(body)
+        except OSError as error:
+            self._worker.exhausted(f"a worker cannot keep a stalled exchange: {error.strerror}")
+            if stage is not Stage.WRITING:
+                self._refuse("busy", "the server cannot keep a request that stalls; try again")
+            self._ended("stalled", board.LOST)  # a failure reply would fall into a packet
+            self._worker.end(self.connection, self.number)
+            raise HandedOver from None
 
     def _give_back(self, stage: Stage, state: ExchangeState, file: int | None) -> NoReturn:
         """Return the connection with this state; `give_back` of the worker closes the file here."""

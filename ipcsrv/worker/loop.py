@@ -195,11 +195,10 @@ class Worker:
         """The kernel dropped the connection or its file (unix(7)); the master has both, for another worker."""
         self.stats.enter(passed.number, Phase.TAKEN)
         self.stats.taken(None)
-        self.tell(Kind.EXHAUSTED, b"a worker has no descriptor left; raise its limit (ulimit -n)")
         self.tell(Kind.RETURNED, pack_returned(Returned(passed.number, Stage.UNTOUCHED)))
         self.stats.leave()
         time.sleep(EXHAUSTED_PAUSE)
-        self.leave()
+        self.exhausted("a worker has no descriptor left; raise its limit (ulimit -n)")
 
     # -- one connection -----------------------------------------------------------------------------------------------
 
@@ -427,6 +426,11 @@ class Worker:
         if self._taking:
             self.tell(Kind.LEAVING)
             self._stop_taking()
+
+    def exhausted(self, reason: str) -> None:
+        """Report what has run out, and leave: a new worker has what this one's handler has used up."""
+        self.tell(Kind.EXHAUSTED, reason.encode())
+        self.leave()
 
     def _stop_taking(self) -> None:
         if self._taking:

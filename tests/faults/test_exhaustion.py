@@ -138,6 +138,20 @@ def test_stalled_request_survives_a_worker_without_descriptors(server: ServerFac
     assert response == b"".join(pktline.encode(b"x" * 195_000 + b"y"))
 
 
+def test_request_that_stalls_without_a_descriptor_is_refused(server: ServerFactory) -> None:
+    with load.started_by(FEW_DESCRIPTORS):
+        running = server("handlers_for_faults:takes_all_descriptors", "--workers", "1")
+    worker = load.worker_pids(running)
+    assert running.call(b"fill") == b"fill"
+    with load.raw(running.path, load.packet(b"x" * 65000) * 3) as client:
+        assert b"ERR busy" in load.rest_of(client)
+    load.wait_until(lambda: load.is_whole(running) and load.worker_pids(running) != worker, "a new worker serves")
+    assert running.call(b"next") == b"next"
+    assert running.stop() == 0
+    running.output.rest()
+    assert "the worker failed" not in str(running.output)
+
+
 # -- processes --------------------------------------------------------------------------------------------------------
 
 AS_NOBODY = (

@@ -319,16 +319,15 @@ def test_flood_of_malformed_requests_is_counted_not_logged(
 
 
 @posix_only
-@pytest.mark.parametrize("command", ["run", "start"])
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "reason", "command"),
     [
-        ("folder", "it is a folder"),
-        ("named pipe", "it is a named pipe, a socket or a device"),
-        ("read pipe", "it is a named pipe"),
-        ("device", "it is a device"),
-        ("symbolic link", "it is a symbolic link"),
-        ("missing folder", "No such file or directory"),
+        ("folder", "it is a folder", "start"),
+        ("named pipe", "it is a named pipe, a socket or a device", "start"),
+        ("read pipe", "it is a named pipe", "run"),  # which opens the file by the same function
+        ("device", "it is a device", "start"),
+        ("symbolic link", "it is a symbolic link", "start"),
+        ("missing folder", "No such file or directory", "run"),
     ],
 )
 def test_log_file_that_is_no_file_is_one_clear_error(

@@ -120,11 +120,10 @@ def serve_one(listener, answer):
 
 
 @needs_unix
-@pytest.mark.parametrize("packet_size", [1000, MAX_DATA])
-def test_a_dulwich_client_is_answered_request_after_request(echo_server, packet_size):
+def test_a_dulwich_client_is_answered_request_after_request(echo_server):
     with connected(echo_server.path) as peer:
-        for size in SIZES:
-            peer.send(payload_of(size), packet_size)
+        for number, size in enumerate(SIZES):
+            peer.send(payload_of(size), 1000 if number % 2 else MAX_DATA)
             assert peer.receive() == payload_of(size)
 
 

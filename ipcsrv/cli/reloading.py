@@ -1,7 +1,8 @@
 """`run --reload`: a process beside the server that watches the handler's files and reloads the server (development).
 
 It is a process of its own because a server that forks its workers has no threads, and a file watcher may have some. It
-exits at the end of its standard input, which the process of the server holds open, so it never outlives the server.
+exits at the end of its standard input, which the process of the server holds open, so it never outlives the server. A
+terminal's Ctrl-C does not reach it: the server drains first.
 
 It watches the Python files of the handler's package, or, for a handler in the current folder, of that whole folder. It
 uses `watchfiles` if that is installed (the extra `watch`), else it checks the files twice a second. If the new code
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from ..client import control
 from ..errors import IpcError
 from ..folders import working_folder
-from ..platform import children
+from ..platform import children, lifecycle
 from . import messages
 
 INTERVAL = 0.5  # seconds between two checks of the files, without watchfiles
@@ -37,7 +38,7 @@ class Watch:
     def __enter__(self) -> Watch:
         sys.dont_write_bytecode = True  # after two saves within a second the bytecode of the first would be used
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, **lifecycle.detached())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,7 +137,9 @@ def main() -> None:
     over = threading.Event()
 
     def wait_for_end() -> None:
-        sys.stdin.buffer.read()
+        # Not by way of `sys.stdin`: the interpreter's end would abort while this thread holds the lock of its buffer.
+        while os.read(0, 4096):
+            pass
         over.set()
 
     threading.Thread(target=wait_for_end, daemon=True).start()
@@ -144,4 +147,4 @@ def main() -> None:
         for files in changes(watched, over, lambda: messages.complain(f"watching {', '.join(watched)}", "info")):
             reload(path, files, messages.complain)
     except KeyboardInterrupt:
-        pass  # a terminal's Ctrl-C reaches this process too; the server reports it
+        pass  # of a signal to this process alone: the server serves on

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import support
 
+import ipcsrv
 from ipcsrv.cli import reloading
 
 
@@ -64,6 +67,49 @@ def test_watching_process_ends_with_a_killed_server(project: Path, sock_path: st
         assert support.wait_gone(processes) == set()
     finally:
         running.clean_up()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="uses a terminal of Unix")
+@pytest.mark.parametrize("reloading", [False, True], ids=["while-logging", "while-reloading"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_ctrl_c_ends_every_process_without_a_trace(
+    project: Path, sock_path: str, method: str, reloading: bool
+) -> None:
+    """Ctrl-C at the terminal reaches each process at whatever it does: here a log line, or the start of Python."""
+    import pty
+
+    (project / "shop.py").write_text("import logging\n\ndef handle(request):\n"
+                                     "    for n in range(50):\n        logging.warning('x' * 200)\n    return b''\n")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-m", "ipcsrv", "run", sock_path, "shop:handle", "--workers", "2", "--reload"]
+        os.execve(sys.executable, [*command, "--start-method", method], support.environment())
+    over = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(ipcsrv.IpcError):
+            while not over.is_set():
+                ipcsrv.call(sock_path, b"", timeout=support.TIMEOUT)
+
+    asking = threading.Thread(target=ask)
+    output = b""
+    with open(terminal, "rb+", buffering=0) as screen, contextlib.suppress(OSError):  # EIO: no process has it any more
+        while found := screen.read(65536):
+            before, output = output, output + found
+            if b"watching " in output and not asking.ident and os.path.exists(sock_path):
+                asking.start()
+                if reloading:
+                    (project / "prices.py").write_text("ANSWER = b'two'\n")
+            at = b"changed: reloading" if reloading else b"x" * 200
+            if at in output and at not in before:
+                screen.write(b"\x03")
+    over.set()
+    asking.join()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    lines = [line for line in output.decode().splitlines() if "xxx" not in line]
+    assert not [line for line in lines if re.search("Traceback|Fatal|KeyboardInterrupt", line)], lines[-20:]
+    assert not os.path.lexists(sock_path)
 
 
 def test_impossible_combination_is_refused(sock_path: str) -> None:

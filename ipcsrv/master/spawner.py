@@ -19,7 +19,7 @@ from time import monotonic, sleep
 from typing import Any, Protocol
 
 from ..config import fingerprint
-from ..platform import children
+from ..platform import children, lifecycle
 from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import Channel, Process
@@ -94,7 +94,7 @@ class _Helper:
         self._process: BaseProcess = context.Process(target=_entry(f"run_{role}"), args=(job, theirs),
                                                      name=f"ipcsrv-{role}-{job.generation}")
         try:
-            with serving.quiet_about_threads(), children.starting():
+            with serving.quiet_about_threads(), children.starting(), lifecycle.held_interrupts():
                 self._process.start()
         except OSError:
             self.channel.close()
@@ -268,7 +268,7 @@ class FreshSpawner:
         process = self._context.Process(target=_entry("run_fresh_worker"), args=(self._job, number, slot, end),
                                         name=f"ipcsrv-worker-{number}")
         try:
-            with serving.quiet_about_threads(), children.starting():
+            with serving.quiet_about_threads(), children.starting(), lifecycle.held_interrupts():
                 process.start()
         except OSError as error:
             self._facts.spawn_failed(number, str(error))

@@ -148,6 +148,7 @@ def child_hygiene(keep: Iterable[int] | None = None) -> None:
         signal.signal(getattr(signal, name), _ignore)
         signal.siginterrupt(getattr(signal, name), False)  # the handler's C code must not see EINTR for it
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held back since the start (`held_interrupts`)
 
 
 def announce_descriptors(*things: Any) -> list[int]:

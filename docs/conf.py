@@ -49,6 +49,12 @@ def _literal_quotes(app, what, name, obj, options, lines):
         lines[number] = re.sub(r"(?<![`:\w])`(?![\w.]+`)([^`]+)`(?!`)", r"``\1``", line)
 
 
+def _links_to_pages(app, what, name, obj, options, lines):
+    """Make a link of `docs/PAGE.md` in a docstring."""
+    for number, line in enumerate(lines):
+        lines[number] = re.sub(r"\bdocs/([\w-]+)\.md\b", r":doc:`/\1`", line)
+
+
 def _no_constructor(app, what, name, obj, options, signature, result):
     """Show no arguments for a class that programs do not construct."""
     return ("", "") if what == "class" and name.endswith(".Connection") else None
@@ -67,3 +73,4 @@ def setup(app):
     app.connect("doctree-resolved", _links_as_text)
     app.connect("autodoc-process-signature", _no_constructor)
     app.connect("autodoc-process-docstring", _literal_quotes, priority=100)
+    app.connect("autodoc-process-docstring", _links_to_pages, priority=110)

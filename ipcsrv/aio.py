@@ -51,6 +51,9 @@ async def ensure_running(
 
     Raises:
         IpcError: What `ipcsrv.ensure_running` raises.
+
+    Example:
+        >>> await ipcsrv.aio.ensure_running("./z.sock", "zlib:compress", idle_exit=600)
     """
     from .server.ensure import ensure_running as ensure
 

@@ -41,6 +41,11 @@ def json_handler(function: Function) -> Function:
 
     Returns:
         The handler.
+
+    Example:
+        >>> @ipcsrv.json_handler
+        ... def add(request):
+        ...     return {"sum": request["a"] + request["b"]}
     """
     return _handler(function, json.loads, _dump_json)
 
@@ -53,6 +58,11 @@ def text_handler(function: Function) -> Function:
 
     Returns:
         The handler.  A request that is not UTF-8, and a result that is not a `str`, are handler errors.
+
+    Example:
+        >>> @ipcsrv.text_handler
+        ... def shout(request):
+        ...     return request.upper()
     """
     return _handler(function, lambda request: str(request, "utf-8"), _dump_text)
 
@@ -74,6 +84,10 @@ def call_json(path: Path, value: Any = None, timeout: float | None = None, **opt
         IpcError: What `call` raises.
         TypeError: JSON cannot hold `value`; nothing was sent.
         ValueError: `timeout` is negative or not a number, or JSON cannot hold `value`; nothing was sent.
+
+    Example:
+        >>> ipcsrv.call_json("./add.sock", {"a": 1, "b": 2})
+        {'sum': 3}
     """
     response = client.call(path, _dump_json(value), timeout, **options)
     try:

@@ -47,6 +47,10 @@ class Request(bytes):
 
     A `Request` that did not come from a server (a test's own) has no peer, no deadline and is never cancelled.  Its
     copies, also in another process, are plain bytes.
+
+    Example:
+        >>> def handle(request: ipcsrv.Request) -> bytes:
+        ...     return b"" if request.cancelled else str(request.peer).encode()
     """
 
     _context: tuple[Connected, int, float | None] | None = None

@@ -69,6 +69,9 @@ async def call(
     Raises:
         IpcError: What `ipcsrv.call` raises.
         ValueError: `timeout` is negative or not a number; nothing was sent.
+
+    Example:
+        >>> await ipcsrv.aio.call("./z.sock", b"data", timeout=5)
     """
     deadline = deadline_of(timeout)
     connecting = connect(
@@ -109,6 +112,10 @@ def connect(
 
     Raises:
         ValueError: `timeout` is negative or not a number.
+
+    Example:
+        >>> async with ipcsrv.aio.connect("./z.sock") as connection:
+        ...     await connection.call(b"data")
     """
     attempts = Attempts(os.fspath(path), deadline_of(timeout), wait_if_busy, wait_if_not_found)
     return Connecting(attempts, trust, max_response_size)
@@ -123,6 +130,9 @@ async def active_state(path: Path, timeout: float = 1.0) -> State:
 
     Returns:
         A member of `ipcsrv.State`.
+
+    Example:
+        >>> await ipcsrv.aio.active_state("./z.sock") is ipcsrv.State.LISTENING
     """
     return await asyncio.to_thread(platform.probe, os.fspath(path), timeout)
 
@@ -138,6 +148,9 @@ async def wait_until_listening(path: Path, timeout: Timeout = None) -> None:
         NotListening: No server listens there after `timeout` seconds.
         InvalidPath: What is at `path` is not a socket, or `path` cannot be one.
         ValueError: `timeout` is negative or not a number.
+
+    Example:
+        >>> await ipcsrv.aio.wait_until_listening("./z.sock", timeout=10)
     """
     (await _connected(Attempts(os.fspath(path), deadline_of(timeout), True, True))).close()
 
@@ -318,6 +331,10 @@ class Pool(PoolBase):
     """Up to `size` kept connections to the server at `path`, shared by the tasks of one event loop.
 
     It behaves as `ipcsrv.Pool`; a call that is cancelled closes its connection and frees its place.
+
+    Example:
+        >>> async with ipcsrv.aio.Pool("./z.sock") as pool:
+        ...     await pool.call(b"data")
 
     Attributes:
         path: Where the server listens.

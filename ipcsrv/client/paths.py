@@ -37,6 +37,9 @@ def default_path(app: str, key: str = "", *, runtime_dir: str | os.PathLike[str]
 
     Raises:
         InvalidPath: The folder is not safe, or `app` is empty.
+
+    Example:
+        >>> path = ipcsrv.default_path("words")
     """
     folder = os.fspath(runtime_dir) if runtime_dir is not None else os.environ.get(OVERRIDE)
     name = _name(app, key)  # before the folder is made

@@ -127,6 +127,11 @@ def connect(
         CallTimeout: The backlog stayed full for `timeout` seconds.
         Untrusted: Another user runs the server (docs/protocol.md section 5).
         ValueError: `timeout` is negative or not a number.
+
+    Example:
+        >>> with ipcsrv.connect("./z.sock") as connection:
+        ...     for data in (b"one", b"two"):
+        ...         connection.call(data)
     """
     path = os.fspath(path)
     stream = platform.connect(
@@ -148,6 +153,9 @@ def active_state(path: Path, timeout: float = 1.0) -> State:
 
     Returns:
         A member of `State`.
+
+    Example:
+        >>> ipcsrv.active_state("./z.sock") is ipcsrv.State.LISTENING
     """
     return platform.probe(os.fspath(path), timeout)
 
@@ -163,6 +171,9 @@ def wait_until_listening(path: Path, timeout: Timeout = None) -> None:
         NotListening: No server listens there after `timeout` seconds.
         InvalidPath: What is at `path` is not a socket, or `path` cannot be one.
         ValueError: `timeout` is negative or not a number.
+
+    Example:
+        >>> ipcsrv.wait_until_listening("./z.sock", timeout=10)
     """
     platform.connect(os.fspath(path), deadline_of(timeout), wait_if_busy=True, wait_if_not_found=True).close()
 

@@ -67,6 +67,9 @@ def ensure_running(path: Path, handler: str | Handler, *, timeout: float | None 
         StartError: It could not start for another reason.
         ServerError: The reload failed; the server goes on with the old code.
         ValueError: `on_mismatch` or `timeout` is none.
+
+    Example:
+        >>> ipcsrv.ensure_running("./z.sock", "zlib:compress", idle_exit=600)
     """
     if on_mismatch not in _CHOICES:
         raise ValueError(f"on_mismatch is one of {', '.join(_CHOICES)}, not {on_mismatch!r}")

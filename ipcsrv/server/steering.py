@@ -46,6 +46,9 @@ def status(path: Path, timeout: float | None = 5.0) -> dict[str, Any]:
         CallTimeout: It did not answer in time.
         Untrusted: Another user runs it.
         ServerError: It has no control socket.
+
+    Example:
+        >>> ipcsrv.status("./z.sock")["totals"]["requests"]
     """
     return control.request(os.fspath(path), "status", timeout=timeout)
 
@@ -66,6 +69,9 @@ def reload(path: Path, timeout: float | None = None) -> dict[str, Any]:
         NotListening: No server listens at `path`.
         CallTimeout: It did not answer in time; the reload goes on.
         ServerError: The new workers did not start; the text says why.
+
+    Example:
+        >>> ipcsrv.reload("./z.sock")
     """
     return control.request(os.fspath(path), "reload", timeout=timeout)
 
@@ -85,6 +91,9 @@ def scale(path: Path, workers: int, timeout: float | None = 5.0) -> dict[str, An
         NotListening: No server listens at `path`.
         CallTimeout: It did not answer in time.
         ServerError: The number is not possible; the text says which are.
+
+    Example:
+        >>> ipcsrv.scale("./z.sock", 4)
     """
     return control.request(os.fspath(path), "scale", workers=workers, timeout=timeout)
 
@@ -105,6 +114,9 @@ def stop(path: Path, *, now: bool = False, timeout: float | None = None,
         NotListening: No server is there.
         CallTimeout: It was still there at the end.
         ServerError: The server is not an ipcsrv of this user, or cannot be ended from here.
+
+    Example:
+        >>> ipcsrv.stop("./z.sock")
     """
     _stop(absolute(path), now, timeout, report)
 
@@ -241,6 +253,9 @@ def restart(path: Path, timeout: float | None = None) -> dict[str, Any]:
         SettingsError: It runs in the foreground, or its handler cannot be imported by name.
         StartError: It cannot be started again; where that is known beforehand, it was not stopped.
         CallTimeout: It did not stop in time.
+
+    Example:
+        >>> ipcsrv.restart("./z.sock")
     """
     from ..config.settings import make
     from .starting import start_daemon

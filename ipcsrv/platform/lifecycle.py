@@ -30,7 +30,6 @@ __all__ = [
     "kill_all",
     "leave_alone",
     "log_folder",
-    "open_log",
     "open_standard_streams",
     "reap_left_alone",
     "record",

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from ..config.values import LOG_STREAMS
 from ..errors import StartError
-from .lifecycle import open_log
+from .log_file import open_log
 
 PATIENCE = 0.2  # seconds to wait, once, for a terminal or pipe that takes nothing
 

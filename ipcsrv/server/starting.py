@@ -25,6 +25,7 @@ from ..errors import HandlerImportError, IpcError, SettingsError, StartError, St
 from ..folders import absolute, working_folder
 from ..platform import children, lifecycle
 from ..platform import client as platform
+from ..platform.log_file import open_log
 
 if TYPE_CHECKING:
     import subprocess
@@ -261,7 +262,7 @@ def _spawn(path: str, source: HandlerSource, settings: Settings, *, detached: bo
     import subprocess
 
     order = pickle.dumps(_order(path, source, settings, detached, cwd))
-    errors = lifecycle.open_log(settings.log_file) if detached else None
+    errors = open_log(settings.log_file) if detached else None
     try:
         process = subprocess.Popen(
             children.command("ipcsrv.server.background"),

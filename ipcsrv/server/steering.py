@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..folders import absolute
 from ..platform import lifecycle
+from ..platform.log_file import open_log
 from ..state import State
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def restart(path: Path, timeout: float | None = None) -> dict[str, Any]:
         raise SettingsError(f"{path}: the server runs in the foreground; stop it and run it again, or use `reload`")
     if not os.path.isdir(record["cwd"]):
         raise StartError(f"the folder it was started in, {record['cwd']}, is gone")
-    os.close(lifecycle.open_log(record["log_file"]))
+    os.close(open_log(record["log_file"]))
     settings = make(**{**record["settings"], "log_file": record["log_file"]})
     stop(path, timeout=deadline.remaining())
     return start_daemon(path, record["handler"], settings, timeout=deadline.remaining(), cwd=record["cwd"])

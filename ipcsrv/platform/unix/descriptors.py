@@ -1,4 +1,4 @@
-"""The open descriptors of this process, on Unix: which there are, and closing those that a child is not to have."""
+"""Descriptors on Unix: which are open in this process, closing those that a child is not to have, and pidfds."""
 
 from __future__ import annotations
 
@@ -48,3 +48,11 @@ def close_all_but(keep: Iterable[int]) -> None:
     for number in open_descriptors() - set(keep):
         with contextlib.suppress(OSError):
             os.close(number)
+
+
+def pidfd(pid: int) -> int:
+    """Return a descriptor of a process (pidfd_open(2)); -1 where there are none, or the process is gone."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):
+            return os.pidfd_open(pid)
+    return -1

@@ -7,7 +7,6 @@ import sys
 assert sys.platform != "win32"
 
 import contextlib
-import errno
 import fcntl
 import gc
 import os
@@ -20,18 +19,11 @@ from typing import Any
 
 from ...deadline import Deadline
 from ...errors import IpcError, StartError
-from .descriptors import close_all_but
+from .descriptors import close_all_but, pidfd
+from .log_file import open_log
 from .rendezvous import CONTROL_SUFFIX, LOCK_SUFFIX, Rendezvous, read_record, record_in
 
 REPORT_INTERVAL = 5.0  # seconds between two reports of what is being waited for
-_LOG_FLAGS = (  # without O_NONBLOCK, opening a named pipe would wait for a reader
-    os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-)
-_LOG_ERRORS = {
-    errno.ELOOP: "it is a symbolic link",
-    errno.EISDIR: "it is a folder",
-    errno.ENXIO: "it is a named pipe, a socket or a device",
-}
 POLL = 0.005  # seconds between two checks of a lock
 
 
@@ -115,41 +107,6 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
     for descriptor in (log, null, write):
         os.close(descriptor)
     return pid, read
-
-
-def open_log(log_file: str | None) -> int:
-    """Return a descriptor that appends to a log file; of the null device if there is none.
-
-    Only a regular file, a terminal or the null device will do: a named pipe blocks until another process reads it, and
-    opening a device may have effects.  A symbolic link could be another user's.
-
-    Raises:
-        StartError: the file cannot be opened or is none of these.
-    """
-    if log_file is None:
-        return os.open(os.devnull, os.O_WRONLY)
-    try:
-        descriptor = os.open(log_file, _LOG_FLAGS, 0o600)
-    except OSError as error:
-        reason = _LOG_ERRORS.get(error.errno or 0, error.strerror)
-        raise StartError(f"the log file {log_file} cannot be opened: {reason}; name another with --log-file") from None
-    fault = _log_fault(descriptor)
-    if fault is not None:
-        os.close(descriptor)
-        raise StartError(f"the log file {log_file} cannot be used: {fault}; name another with --log-file")
-    return descriptor
-
-
-def _log_fault(descriptor: int) -> str | None:
-    """Why a log cannot be written to what was opened, or None."""
-    info = os.fstat(descriptor)
-    if stat.S_ISREG(info.st_mode):
-        return None
-    if stat.S_ISCHR(info.st_mode):
-        if os.isatty(descriptor) or info.st_rdev == os.stat(os.devnull).st_rdev:
-            return None
-        return "it is a device"
-    return "it is a named pipe" if stat.S_ISFIFO(info.st_mode) else "it is not a regular file"
 
 
 def is_locked(path: str) -> bool:
@@ -323,14 +280,6 @@ def _ended(process: int | None) -> bool:
     poll = select.poll()
     poll.register(process, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def pidfd(pid: int) -> int:
-    """A descriptor of a process (pidfd_open(2)); -1 where there are none, or the process is gone."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):
-            return os.pidfd_open(pid)
-    return -1
 
 
 @contextlib.contextmanager

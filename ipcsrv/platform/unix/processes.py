@@ -21,8 +21,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from .descriptors import open_descriptors
-from .lifecycle import pidfd
+from .descriptors import open_descriptors, pidfd
 
 # -- signals ----------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ assert sys.platform == "win32"
 
 import _winapi
 import contextlib
-import msvcrt
 import os
 import subprocess
 import time
@@ -26,9 +25,6 @@ from .rendezvous import LOCK_SUFFIX, read_record
 
 REPORT_INTERVAL: Final = 5.0  # seconds between two reports of what is being waited for
 POLL: Final = 0.01  # seconds between two checks of a lock
-_APPEND: Final = 0x00100004  # FILE_APPEND_DATA, SYNCHRONIZE: every write goes to the end, also when others write
-_SHARE_ALL: Final = 7  # others may read, write, rename and delete it (log rotation)
-_OPEN_ALWAYS: Final = 4
 _SYNCHRONIZE: Final = 0x00100000
 
 
@@ -57,18 +53,6 @@ def log_folder() -> str:
     except OSError as error:
         raise StartError(f"there is no folder for the log ({error}); name a file with --log-file") from None
     return folder
-
-
-def open_log(log_file: str | None) -> int:
-    """A descriptor for what a detached server writes to standard error before its log is set up."""
-    if log_file is None:
-        return os.open(os.devnull, os.O_WRONLY)
-    try:
-        handle = _winapi.CreateFile(log_file, _APPEND, _SHARE_ALL, 0, _OPEN_ALWAYS, 0, 0)
-    except OSError as error:
-        reason = f"the log file {log_file} cannot be opened: {error.strerror}; name another with --log-file"
-        raise StartError(reason) from None
-    return msvcrt.open_osfhandle(handle, os.O_APPEND)
 
 
 def is_locked(path: str) -> bool:

@@ -49,11 +49,11 @@ def forget_server(keep: Iterable[int], packages: dict[str, ModuleType]) -> None:
     os.setpgid(0, 0)
     close_all_but({0, 1, 2, *keep})
     signal.set_wakeup_fd(-1)
+    faulthandler.disable()  # or a crash would be written to a descriptor that is the program's now
     for number in _CATCHABLE:
         with contextlib.suppress(RuntimeError):  # the signals of faulthandler.enable()
             faulthandler.unregister(number)
-        if signal.getsignal(number) is not signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)  # also where it seems so: faulthandler has put an older handler back
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -117,6 +117,8 @@ def take_streams(descriptors: list[int], encodings: list[list[str]]) -> None:
     for standard, stream in enumerate((sys.__stdin__, sys.__stdout__, sys.__stderr__)):
         if isinstance(stream, io.TextIOWrapper):
             _reopen(stream, standard, *encodings[standard])
+    if not sys.flags.ignore_environment and os.environ.get("PYTHONFAULTHANDLER") or "faulthandler" in sys._xoptions:
+        faulthandler.enable()
 
 
 def _set_environment(wanted: dict[bytes, bytes]) -> None:
@@ -180,6 +182,7 @@ class Run:
             if code is None or path != self._spec["path"]:
                 with open(path, "rb") as file:
                     code = compile(file.read(), path, "exec", dont_inherit=True)
+        sys.setrecursionlimit(sys.getrecursionlimit() + _depth())  # the frames below are not the program's
         main.__loader__ = SourceFileLoader("__main__", path)
         main.__dict__["__builtins__"] = sys.modules["builtins"]
         main.__annotations__ = {}
@@ -187,6 +190,14 @@ class Run:
         sys.orig_argv += arguments[1:]
         title.set_command_line(sys.orig_argv, self._spec["comm"])
         exec(code, main.__dict__)
+
+
+def _depth() -> int:
+    """Return how many frames this thread has above that of the interpreter's start."""
+    frame, depth = sys._getframe(1), 0
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    return depth + 1
 
 
 def _status(error: SystemExit) -> int:

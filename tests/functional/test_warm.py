@@ -101,8 +101,8 @@ def comparable(result: Result) -> Result:
 
 ACTIONS = [
     ("exit", "0"), ("exit", "3"), ("exit", "255"), ("exit", "256"), ("exit_text",), ("os_exit", "4"), ("raise",),
-    ("both",), ("interrupt",), ("die", "9"), ("die", "15"), ("die", "11"), ("surroundings",), ("echo",), ("child",),
-    ("pool",), ("exec",), ("logging",), ("no-such-action",), (),
+    ("both",), ("interrupt",), ("die", "9"), ("die", "10"), ("die", "15"), ("die", "11"), ("deep",), ("signals",),
+    ("surroundings",), ("echo",), ("child",), ("pool",), ("exec",), ("logging",), ("no-such-action",), (),
 ]  # fmt: skip
 
 

@@ -1,11 +1,14 @@
 """What a command costs from nothing: `ipcsrvc call`, `ipcsrv call` and `ipcsrv start` beside `python -c pass`.
 
-    python -m benchmarks.coldstart [ROUNDS]
+    python -m benchmarks.coldstart [ROUNDS [TEST_TOOL]]
 
 Taken in turn, with the environment as it is: what a user's shell would pay.  Beside the time that passes stands the CPU
 time of the command and all that it starts, until it returns, where `perf stat` can tell it: it says more on a machine
 that has other work too.  The command is the script that pip writes today; those of older versions import `re` first,
 which takes a third of a call.  It runs in a folder of its own, without configuration files.
+
+TEST_TOOL is Git's own C client, which distributions do not install: in Git's sources (`apt-get source git`),
+`make NO_CURL=1 NO_EXPAT=1 NO_GETTEXT=1 NO_PERL=1 NO_TCLTK=1 t/helper/test-tool`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 NOTHING = "python -c pass"
 CALL = "ipcsrv call"
 NATIVE = "ipcsrvc call"
+GIT = "test-tool simple-ipc send"
 START = "ipcsrv start, 4 workers"
 SCRIPT = """#!{python}
 import sys
@@ -78,8 +82,11 @@ def measure(rounds: int, folder: Path) -> Figures:
     return take(rounds, folder)[0]
 
 
-def take(rounds: int, folder: Path) -> tuple[Figures, Figures]:
-    """Time and CPU time of each, taken in turn; the latter is empty where it cannot be told."""
+def take(rounds: int, folder: Path, git: str | None = None) -> tuple[Figures, Figures]:
+    """Time and CPU time of each, taken in turn; the latter is empty where it cannot be told.
+
+    git: the path of Git's test tool, if it is to be measured too.
+    """
     place = Workplace(folder)
     ipcsrv, served, started = str(place.command), str(place.folder / "served"), str(place.folder / "started")
     options = ("pong:pong", "--workers", "4", "--log-file", str(place.folder / "log"))
@@ -90,6 +97,8 @@ def take(rounds: int, folder: Path) -> tuple[Figures, Figures]:
     }
     if place.native.exists():
         commands[NATIVE] = (str(place.native), "call", served, "ping")
+    if git is not None:
+        commands[GIT] = (git, "simple-ipc", "send", f"--name={served}", "--token=ping")
     passed: Figures = {name: [] for name in commands}
     used: Figures = {name: [] for name in commands}
     place.do(ipcsrv, "start", served, *options)
@@ -114,7 +123,8 @@ def show(title: str, figures: list[float], base: list[float]) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir="/tmp" if Path("/tmp").is_dir() else None) as name:
-        passed, used = take(int(sys.argv[1]) if len(sys.argv) > 1 else 20, Path(name))
+        test_tool = sys.argv[2] if len(sys.argv) > 2 else None
+        passed, used = take(int(sys.argv[1]) if len(sys.argv) > 1 else 20, Path(name), test_tool)
     for title in passed:
         cpu = f"   {show('CPU', used[title], used[NOTHING])}" if used[title] else ""
-        print(f"{title:24} {show('median', passed[title], passed[NOTHING])}{cpu}")
+        print(f"{title:26} {show('median', passed[title], passed[NOTHING])}{cpu}")

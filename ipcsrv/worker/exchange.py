@@ -143,7 +143,7 @@ class Exchange:
             self._worker.end(self.connection, self.number)
             return False
         finally:
-            self._worker.words[board.BUFFERED] = 0
+            self._worker.words[board.BUFFERED] = 0  # which every worker adds up for `max_buffered_size`
         return True
 
     def _take(self, data: bytes) -> None:
@@ -180,6 +180,7 @@ class Exchange:
                 os.close(file)
             self._server.receive_data(data[len(data) - state.ahead :] if state.ahead else data)
             return
+        # The assembly owns the file from here on: `join` closes it, or `give_back`, when the request stalls again.
         assembly = Assembly() if file is None else FileAssembly(file, state.in_file)
         if file is None:
             assembly.append(state.body)
@@ -256,7 +257,7 @@ class Exchange:
         if now - self._turn_ns > SPAN_NS:
             if self._moved < SPAN_BYTES:
                 self._stall_reading()
-            self._turn_ns, self._moved = now, BULK
+            self._turn_ns, self._moved = now, BULK  # the next span begins, with the patience of the last
 
     def _check_memory(self) -> None:
         """Refuse the request if all requests together take more memory than `max_buffered_size` allows."""
@@ -358,7 +359,7 @@ class Exchange:
             self._close_iterator(iterator)
             raise
         finally:
-            worker.flusher.forget(stream)
+            worker.flusher.forget(stream)  # its thread sends nothing of this stream from here on
         self._close_iterator(iterator)
         self.bytes_out = stream.total
         self._send(stream.finish(self._server.end_response()))

@@ -137,7 +137,7 @@ class Worker:
         if self._channel_key in keys:
             self._obey()
         for key in keys:
-            if (exchange := self._suspended.get(key)) is not None:
+            if (exchange := self._suspended.get(key)) is not None:  # else it was resumed for an event before this one
                 self._resume(exchange)
         now = self.clock()
         for exchange in [exchange for exchange in self._suspended.values() if exchange.due <= now]:
@@ -150,7 +150,7 @@ class Worker:
             message = self._channel.hear(wait=False)
         except BlockingIOError:
             return
-        if message is None:
+        if message is None:  # the master is dead; what is left in the queue is still served
             self._poller.unregister(self._channel_key)
         elif message[0] is Kind.LEAVE:
             self.leave()
@@ -160,6 +160,7 @@ class Worker:
     def _take(self) -> bool:
         """Take one message of the queue and serve its connection; False if there was none."""
         path, draining = self._path, self._header[board.DRAINING] == 1
+        # The ring is read when the master does something else. A drain waits for the last end, which is a message then.
         outcome = path.take(self._queue, 0 if draining else self._patience_ns, not draining)
         if outcome == DONE:
             self._patience_ns = MOST_PATIENCE_NS
@@ -324,7 +325,8 @@ class Worker:
         if not self.tell(Kind.RETURNED, pack_returned(returned), file):
             connection.end()  # the master is dead: no other process could go on
         if file is not None:
-            os.close(file)
+            os.close(file)  # the message holds a copy, as of the connection
+        # After the message: a connection that is neither in a slot nor reported counts as taken by a dead worker.
         self.stats.leave()
         connection.close()
 
@@ -382,7 +384,7 @@ class Worker:
         self.words[board.SUSPENDED] = len(self._suspended)
         self._poller.register(key, WRITE)
         self.tell(Kind.HELD, pack_number(exchange.number))
-        self.stats.leave()
+        self.stats.leave()  # after HELD, by which the master finds the stream if this worker dies
 
     def _release(self, exchange: Exchange) -> None:
         key = exchange.connection.fileno()
@@ -435,7 +437,7 @@ class Worker:
     def _stop_taking(self) -> None:
         if self._taking:
             self._taking = False
-            self._poller.unregister(self._queue_key)
+            self._poller.unregister(self._queue_key)  # it stays readable, for others or for ever
 
     def _check_limits(self) -> None:
         """max_requests or max_rss may be reached: then leave, between two requests."""

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,11 @@ def measure(workers: int, preload: bool) -> float:
     vector = np.ones(SIZE, dtype=np.float32).tobytes()
     with tempfile.TemporaryDirectory(prefix="m-") as folder:
         path = os.path.join(folder, "s")
-        with ipcsrv.Server(path, "model:predict", workers=workers, preload=preload) as server:
+        with (ipcsrv.Server(path, "model:predict", workers=workers, preload=preload) as server,
+              ThreadPoolExecutor(4 * workers) as clients):
+            # All at the same time: of requests one after the other, the first workers take every one.
             while any(worker["requests"] == 0 for worker in server.status()["workers"]):
-                connections = [ipcsrv.connect(path, timeout=30) for _ in range(2 * workers)]
-                for connection in connections:
-                    connection.call(vector)
-                    connection.close()
+                list(clients.map(lambda _: ipcsrv.call(path, vector, timeout=30), range(16 * workers)))
             assert server.pid is not None
             return sum(map(megabytes, family(server.pid)))
 

@@ -17,6 +17,7 @@ release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "pages_from_code"]
 exclude_patterns = ["_build"]
+smartquotes_action = "qe"  # no dashes: `--log-level` in a text is an option
 default_role = "py:obj"  # `name` in a docstring links to that name's entry
 suppress_warnings = ["myst.xref_missing"]  # replaced by the stricter check of tests/unit/test_docs.py
 

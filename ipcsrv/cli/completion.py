@@ -32,7 +32,7 @@ class _Flag(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `completion` takes."""
-    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="the shell: bash, zsh or fish")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _SET_UP
 

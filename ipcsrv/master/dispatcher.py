@@ -662,6 +662,10 @@ class Dispatcher:
                 return 0
         return self._limit - reserved - len(self._connections) - len(self._raw) - len(self._files)
 
+    def leaves_room(self, descriptors: int) -> bool:
+        """Whether connections are possible beside so many more descriptors; those that there are can make room."""
+        return self._headroom() + len(self._connections) + len(self._raw) + len(self._files) > descriptors
+
     def _exhausted(self, reason: str) -> None:
         """Out of descriptors or memory is a state: report it once, pause, try again."""
         self.exhausted(reason)

@@ -47,6 +47,7 @@ class Spawner(Protocol):
     """Starts and reaps the workers of one generation."""
 
     lost: bool
+    descriptors: int  # of the master, for each worker
     reports_late: bool  # how a worker ended is reported by another process, which may have been stopped
 
     def begin(self) -> None:
@@ -138,6 +139,7 @@ class TemplateSpawner:
     """Workers forked from a template process."""
 
     reports_late = serving.HAS_PIDFD
+    descriptors = 2  # the channel and a pidfd
 
     def __init__(self, job: Job, facts: Facts) -> None:
         self.lost = False
@@ -248,6 +250,7 @@ class FreshSpawner:
     """Workers that are fresh interpreters, children of the master."""
 
     reports_late = False
+    descriptors = 4  # and two pipes of multiprocessing
 
     def __init__(self, job: Job, facts: Facts) -> None:
         self.lost = False

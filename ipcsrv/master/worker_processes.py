@@ -7,6 +7,8 @@ the dispatcher (connections) or to the supervisor (their lives).
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
 from collections.abc import Callable
 from time import monotonic
@@ -195,8 +197,12 @@ class WorkerProcesses:
     def _spawn(self, command: commands.Spawn) -> None:
         generation = self._generations[command.generation]
         try:
+            # With the last descriptors in workers, the master could accept no connection, nor a command to have fewer.
+            unborn = sum(worker.process is None for worker in self.workers.values())
+            if not self._dispatcher.leaves_room(generation.spawner.descriptors + unborn):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             ours, theirs = serving.channel()
-        except OSError as error:  # out of descriptors
+        except OSError as error:
             self.obey(self.supervisor.spawn_failed(command.worker, str(error), monotonic()))
             return
         worker = WorkerProcess(command.worker, command.slot, command.generation, ours)

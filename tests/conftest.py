@@ -99,7 +99,8 @@ def echo_server(server: ServerFactory) -> support.RunningServer:
 @pytest.fixture
 def leaves_nothing(sock_dir: str) -> Iterator[None]:
     """For a test whose servers must be gone with every file and all shared memory when it ends."""
-    before = support.shared_memory(), support.children()
+    memory, children = support.shared_memory(), support.children()
     yield
     assert os.listdir(sock_dir) == []
-    assert (support.shared_memory(), support.children()) == before
+    assert support.shared_memory() <= memory  # other programs' may have gone meanwhile
+    assert support.children() == children

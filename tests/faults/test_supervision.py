@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 import support
 from conftest import ServerFactory
-from faults import load
+from faults import kills, load
 
 import ipcsrv
 
@@ -98,25 +99,14 @@ def test_worker_that_dies_unborn_with_its_template_is_counted_once(server: Serve
     assert str(running.output).count("worker 2 (slot 1)") == 1
 
 
-@pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("method", METHODS)
-def test_any_kills_leave_a_server_that_serves_and_stops(server: ServerFactory, method: str) -> None:
-    rng = random.Random(method)
-    running = server(ECHO, "--workers", "3", "--start-method", method, "--drain-timeout", "2")
-    for step in range(support.rounds(4)):
-        victims = sorted(running.processes() - {running.pid})
-        for pid in rng.sample(victims, rng.randint(1, len(victims))):
-            if rng.random() < 0.3:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-            support.kill(pid)
-        if step % 2:
-            running.signal(signal.SIGHUP)
-        load.wait_until(lambda: load.is_whole(running), "the pool is whole")
-        assert running.call(b"%d" % step, timeout=10.0) == b"%d" % step
-    for pid in rng.sample(sorted(running.processes() - {running.pid}), 2):
-        support.kill(pid)
-    assert running.stop(timeout=6.0) == 0
+@pytest.mark.parametrize("step", kills.STEPS)
+def test_any_kills_at_a_step_end_well(server: ServerFactory, sock_dir: str, method: str, step: str) -> None:
+    rng = random.Random(method + step)
+    for _ in range(3):
+        kills.survive(functools.partial(server, listening=False), method, step, rng)
+    assert server(ECHO).stop() == 0
+    assert os.listdir(sock_dir) == []  # also of what a killed master has left
 
 
 # -- starts that are given up -----------------------------------------------------------------------------------------
@@ -167,10 +157,13 @@ def test_scaling_never_goes_below_one_worker(server: ServerFactory) -> None:
 def test_spawning_without_descriptors_is_a_state(server: ServerFactory) -> None:
     with load.started_by('ulimit -n 40; exec "$@"'):
         running = server(ECHO, "--workers", "4")
-    for _ in range(6):
+    for wanted in range(5, 11):
         running.signal(signal.SIGTTIN)
-    assert running.call(b"x", timeout=10.0) == b"x"
-    assert running.status()["state"] == "running"
+        load.wait_until(lambda wanted=wanted: running.status()["workers_wanted"] == wanted, "one more is wanted")
+    running.output.wait_for("workers cannot be started")
+    assert running.call(b"x", timeout=10.0) == b"x"  # some are left to accept clients and commands with
+    assert support.run_command("scale", running.path, "2").returncode == 0
+    load.wait_until(lambda: load.is_whole(running) and len(load.worker_pids(running)) == 2, "two workers are left")
     assert running.stop() == 0
 
 

@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [os.fspath(TESTS), os.fspath(TESTS.parent)]
 
 import support  # noqa: E402
-from faults import load  # noqa: E402
+from faults import kills, load  # noqa: E402
 
 import ipcsrv  # noqa: E402
 
@@ -53,7 +53,7 @@ def record(name: str, good: bool, text: str) -> None:
 # -- processes that die -----------------------------------------------------------------------------------------------
 
 
-def kills() -> None:
+def kill_workers() -> None:
     """kill -9 of a random worker every 50 ms, with 8 keeping and 8 connecting clients."""
     with served("handlers_for_tests:echo", "--workers", "4") as running:  # noqa: SIM117
         with load.Load(running.path) as clients:
@@ -63,7 +63,7 @@ def kills() -> None:
             seconds = time.monotonic() - over
     failed = len(clients.failures) + len(clients.refusals)
     good = failed <= killed and not clients.wrong and clients.slowest_failure < 1 and seconds < 1
-    record("kills", good, f"{killed} kills in {SECONDS:g} s; {clients.report()}; whole after {seconds:.2f} s")
+    record("kill-workers", good, f"{killed} kills in {SECONDS:g} s; {clients.report()}; whole after {seconds:.2f} s")
 
 
 def masters() -> None:
@@ -88,6 +88,44 @@ def masters() -> None:
     record("masters", not failures and slowest_end < 1.0,
            f"{rounds} kills; last process gone after {slowest_end:.2f} s at most; slowest start {slowest_start:.2f} s; "
            f"rounds that failed {failures}")
+
+
+def kills_anywhere() -> None:
+    """Kill any subset of processes at every step of start, reload, scale and drain, with every start method."""
+    seed, rounds, failed = os.environ.get("SOAK_SEED", str(random.randrange(1 << 32))), 0, 0
+    rng, until = random.Random(seed), time.monotonic() + 18 * SECONDS
+    while time.monotonic() < until:
+        method, step = rng.choice(["fork", "forkserver", "spawn"]), rng.choice(kills.STEPS)
+        with begun() as start:
+            try:
+                kills.survive(start, method, step, rng, stop_template=method != "spawn" and rng.random() < 0.3)
+            except AssertionError as error:
+                failed += 1
+                print(f"{method}, {step}: {error}", flush=True)
+        rounds += 1
+    record("kills-anywhere", not failed, f"{rounds} servers, seed {seed}; {failed} did not end as they should")
+
+
+@contextlib.contextmanager
+def begun() -> Iterator[kills.Start]:
+    """What starts a server in a folder of its own, and does not wait for it; no process of it is left."""
+    folder = tempfile.mkdtemp(prefix="i-")
+    os.environ["PYTHONPATH"] = os.fspath(TESTS / "faults")
+    made: list[support.RunningServer] = []
+
+    def start(target: str, *options: str) -> support.RunningServer:
+        made.append(support.RunningServer(os.path.join(folder, "s"), target, *options))
+        return made[0]
+
+    try:
+        yield start
+    finally:
+        for pid in set().union(*(running.processes() for running in made)):
+            with contextlib.suppress(ProcessLookupError):
+                support.kill(pid)
+        for running in made:
+            running.process.wait(support.TIMEOUT)
+        shutil.rmtree(folder)
 
 
 # -- stop, reload, scale ----------------------------------------------------------------------------------------------
@@ -333,8 +371,8 @@ def flood() -> None:
 
 SOAKS: dict[str, Callable[[], None]] = {
     soak.__name__.replace("_", "-"): soak
-    for soak in (kills, masters, stops, stops_under_load, reloads, stalled, burst, descriptors, memory, idle, garbage,
-                 flood)
+    for soak in (kill_workers, masters, kills_anywhere, stops, stops_under_load, reloads, stalled, burst, descriptors,
+                 memory, idle, garbage, flood)
 }
 
 

@@ -165,8 +165,7 @@ class Dispatcher:
         patience = 0 if self._impatient else FIRST_REQUEST_PATIENCE
         connections, probes, error = self._compiled.accept_and_pass(
             listener, target.writer, dispatch.next_number, most, self._admission.known_users, patience)
-        now = monotonic()
-        self.last_client = now
+        self.last_client = now = monotonic()
         self._count(board.CONNECTIONS, len(connections) + probes)
         quiet: object = QUIET
         passed = 0

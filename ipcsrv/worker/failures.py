@@ -9,9 +9,12 @@ The handler's objects are not trusted: an exception may raise when it is printed
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import traceback
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from ..peer import Peer
 from ..platform import logs
@@ -52,6 +55,8 @@ class Reporter:
         """
         if isinstance(error, Failure):
             return error
+        if self._words[board.PID] != os.getpid():
+            _end_forked_child(error)  # the answer to the client is the worker's
         self.last_error = describe(error)
         log.limited("handler failures", logs.ERROR, "the handler failed: %s", traceback_of(error), burst=FAILURES)
         return Failure("handler", self.last_error, board.HANDLER_ERRORS)
@@ -80,6 +85,19 @@ class Reporter:
 
     def _warn(self, kind: str, text: str, *values: Any) -> None:
         log.limited(kind, logs.WARNING, text, *values, burst=BURST)
+
+
+def _end_forked_child(error: BaseException) -> NoReturn:
+    """End a process that the handler has forked and that an exception took out of the handler."""
+    status = 1
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        status = error.code or 0
+    else:
+        log.error("a process that the handler forked has failed: %s", traceback_of(error))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status & 0xFF)
 
 
 def describe(error: BaseException) -> str:

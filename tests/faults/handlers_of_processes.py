@@ -70,6 +70,25 @@ def terminates_a_child(request: bytes) -> bytes:
     return b"%.3f" % (time.monotonic() - began)
 
 
+def forks_one_that_exits(request: bytes) -> bytes:
+    """How a child ends that leaves the handler by an exception: that of its name."""
+    if (child := os.fork()) == 0:
+        raise {"SystemExit": SystemExit(3), "ValueError": ValueError("in the child")}[request.decode()]
+    return b"%d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def terminates_children_at_once(request: bytes) -> bytes:
+    """How some children end that get the signal of this number as soon as they are forked."""
+    ends = set()
+    for _ in range(20):
+        if (child := os.fork()) == 0:
+            time.sleep(15)
+            os._exit(0)
+        os.kill(child, int(request))
+        ends.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return repr(sorted(ends)).encode()
+
+
 def leaves_a_grandchild(request: bytes) -> bytes:
     """Leaves a process whose parent has ended."""
     if (child := os.fork()) == 0:

@@ -77,6 +77,23 @@ def test_forked_child_ends_on_sigterm(server: ServerFactory) -> None:
     assert float(running.call()) < 5
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_right_after_fork_reaches_the_child(server: ServerFactory, number: int) -> None:
+    running = server(f"{HERE}:terminates_children_at_once", "--workers", "1")
+    began = time.monotonic()
+    ends = running.call(b"%d" % number)
+    assert time.monotonic() - began < 15
+    assert int(number) != signal.SIGINT or ends in (b"[-2]", b"[-2, 1]", b"[1]")  # by the signal, or KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("name", "status"), [("SystemExit", b"3"), ("ValueError", b"1")])
+def test_forked_child_that_raises_answers_no_client(server: ServerFactory, name: str, status: bytes) -> None:
+    running = server(f"{HERE}:forks_one_that_exits", "--workers", "1")
+    assert running.call(name.encode()) == status
+    with ipcsrv.connect(running.path) as kept:
+        assert [kept.call(name.encode()) for _ in range(2)] == [status] * 2
+
+
 def test_subprocess_ignores_no_signal_of_the_server(server: ServerFactory) -> None:
     running = server(f"{HERE}:subprocess_ignores", "--workers", "1")
     ignored = int(running.call(), 16)

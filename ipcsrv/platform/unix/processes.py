@@ -195,12 +195,13 @@ def protect_children(*sockets: socket.SocketType) -> None:
 
     def after_fork() -> None:
         signal.set_wakeup_fd(-1)
-        for name in (*_SERVER_SIGNALS, "SIGCHLD"):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for each in sockets:
             each.close()
+        for name in (*_SERVER_SIGNALS, "SIGCHLD"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        # A SIGINT that waits ends the process: Python would discard the KeyboardInterrupt that a hook raises.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork)
 

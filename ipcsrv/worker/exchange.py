@@ -4,7 +4,7 @@ Nearly every request is answered on the fast path. The others come here: request
 streamed responses, clients that stall. A worker has one active connection, so this is plain sequential code. Where it
 would have to wait for more than a moment, the exchange goes back to the master with all that is known of it
 (`messages.ExchangeState`), and whichever worker takes it later goes on. Only a stream whose generator is suspended
-stays in its worker.
+stays in its worker, and an exchange with descriptors that no handler has taken yet: they are this process's.
 
 Every object of the handler's (its response, the response's iterator and chunks) is touched inside `_guarded` or
 `_gather`: whatever such an object does, short of ending the process, is a failure of the handler.
@@ -12,6 +12,7 @@ Every object of the handler's (its response, the response's iterator and chunks)
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from time import monotonic_ns
@@ -21,6 +22,8 @@ from ..platform.server import (
     DONTWAIT,
     INLINE_LIMIT,
     PASSES_OUTPUT,
+    READ,
+    WRITE,
     AcceptedConnection,
     anonymous_file,
     keep_freed_memory,
@@ -50,6 +53,7 @@ SPAN_BYTES = 1 << 20
 TURNS = 64  # pipelined requests that are served before other connections have their turn
 TURN_NS = 500_000
 BUFFERS_A_CALL = 16  # half a MiB of packets: more than a send buffer takes
+LATE = "the request was not complete within read_timeout"
 LAST_PATIENCE = 0.02  # seconds to get the packets before a failure reply out
 
 
@@ -105,7 +109,8 @@ class Exchange:
         self._iterator: Iterator[Any] | None = None
         self._stream: Coalescer | None = None
         self._pending: list[Any] = []
-        self.due = 0.0  # monotonic seconds until which a held stream's client must read
+        self.due = 0.0  # monotonic seconds until which the client of a held exchange must go on
+        self._receiving = False  # held while its request arrives
         self.waited, self.bytes_in, self.bytes_out, self.handler_ns = waited, 0, 0, 0
 
     # -- ways in ------------------------------------------------------------------------------------------------------
@@ -126,8 +131,13 @@ class Exchange:
         """Go on with an exchange that has stalled in another worker."""
         return self._run(lambda: self._restore(passed, file))
 
+    @property
+    def received(self) -> int:
+        """Bytes of the request that is being received."""
+        return self._received
+
     def go_on(self) -> bool:
-        """Go on with a held stream whose client reads again."""
+        """Go on with a held exchange whose client reads or sends again."""
         return self._run(self._send_held)
 
     def _run(self, begin: Callable[[], None]) -> bool:
@@ -143,7 +153,7 @@ class Exchange:
             self._worker.end(self.connection, self.number)
             return False
         finally:
-            self._worker.words[board.BUFFERED] = 0  # which every worker adds up for `max_buffered_size`
+            self._worker.words[board.BUFFERED] = self._worker.held_bytes()  # max_buffered_size adds them up
         return True
 
     def _take(self, data: bytes) -> None:
@@ -245,7 +255,7 @@ class Exchange:
             return
         self._moved += len(data)
         self._received += len(data)
-        worker.words[board.BUFFERED] = self._received
+        worker.words[board.BUFFERED] = worker.held_bytes() + self._received
         self._server.receive_data(data)
         if self._received > LARGE:
             self._check_memory()
@@ -253,7 +263,7 @@ class Exchange:
     def _check_time(self) -> None:
         now = monotonic_ns()
         if now - self._began_ns > self._worker.settings.read_timeout * 1e9:
-            self._refuse("timeout", "the request was not complete within read_timeout")
+            self._refuse("timeout", LATE)
         if now - self._turn_ns > SPAN_NS:
             if self._moved < SPAN_BYTES:
                 self._stall_reading()
@@ -272,6 +282,9 @@ class Exchange:
 
     def _stall_reading(self) -> None:
         """The client does not send: another worker goes on when there is more."""
+        if self.connection.keeps_descriptors():
+            self._receiving = True
+            self._hold(self._began_ns / 1e9 + self._worker.settings.read_timeout, READ)
         header, left, total, begun = self._server.snapshot()
         assembly = self._server.assembly
         file: int | None
@@ -283,6 +296,8 @@ class Exchange:
 
     def _return_ahead(self) -> None:
         """The client has had its turn: a worker goes on with its next requests when it is its turn again."""
+        if self.connection.keeps_descriptors():
+            self._hold(self._worker.clock() + self._worker.settings.write_timeout)
         self._give_back(Stage.AHEAD, *self._state_with(self._server.take_ahead(), Stage.AHEAD))
 
     def _return_output(self, buffers: list[Any]) -> None:
@@ -392,14 +407,19 @@ class Exchange:
         self.handler_ns += worker.pause_handler()
         while stream.full:
             if not self.connection.wait_writable(PATIENCE):
-                self.due = worker.clock() + worker.settings.write_timeout
                 worker.flusher.forget(stream)
-                worker.hold(self)
-                raise HandedOver
+                self._hold(worker.clock() + worker.settings.write_timeout)
             stream.flush()
         worker.resume_handler(self.number)
 
+    def _hold(self, due: float, mask: int = WRITE) -> NoReturn:
+        """Keep the exchange in this worker until its client goes on, until the second `due` at the latest."""
+        self.due = due
+        self._worker.hold(self, mask)
+        raise HandedOver
+
     def _send_held(self) -> None:
+        self._receiving = False
         pending, self._pending = self._pending, []
         try:
             if pending:
@@ -414,7 +434,11 @@ class Exchange:
             self._fail(failure)
 
     def give_up(self) -> None:
-        """The client of a held stream has not read for `write_timeout`."""
+        """The client of a held exchange has not read for `write_timeout`, or not sent all within `read_timeout`."""
+        if self._receiving:
+            with contextlib.suppress(HandedOver):
+                self._refuse("timeout", LATE)
+            return
         if self._iterator is not None:
             self._close_iterator(self._iterator)
         self._worker.reporter.stalled(self.connection.peer())
@@ -454,12 +478,10 @@ class Exchange:
         self._worker.stats.enter(self.number, Phase.BETWEEN if self._server.idle else Phase.READING)
 
     def _leave_output(self, buffers: list[Any]) -> None:
-        if PASSES_OUTPUT:
+        if PASSES_OUTPUT and not self.connection.keeps_descriptors():
             self._return_output(buffers)
         self._pending = buffers
-        self.due = self._worker.clock() + self._worker.settings.write_timeout
-        self._worker.hold(self)
-        raise HandedOver
+        self._hold(self._worker.clock() + self._worker.settings.write_timeout)
 
     def _send_last(self, buffers: list[Any]) -> None:
         """Send the whole packets before a failure reply, or end the connection."""

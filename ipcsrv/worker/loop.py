@@ -21,7 +21,7 @@ from ..config.settings import Settings
 from ..deadline import LONGEST
 from ..platform import logs
 from ..platform import server as serving
-from ..platform.server import DONTWAIT, READ, SHARED, WRITE, AcceptedConnection, Channel, QueueReader, adopt
+from ..platform.server import DONTWAIT, READ, SHARED, AcceptedConnection, Channel, QueueReader, adopt
 from ..protocol.exchange import failure_packet
 from ..protocol.pktline import MAX_DATA
 from ..request import Request
@@ -377,12 +377,16 @@ class Worker:
 
     # -- suspended streams --------------------------------------------------------------------------------------------
 
-    def hold(self, exchange: Exchange) -> None:
-        """Keep a stream whose client does not read; others are served meanwhile."""
+    def held_bytes(self) -> int:
+        """Return the bytes of the requests that are held while they arrive."""
+        return sum(exchange.received for exchange in self._suspended.values())
+
+    def hold(self, exchange: Exchange, mask: int) -> None:
+        """Keep an exchange whose client does not go on; others are served meanwhile."""
         key = exchange.connection.fileno()
         self._suspended[key] = exchange
         self.words[board.SUSPENDED] = len(self._suspended)
-        self._poller.register(key, WRITE)
+        self._poller.register(key, mask)
         self.tell(Kind.HELD, pack_number(exchange.number))
         self.stats.leave()  # after HELD, by which the master finds the stream if this worker dies
 
@@ -393,7 +397,7 @@ class Worker:
         self._poller.unregister(key)
 
     def _resume(self, exchange: Exchange) -> None:
-        """A held stream's client reads again."""
+        """A held exchange's client goes on."""
         self._release(exchange)
         self.stats.enter(exchange.number, Phase.WRITING)
         self._path.connection = exchange.connection

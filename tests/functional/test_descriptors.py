@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 import support
@@ -13,8 +14,9 @@ from fake_server import message, read_message
 pytestmark = pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="descriptors cannot be passed here")
 
 
-def ask(path: str, *contents: bytes, split: int | None = None) -> bytes | None:
-    """Send a request with the read end of a pipe for each of `contents`."""
+def ask(path: str, *contents: bytes, split: int | None = None,
+        stall: Callable[[], object] = lambda: None) -> bytes | None:
+    """Send a request with the read end of a pipe for each of `contents`; `stall` is called in the middle of it."""
     ends = []
     for content in contents:
         read, write = os.pipe()
@@ -28,6 +30,7 @@ def ask(path: str, *contents: bytes, split: int | None = None) -> bytes | None:
         socket.send_fds(connection, [request[:split]], ends)
         for end in ends:
             os.close(end)
+        stall()
         connection.sendall(request[len(request[:split]) :])
         return read_message(connection)
 
@@ -42,6 +45,39 @@ def test_handler_gets_the_descriptors_of_a_request(running: support.RunningServe
     assert ask(running.path, b"one", b"two", b"three") == b"3 one two three"
     assert ask(running.path) == b"0 "
     assert ask(running.path, b"again", split=3) == b"1 again"
+
+
+def test_descriptors_survive_a_request_that_stalls(running: support.RunningServer) -> None:
+    assert ask(running.path, b"one", b"two", split=3, stall=lambda: running.call(b"")) == b"2 one two"
+
+
+def test_descriptors_of_a_stalled_request_are_closed_when_late(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:read_descriptors", "--receive-descriptors", "--read-timeout", "0.5")
+    read, write = os.pipe()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(support.TIMEOUT)
+        connection.connect(running.path)
+        socket.send_fds(connection, [b"00"], [write])
+        os.close(write)
+        assert b"ERR timeout" in connection.recv(100)
+        connection.shutdown(socket.SHUT_RDWR)
+        with open(read, "rb") as file:
+            assert file.read() == b""
+
+
+@pytest.mark.skipif(not support.have_proc, reason="counts descriptors in /proc")
+def test_descriptors_that_no_handler_takes_do_not_pile_up(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--receive-descriptors", "--workers", "1")
+    running.call(b"")
+    worker = running.status()["workers"][0]["pid"]
+    before = len(support.descriptors(worker))
+    with socket.socket(socket.AF_UNIX) as connection, open(os.devnull, "rb") as file:
+        connection.settimeout(support.TIMEOUT)
+        connection.connect(running.path)
+        for _ in range(100):
+            socket.send_fds(connection, [message(b"x")], [file.fileno()])
+            assert read_message(connection) == b"x"
+        assert len(support.descriptors(worker)) <= before + 17
 
 
 @pytest.mark.skipif(not support.have_proc, reason="counts descriptors in /proc")

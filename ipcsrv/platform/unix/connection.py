@@ -84,6 +84,10 @@ class AcceptedConnection(socket.SocketType):
             self.shutdown(socket.SHUT_RD)
         return bool(self.has_input())
 
+    def keeps_descriptors(self) -> bool:
+        """Whether this copy has descriptors of the client's that would be lost with it."""
+        return False
+
     def end_output(self) -> None:
         """Tell the client that nothing more comes: for it this is the end of file."""
         with contextlib.suppress(OSError):
@@ -123,8 +127,18 @@ class DescriptorConnection(AcceptedConnection):
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 found = array.array("i", content[: len(content) - len(content) % struct.calcsize("i")])
-                self._received = (*self.take_descriptors(), *found)
+                self._keep((*self.take_descriptors(), *found))
         return data
+
+    def _keep(self, received: tuple[int, ...]) -> None:
+        """Keep the last of them; those before came with requests that have been answered."""
+        self._received = received[-MOST_DESCRIPTORS:]
+        for descriptor in received[:-MOST_DESCRIPTORS]:
+            os.close(descriptor)
+
+    def keeps_descriptors(self) -> bool:
+        """Whether this copy has descriptors of the client's that would be lost with it."""
+        return bool(getattr(self, "_received", ()))
 
     def take_descriptors(self) -> tuple[int, ...]:
         """Return the descriptors received so far; the caller closes them."""

@@ -153,6 +153,10 @@ class AcceptedConnection(Pipe):
         """Return True if the client has sent something, None if it still may: no half of a pipe can be closed."""
         return self.has_input()
 
+    def keeps_descriptors(self) -> bool:
+        """Return False: a named pipe cannot pass descriptors."""
+        return False
+
     def end_output(self) -> None:
         """Nothing: no half of a pipe can be closed; the master lingers instead."""
 

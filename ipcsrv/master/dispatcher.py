@@ -46,7 +46,7 @@ DRAIN_LOOK = 0.01  # seconds between two looks at the rings of the workers while
 MOST_AUDITS = 20  # while a worker says that it takes something: then it was stopped there
 AUDIT_PAUSE = 0.05  # seconds in which a worker that took a connection writes so into its slot
 FIXED_DESCRIPTORS = 24  # of the master: streams, lock, listeners, signals, control connections
-WORKER_DESCRIPTORS = 2  # channel, pidfd
+WORKER_DESCRIPTORS = 5  # channel, pidfd, and of a fresh interpreter the pipes of multiprocessing and its memory
 FILES_BEYOND = 4  # of stalled exchanges, after no more connections are accepted
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "ETOOMANYREFS", -1)}
 _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own end, before it was accepted
@@ -112,6 +112,7 @@ class Dispatcher:
         self._backlog_open, self._paused = True, False
         self._limit = serving.descriptor_limit()
         self._exhausted_for = 0.0  # seconds of the present back-off, 0 if there is none
+        self._miscounted = False  # descriptors ran out earlier than was estimated
         self._suspects: dict[int, float] = {}  # what may have been taken by a dead worker: number, when it was queued
         self._audits = 0
         self._access_log: AccessLog | None = None
@@ -230,6 +231,7 @@ class Dispatcher:
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in _EXHAUSTED:
+            self._miscounted |= error.errno == errno.EMFILE  # though `_headroom` had said that there was one
             self._exhausted(os.strerror(error.errno or 0))
         elif error.errno not in _PASSING:
             raise error
@@ -654,7 +656,7 @@ class Dispatcher:
 
     def _headroom(self) -> int:
         reserved = FIXED_DESCRIPTORS + WORKER_DESCRIPTORS * len(self._workers())
-        if self._limit < 4 * reserved:  # so few that the exact number matters
+        if self._limit < 4 * reserved or self._miscounted:  # so few that the exact number matters
             try:
                 return self._limit - serving.SPARE_DESCRIPTORS - len(serving.open_descriptors())
             except OSError:  # there is none left to look with
@@ -689,6 +691,7 @@ class Dispatcher:
 
     def recover(self) -> None:
         """Nothing has run out for a while."""
+        self._miscounted = False
         if self._exhausted_for:
             self._exhausted_for = 0.0
             log.info("taking connections again")

@@ -66,6 +66,19 @@ def test_with_64_descriptors_silent_clients_lose_nothing(server: ServerFactory, 
     load.wait_until(lambda: load.is_whole(running), "the pool is whole")
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_silent_clients_beyond_the_limit_give_way_to_new_ones(server: ServerFactory, method: str) -> None:
+    with load.started_by('ulimit -n 200; exec "$@"'):
+        running = server("handlers_for_tests:echo", "--workers", "2", "--start-method", method)
+    silent = [load.raw(running.path) for _ in range(400)]
+    for _ in range(3):
+        assert running.call(b"new", timeout=support.TIMEOUT) == b"new"
+        assert running.status()["state"] == "running"
+        ipcsrv.reload(running.path)  # takes the descriptors of a second generation for a moment
+    for client in silent:
+        client.close()
+
+
 def test_without_a_descriptor_the_server_waits_and_does_not_spin(server: ServerFactory) -> None:
     with load.started_by(FEW_DESCRIPTORS):
         running = server("handlers_for_tests:echo", "--workers", "1")

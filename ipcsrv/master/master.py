@@ -128,7 +128,7 @@ class Master:
             self._close()
             if signals is not None:
                 if self._own_process:
-                    serving.ignore(("SIGTERM", "SIGINT"))  # the end of the interpreter would set the default action
+                    serving.ignore(_SIGNALS)  # the end of the interpreter would set the default actions
                     signals.close()
                 else:
                     signals.restore()

@@ -239,14 +239,16 @@ def test_half_closed_client_is_told_of_its_truncated_request(server: ServerFacto
         assert b"ERR malformed" in load.rest_of(client)
 
 
-def test_two_signals_at_once_are_one_stop(server: ServerFactory) -> None:
-    for pause in (0.0, 0.001, 0.005, 0.01):
-        running = server(ECHO, "--workers", "1")
-        running.signal(signal.SIGTERM)
-        time.sleep(pause)  # the point: a second signal at any moment of the stop
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_at_any_moment_of_a_stop_change_nothing(server: ServerFactory, name: str, method: str) -> None:
+    running = server(ECHO, "--workers", "1", "--start-method", method)
+    running.signal(signal.SIGTERM)
+    while running.process.poll() is None:  # to the last instruction of the interpreter
         with contextlib.suppress(ProcessLookupError):
-            running.signal(signal.SIGTERM)
-        assert running.wait() == 0
+            running.signal(getattr(signal, name))
+        time.sleep(0.0005)
+    assert running.wait() == 0
 
 
 def test_closing_the_terminal_stops_a_foreground_server(sock_path: str) -> None:

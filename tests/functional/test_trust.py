@@ -774,6 +774,16 @@ def test_start_without_a_folder_for_its_log_names_the_option(sock_dir: str) -> N
     assert "--log-file" in found
 
 
+def test_start_makes_no_home_where_there_is_none(sock_path: str, tmp_path: Path) -> None:
+    home = tmp_path / "none"
+    done = support.run_command("start", sock_path, "zlib:compress", "--workers", "1", HOME=str(home), XDG_STATE_HOME="")
+    assert done.returncode == 0, done.stderr
+    log = ipcsrv.status(sock_path)["log_file"]
+    ipcsrv.stop(sock_path)
+    os.unlink(log)
+    assert not home.exists()
+
+
 def test_restart_leaves_the_server_when_its_log_cannot_be_opened(sock_dir: str, sock_path: str) -> None:
     log = Path(sock_dir, "log")
     done = support.run_command("start", sock_path, "zlib:compress", "--workers", "1", "--log-file", str(log))

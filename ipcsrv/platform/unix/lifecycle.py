@@ -37,7 +37,7 @@ def log_folder() -> str:
 
     It is in the user's state folder (XDG Base Directory Specification), if that is the user's own and can be written;
     else it is the folder of the user's sockets.  Nothing is made in a home that belongs to another user (sudo keeps
-    HOME).
+    HOME), and no home is made where there is none (HOME=/nonexistent means that there is to be none).
 
     Raises:
         StartError: neither can be used.
@@ -66,7 +66,7 @@ def _state_folders() -> Iterator[str]:
         import pwd
 
         homes.append(pwd.getpwuid(os.geteuid()).pw_dir)
-    candidates += [os.path.join(home, ".local", "state") for home in homes if home]
+    candidates += [os.path.join(home, ".local", "state") for home in homes if home and os.path.isdir(home)]
     return (candidate for candidate in candidates if os.path.isabs(candidate))
 
 

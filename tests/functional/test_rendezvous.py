@@ -183,6 +183,13 @@ def test_lock_file_of_a_dead_git_server_is_reported_by_name(sock_path: str) -> N
     assert os.listdir(os.path.dirname(sock_path)) == ["s.lock"]
 
 
+def test_folder_in_place_of_gits_lock_is_reported_by_name(sock_path: str) -> None:
+    os.mkdir(sock_path + ".lock")
+    done = support.run_command("run", sock_path, "zlib:compress", "--workers", "1")
+    assert done.returncode == 6
+    assert f"its lock file {sock_path}.lock exists".encode() in done.stderr
+
+
 def test_a_lock_that_a_killed_ipcsrv_left_is_cleared(server: ServerFactory, sock_path: str) -> None:
     Path(sock_path + ".lock").write_bytes(b"ipcsrv\n")
     assert server().call(b"x") == b"x"

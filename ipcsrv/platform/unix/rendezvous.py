@@ -191,8 +191,12 @@ class Rendezvous:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
         except OSError:
             return False
-        with open(descriptor, "rb") as file:
-            ours = os.fstat(descriptor).st_uid == os.geteuid() and file.read(16) == b"ipcsrv\n"
+        try:
+            ours = os.fstat(descriptor).st_uid == os.geteuid() and os.read(descriptor, 16) == b"ipcsrv\n"
+        except OSError:  # it is a folder
+            return False
+        finally:
+            os.close(descriptor)
         if ours:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._folder)

@@ -96,30 +96,35 @@ class Failures:
     """Failures in a row, each of which doubles the pause before the next attempt.
 
     Attempts that began before the last failure count as one with it: sixteen workers that die at once, of the same
-    cause, have failed once.
+    cause, have failed once. `kills` of them were SIGKILLs, as the kernel sends when memory is short.
     """
 
-    __slots__ = ("last", "reason", "row", "traceback", "until")
+    __slots__ = ("kills", "last", "reason", "row", "traceback", "until")
 
     def __init__(self) -> None:
-        self.row = 0
+        self.row = self.kills = 0
         self.last = self.until = -inf
         self.reason = ""
         self.traceback: str | None = None
 
-    def add(self, attempted: float, now: float, pause: float, reason: str, traceback: str | None = None) -> bool:
-        """Count a failure and keep the reason of the first; return False if it counts as one with the last failure."""
+    def add(self, attempted: float, now: float, pause: float, reason: str, traceback: str | None = None, *,
+            killed: bool = False) -> bool:
+        """Count a failure and keep the reason of the first; return False if it counts as one with the last failure.
+
+        killed: it came from outside, so that it is a reason to pause and none to give up.
+        """
         if attempted <= self.last:
             return False
         if not self.row:
             self.reason, self.traceback = reason, traceback
         self.row += 1
+        self.kills += killed
         self.last, self.until = now, now + pause
         return True
 
     def over(self) -> None:
         """Note a success: the next failure is a first one."""
-        self.row = 0
+        self.row = self.kills = 0
 
 
 @dataclass(frozen=True)

@@ -370,7 +370,7 @@ class Supervisor:
         self.last_error = reason
         served = served and generation.has_served
         if worker.phase is WorkerPhase.STARTING or self._on_probation(worker, status, served, now):
-            self._count_failed_start(generation, worker, reason, traceback, now)
+            self._count_failed_start(generation, worker, reason, traceback, now, killed=status == SIGKILLED)
         elif worker.since > generation.failures.last:
             generation.failures.over()
 
@@ -391,13 +391,15 @@ class Supervisor:
             self._count_failed_start(generation, worker, worker.reason, None, now)
 
     def _count_failed_start(
-        self, generation: Generation, worker: WorkerFacts, reason: str, traceback: str | None, now: float
+        self, generation: Generation, worker: WorkerFacts, reason: str, traceback: str | None, now: float, *,
+        killed: bool = False,
     ) -> None:
         failures = generation.failures
         if self._table.has_proved_itself(generation, now):
             failures.over()
         pause = self._backoff.after(failures)
-        if failures.add(worker.started, now, pause, reason, traceback):
+        killed = killed and generation.has_served  # a server that has served waits for better times
+        if failures.add(worker.started, now, pause, reason, traceback, killed=killed):
             self._report("warning", f"a worker died at its start: {reason}; the next attempt is in {pause:.1f} s")
             self._judge(generation, failures, now)
 
@@ -444,7 +446,7 @@ class Supervisor:
 
     def _judge(self, generation: Generation, failures: Failures, now: float) -> None:
         """Give up on a generation after too many failures in a row."""
-        if failures.row < self._flap_limit:
+        if failures.row - failures.kills < self._flap_limit:
             return
         if generation is self._upcoming:
             self._fail_upcoming(failures.reason, failures.traceback, now)

@@ -531,6 +531,22 @@ def test_templates_that_die_in_a_row_are_replaced_ever_later() -> None:
     assert pool.next_deadline() == pytest.approx(now + 5.1)
 
 
+def test_kills_of_starting_workers_never_end_a_server_that_served() -> None:
+    """As by the kernel when memory is short: each pause is longer, and then it tries again."""
+    pool, now = running(1), 10.0
+    pool.exited(1, -9, "killed", now)
+    for worker in range(2, 30):
+        commands = pool.exited(worker, -9, "killed", now)
+        assert not [command for command in commands if isinstance(command, GiveUp)]
+        now = pool.next_deadline() or now
+        assert Spawn(worker + 1, 0, 1) in pool.tick(now)
+    for worker in range(30, 34):
+        pool.exited(worker, 1, "crashed", now)
+        now = pool.next_deadline() or now
+        pool.tick(now)
+    assert GiveUp("killed", None) in pool.exited(34, 1, "crashed", now), "five that died by themselves"
+
+
 # -- scale ------------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,14 @@ def ipcsrv(handler: str = "pong", workers: int = 2, name: str = "ipcsrv", *optio
     return Contestant(name, command)
 
 
+def systemd_socket() -> Contestant:
+    """The same with a listener from systemd."""
+    plain = ipcsrv()
+    at = plain.command.index("PATH")
+    command = (sys.executable, "-m", "benchmarks.servers.systemd_socket", *plain.command[at:])
+    return Contestant("systemd's socket", command)
+
+
 def bare_c(program: Path, mode: str, *numbers: int, processes: int = 2, name: str = "bare C") -> Contestant:
     """One of the loops of `c/server.c`."""
     return Contestant(name, (str(program), "PATH", str(processes), mode, *map(str, numbers)))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import clients, coldstart
-from .contestants import Contestant, bare_c, ipcsrv, peers, running
+from .contestants import Contestant, bare_c, ipcsrv, peers, running, systemd_socket
 from .measure import Figures, Ratio, geometric_mean, ratio, rounds
 
 Drive = Callable[[str, Contestant], float]
@@ -115,13 +115,14 @@ def connecting(plan: Plan) -> list[Result]:
 
 
 def start_methods(plan: Plan) -> list[Result]:
-    """One connection per request, 2 clients: `spawn` beside `fork`."""
+    """One connection per request, 2 clients: `spawn`, and a listener from systemd, beside `fork`."""
     work: Drive = lambda path, _: rate(c_load(plan, path, "connect", 2))  # noqa: E731
     methods = {name: ipcsrv("pong", 2, name, "--start-method", name) for name in ("fork", "spawn")}
+    methods["systemd's socket"] = systemd_socket()
     with running(list(methods.values())) as paths:
         figures = rounds(plan.rounds, {name: lambda name=name: work(paths[name], methods[name]) for name in methods})
     return [Result("connect per request, by start method", "requests/s", figures,
-                   {"fork": ratio(figures["spawn"], figures["fork"])})]
+                   {f"fork, {name}": ratio(figures[name], figures["fork"]) for name in methods if name != "fork"})]
 
 
 def kept(plan: Plan) -> list[Result]:
@@ -253,6 +254,19 @@ def pings_beside_busy(plan: Plan) -> list[Result]:
     return [result]
 
 
+def crowd(plan: Plan) -> list[Result]:
+    """64 kept connections on 2 workers: the share of the client that got least, and how long a request takes."""
+    if "load" not in plan.programs:
+        return []
+    with running([ipcsrv()]) as paths:
+        reports = [c_load(plan, paths["ipcsrv"], "keep", 64) for _ in range(plan.rounds)]
+    figures = {name: [report[name] / 1000 for report in reports] for name in ("p50", "p99", "p999")}
+    shares = sorted(64 * report["least"] / report["requests"] for report in reports)
+    result = Result("64 kept connections, 2 workers", "ms", figures)
+    result.values["least share"] = shares[len(shares) // 2]
+    return [result]
+
+
 # -- start, memory -----------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +320,7 @@ ALL: dict[str, Callable[[Plan], list[Result]]] = {
     "chunks": chunks,
     "processor": processor_bound,
     "pings": pings_beside_busy,
+    "crowd": crowd,
     "starting": starting,
     "memory": memory,
 }

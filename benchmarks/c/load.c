@@ -11,8 +11,8 @@
  * Each client is a process, so that no lock and no thread of ours is measured. The request is `ping`, or
  * REQUEST_BYTES bytes in maximal packets, or what REQUEST_FILE holds. A response is whatever comes until
  * its flush packet or, with REQUEST_FILE (another protocol), until a read ends with SUFFIX; an
- * end of file before it is a failure. Prints one JSON object: requests, failures, seconds, CPU seconds of
- * the clients, bytes received, and latency percentiles in microseconds.
+ * end of file before it is a failure. Prints one JSON object: requests, those of the client with the fewest,
+ * failures, seconds, CPU seconds of the clients, bytes received, and latency percentiles in microseconds.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -270,16 +270,20 @@ static double percentile(const uint64_t *histogram, uint64_t total, double share
 static void print_report(const struct report *reports, int clients, double seconds)
 {
     struct report sum = {0};
+    uint64_t least = UINT64_MAX;
     struct rusage usage;
     for (int c = 0; c < clients; c++) {
         sum.requests += reports[c].requests;
+        if (reports[c].requests < least)
+            least = reports[c].requests;
         sum.failures += reports[c].failures;
         sum.bytes += reports[c].bytes;
         for (int i = 0; i < BUCKETS; i++)
             sum.histogram[i] += reports[c].histogram[i];
     }
     getrusage(RUSAGE_CHILDREN, &usage);
-    printf("{\"requests\": %llu, \"failures\": %llu, \"seconds\": %.6f, \"bytes\": %llu, \"cpu\": %.3f, ",
+    printf("{\"least\": %llu, ", (unsigned long long)least);
+    printf("\"requests\": %llu, \"failures\": %llu, \"seconds\": %.6f, \"bytes\": %llu, \"cpu\": %.3f, ",
            (unsigned long long)sum.requests, (unsigned long long)sum.failures, seconds,
            (unsigned long long)sum.bytes,
            (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec)

@@ -275,6 +275,7 @@ class Exchange:
             return
         self._checked = self._received
         keep_freed_memory(self._received)
+        self._worker.keep_memory()
         if self._worker.too_much_buffered():
             self._refuse("busy", "too much is being received from all clients; try again")
 
@@ -342,6 +343,8 @@ class Exchange:
             return
         self._check_size(len(whole))
         self.bytes_out = len(whole)
+        if len(whole) > LARGE:
+            self._worker.keep_memory()
         self._send(self._server.respond(whole))
         self._ended_well()
 

@@ -55,6 +55,7 @@ LEAST_PATIENCE_NS = 50_000  # after several in a row have stayed silent
 LINGER_PATIENCE = 0.001  # seconds to see a refused client leave before the master takes it over
 LINGER_SIZE = 256 * 1024
 LINGER_READS = 4
+MEMORY_KEPT = 1.0  # seconds after a large request or response in which its memory is kept for the next one
 EXHAUSTED_PAUSE = 0.1  # seconds before a worker that has no descriptor left leaves
 
 log = logs.get("ipcsrv.worker")
@@ -86,6 +87,7 @@ class Worker:
     """
 
     observer: Observer | None = None
+    _release_at: float | None = None  # when freed memory goes back to the kernel
 
     def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, channel: Channel,
                  scoreboard: Scoreboard, slot: int, rng: random.Random) -> None:
@@ -132,6 +134,7 @@ class Worker:
         pause = None if self.observer is None else self.observer.flush()
         dues = [exchange.due - self.clock() for exchange in self._suspended.values()]
         dues += [] if pause is None else [pause]
+        dues += [] if self._release_at is None else [self._release_at - self.clock()]
         events = self._poller.poll(max(0.0, min([*dues, LONGEST])) if dues else None)
         keys = [key for key, _ in events]
         if self._channel_key in keys:
@@ -140,6 +143,9 @@ class Worker:
             if (exchange := self._suspended.get(key)) is not None:  # else it was resumed for an event before this one
                 self._resume(exchange)
         now = self.clock()
+        if self._release_at is not None and self._release_at <= now:
+            self._release_at = None
+            serving.release_freed_memory()
         for exchange in [exchange for exchange in self._suspended.values() if exchange.due <= now]:
             self._release(exchange)
             exchange.give_up()
@@ -309,6 +315,10 @@ class Worker:
     def others_wait(self) -> bool:
         """Return whether a connection waits in the queue, a suspended stream can go on, or the master has an order."""
         return bool(self._poller.poll(0))
+
+    def keep_memory(self) -> None:
+        """Keep the memory of a large request or response for a moment, since the next one would need it again."""
+        self._release_at = self.clock() + MEMORY_KEPT
 
     def too_much_buffered(self) -> bool:
         """Return whether all requests that are being received take more memory than `max_buffered_size`."""

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -293,3 +294,17 @@ def test_the_folder_that_a_server_was_started_in_may_go(
     support.kill(load.worker_pids(running).pop())
     load.wait_until(lambda: load.is_whole(running), "a new worker serves")
     assert running.call(b"x") == b"x"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory of freed blocks is given back by glibc")
+def test_worker_gives_the_memory_of_large_requests_back(server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo", "--workers", "1")
+
+    def resident() -> int:
+        size: int = load.workers_of(running)[0]["rss_bytes"]
+        return size
+
+    before = resident()
+    for _ in range(3):
+        assert len(running.call(b"x" * 20_000_000)) == 20_000_000
+    load.wait_until(lambda: resident() - before < 10_000_000, "the memory is given back")

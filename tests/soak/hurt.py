@@ -26,6 +26,7 @@ import support  # noqa: E402
 from faults import kills, load  # noqa: E402
 
 import ipcsrv  # noqa: E402
+from ipcsrv.protocol import pktline  # noqa: E402
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
 results: list[tuple[str, bool, str]] = []
@@ -64,6 +65,93 @@ def kill_workers() -> None:
     failed = len(clients.failures) + len(clients.refusals)
     good = failed <= killed and not clients.wrong and clients.slowest_failure < 1 and seconds < 1
     record("kill-workers", good, f"{killed} kills in {SECONDS:g} s; {clients.report()}; whole after {seconds:.2f} s")
+
+
+def mixed_kills() -> None:
+    """The same beside half uploads, slow downloads, pipelining clients and requests of 10 MB, on 2 workers."""
+    timeouts = ("--read-timeout", "120", "--write-timeout", "120")
+    with served("handlers_for_tests:echo", "--workers", "2", *timeouts) as running:
+        halves, halves_left, downloads, body = unfinished(running.path, 100, 40)
+        with load.Load(running.path, keeping=3, connecting=3) as clients, load.Load(  # noqa: SIM117
+                running.path, keeping=1, connecting=1, size=lambda count: 10_000_000 * (count % 2)) as large:
+            with pipelining(running.path) as lost:
+                killed = load.kill_workers(running, SECONDS)
+                load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+        whole = finish(halves, halves_left, downloads, body)
+    failed = sum(len(each.failures) + len(each.refusals) for each in (clients, large)) + len(lost)
+    wrong = clients.wrong + large.wrong
+    record("mixed-kills", failed <= killed and whole == 140 and not wrong,
+           f"{killed} kills in {SECONDS:g} s; {clients.answered + large.answered} answered, {wrong} wrong, {failed} "
+           f"failed ({len(lost)} of pipelining clients); stalled exchanges completed {whole} of 140")
+
+
+def unfinished(path: str, uploads: int, readers: int) -> tuple[list[socket.socket], bytes, list[socket.socket], bytes]:
+    """Clients in the middle of an upload of 1 MB, what they lack, those that do not read 10 MB, and these bytes."""
+    upload = b"".join(load.packet(b"u" * 50_000) for _ in range(20)) + b"0000"
+    cut = len(upload) // 2
+    body = b"d" * 10_000_000
+    halves = [load.raw(path, upload[:cut]) for _ in range(uploads)]
+    downloads = [load.raw(path) for _ in range(readers)]
+    for client in downloads:
+        client.settimeout(60)
+        for buffer in pktline.encode(body):
+            client.sendall(buffer)
+    return halves, upload[cut:], downloads, body
+
+
+def finish(halves: list[socket.socket], rest: bytes, downloads: list[socket.socket], body: bytes) -> int:
+    """Complete them; returns how many got the right answer."""
+    whole = 0
+    for client in halves:
+        with contextlib.suppress(OSError):
+            client.sendall(rest)
+            whole += read_response(client) == b"u" * 1_000_000
+    for client in downloads:
+        with contextlib.suppress(OSError):
+            whole += read_response(client) == body
+    for client in halves + downloads:
+        client.close()
+    return whole
+
+
+def read_response(client: socket.socket) -> bytes | None:
+    """Read one response; None if the connection ends before it does."""
+    decoder = pktline.Decoder()
+    client.settimeout(30)
+    while data := client.recv(1 << 18):
+        decoder.feed(data)
+        if (message := decoder.next_message()) is not None:
+            return message
+    return None
+
+
+@contextlib.contextmanager
+def pipelining(path: str) -> Iterator[list[str]]:
+    """Two clients with 8 requests in flight; yields the list of connections that they lost."""
+    over, lost = threading.Event(), []
+
+    def client() -> None:
+        while not over.is_set():
+            with load.raw(path) as link:
+                try:
+                    while not over.is_set():
+                        link.sendall(load.message(b"x") * 8)
+                        received = 0
+                        while received < 8 * len(load.message(b"x")):
+                            data = link.recv(4096)
+                            if not data or b"ERR " in data:
+                                raise ConnectionError(data)
+                            received += len(data)
+                except OSError as error:
+                    lost.append(str(error))
+
+    threads = [threading.Thread(target=client) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    yield lost
+    over.set()
+    for thread in threads:
+        thread.join()
 
 
 def masters() -> None:
@@ -207,6 +295,24 @@ def stalled() -> None:
     record("stalled", crowded <= 2 * base and gone == 250,
            f"p99 of 4 healthy clients {quiet * 1e3:.2f} ms before, {crowded * 1e3:.2f} ms with the crowd, "
            f"{again * 1e3:.2f} ms after ({crowded / base:.2f} times); stalled ones told in time {gone} of 250")
+
+
+def unread() -> None:
+    """100 half uploads of 1 MB and 40 clients that do not read their 10 MB, on 2 workers: memory, and other clients."""
+    timeouts = ("--read-timeout", "120", "--write-timeout", "120")
+    with served("handlers_for_tests:echo", "--workers", "2", *timeouts) as running:
+        before = {worker["pid"]: worker["rss_bytes"] for worker in load.workers_of(running)}
+        quiet = measured(running.path)
+        crowd = unfinished(running.path, 100, 40)
+        load.wait_until(lambda: running.status()["stalled"] == 140, "all of them have stalled")
+        crowded = measured(running.path)
+        grown = max(worker["rss_bytes"] - before[worker["pid"]] for worker in load.workers_of(running))
+        whole = finish(*crowd)
+        again = measured(running.path)
+    base = max(quiet, again)
+    record("unread", grown < 10_000_000 and crowded <= 1.5 * base and whole == 140,
+           f"a worker has grown by {grown / 1e6:.1f} MB at most; p99 of 4 other clients {quiet * 1e3:.2f} ms before, "
+           f"{crowded * 1e3:.2f} ms beside them, {again * 1e3:.2f} ms after; completed {whole} of 140")
 
 
 def measured(path: str, seconds: float = 3.0) -> float:
@@ -371,8 +477,8 @@ def flood() -> None:
 
 SOAKS: dict[str, Callable[[], None]] = {
     soak.__name__.replace("_", "-"): soak
-    for soak in (kill_workers, masters, kills_anywhere, stops, stops_under_load, reloads, stalled, burst, descriptors,
-                 memory, idle, garbage, flood)
+    for soak in (kill_workers, mixed_kills, masters, kills_anywhere, stops, stops_under_load, reloads, stalled, unread,
+                 burst, descriptors, memory, idle, garbage, flood)
 }
 
 

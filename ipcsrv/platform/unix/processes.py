@@ -325,6 +325,13 @@ def keep_freed_memory(size: int) -> None:
         set_option(_M_TOP_PAD, 1 << 20)
 
 
+def release_freed_memory() -> None:
+    """Give freed memory back to the kernel (malloc_trim(3), glibc)."""
+    trim = _c_function("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
 @functools.cache
 def _c_function(name: str) -> Callable[..., int] | None:
     """Return a function of the C library, or None if it has none of this name."""

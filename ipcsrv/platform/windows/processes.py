@@ -402,6 +402,10 @@ def keep_freed_memory(_size: int) -> None:
     """Nothing: the heap does so by itself."""
 
 
+def release_freed_memory() -> None:
+    """Nothing: the heap does so by itself."""
+
+
 def anonymous_file(name: str) -> int:
     """Return a descriptor of a new file that no other process opens and that is deleted with its last handle."""
     path = os.path.join(tempfile.gettempdir(), f"{name}-{os.getpid()}-{secrets.token_hex(8)}")

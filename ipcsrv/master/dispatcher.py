@@ -51,8 +51,7 @@ FILES_BEYOND = 4  # of stalled exchanges, after no more connections are accepted
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "ETOOMANYREFS", -1)}
 _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own end, before it was accepted
 
-# Outcomes of `_passing.c`.
-_PASSED, _SILENT, _READY, _STRANGER = range(4)
+_PASSED, _SILENT, _READY, _STRANGER = range(4)  # outcomes of `_passing.c`
 
 
 def close_all(descriptors: list[int]) -> None:
@@ -108,11 +107,10 @@ class Dispatcher:
         self._target: Target | None = None
         self.scoreboard: Scoreboard | None = None
         self._workers: Callable[[], list[memoryview[int]]] = list
-        self._room_watched = self._accepting = self._opened = False
+        self._room_watched = self._accepting = self._opened = self._miscounted = False
         self._backlog_open, self._paused = True, False
         self._limit = serving.descriptor_limit()
         self._exhausted_for = 0.0  # seconds of the present back-off, 0 if there is none
-        self._miscounted = False  # descriptors ran out earlier than was estimated
         self._suspects: dict[int, float] = {}  # what may have been taken by a dead worker: number, when it was queued
         self._audits = 0
         self._access_log: AccessLog | None = None
@@ -691,9 +689,8 @@ class Dispatcher:
 
     def recover(self) -> None:
         """Nothing has run out for a while."""
-        self._miscounted = False
         if self._exhausted_for:
-            self._exhausted_for = 0.0
+            self._exhausted_for, self._miscounted = 0.0, False
             log.info("taking connections again")
 
     def _may_accept(self) -> bool:

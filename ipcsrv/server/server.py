@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self, Unpack
 
-    from ..config.handlers import Handler, HandlerSource
+    from ..config.handlers import Handler
     from ..config.keywords import SettingsDict
     from ..config.settings import Settings
     from ..master.master import Master
@@ -115,8 +115,8 @@ def _run_master(path: str, handler: str | Handler, settings: Settings,
     path = absolute(path)
     method = settings.resolved(serving.default_start_method()).start_method
     source = source_of(handler, inherit=method == "fork" or settings.workers == 0)
-    if not own_process and settings.workers != 0:
-        _check_serve(method, source)
+    if method != "fork" and settings.workers != 0:  # fresh interpreters, which import the main module of `serve` again
+        check_program(None if own_process else source, needs_main=not own_process)
 
     def listening(master: Master) -> None:
         register(master.record())
@@ -129,12 +129,6 @@ def _run_master(path: str, handler: str | Handler, settings: Settings,
                              own_process=own_process, notifier=systemd.take_notifier(os.environ))
     with registry.registration() as register:
         inline.run(settings, make)
-
-
-def _check_serve(method: str, source: HandlerSource) -> None:
-    """Raise where this program's workers could not be started: fresh interpreters import its main module again."""
-    if method != "fork":
-        check_program(source)
 
 
 def _unforked(settings: Settings) -> Settings:

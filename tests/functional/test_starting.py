@@ -16,6 +16,8 @@ import pytest
 import support
 
 import ipcsrv
+from ipcsrv.config.settings import Settings
+from ipcsrv.server.server import run_foreground
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
 
@@ -231,7 +233,8 @@ def test_handler_of_an_interactive_program_is_refused(mark: str, sock_path: str,
     lambda path: ipcsrv.ensure_running(path, ECHO),
     lambda path: ipcsrv.Server(path, ECHO).start(),
     lambda path: ipcsrv.serve(path, ECHO, start_method="spawn"),
-], ids=["ensure_running", "Server", "serve"])  # fmt: skip
+    lambda path: run_foreground(path, ECHO, Settings(start_method="forkserver")),
+], ids=["ensure_running", "Server", "serve", "run"])  # fmt: skip
 def test_frozen_program_is_refused(
     sock_path: str, start: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

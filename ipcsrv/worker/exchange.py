@@ -561,7 +561,7 @@ def state_with(body: bytes) -> tuple[ExchangeState, int | None]:
 
 def as_bytes_like(response: Any) -> Any:
     """Return `response` as something with a length in bytes that can be sent, or None if it is not bytes-like."""
-    if issubclass(type(response), (bytes, bytearray)):
+    if type(response) in (bytes, bytearray):  # a subclass can have a `__len__` of its own, its buffer cannot
         return response
     try:
         view = memoryview(response)

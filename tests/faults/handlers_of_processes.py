@@ -188,6 +188,13 @@ def _one_chunk_then(close: Callable[[], None]) -> BadIterator:
     return BadIterator(lambda: next(chunks), close)
 
 
+class UnmeasurableBytes(bytes):
+    """Bytes of which the handler's class does not tell the length."""
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+
 MISTAKES: dict[str, Callable[[], Any]] = {
     "unprintable exception": lambda: _raise(UnprintableError()),
     "exception with a number as text": lambda: _raise(OddTextError()),
@@ -208,6 +215,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "RecursionError": lambda: _recurse(),  # noqa: PLW0108 - it is defined below
 }
 ODDITIES: dict[str, tuple[Callable[[], Any], bytes]] = {
+    "bytes without a length": (lambda: UnmeasurableBytes(b"abc"), b"abc"),
     "close that raises": (lambda: _one_chunk_then(lambda: _raise(RuntimeError("no close"))), b"chunk"),
     "close that exits": (lambda: _one_chunk_then(lambda: _raise(SystemExit(3))), b"chunk"),
     "two dimensions": (lambda: memoryview(b"abcd").cast("B", (2, 2)), b"abcd"),

@@ -54,12 +54,6 @@ _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own e
 _PASSED, _SILENT, _READY, _STRANGER = range(4)  # outcomes of `_passing.c`
 
 
-def close_all(descriptors: list[int]) -> None:
-    """Close raw connections."""
-    for raw in descriptors:
-        serving.close_raw(raw)
-
-
 class Target(Protocol):
     """A generation's queue, as `worker_processes` has it."""
 
@@ -229,7 +223,7 @@ class Dispatcher:
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in _EXHAUSTED:
-            self._miscounted |= error.errno == errno.EMFILE  # though `_headroom` had said that there was one
+            self._miscounted |= error.errno == errno.EMFILE  # though `_unused_descriptors` had said that there was one
             self._exhausted(os.strerror(error.errno or 0))
         elif error.errno not in _PASSING:
             raise error
@@ -389,7 +383,7 @@ class Dispatcher:
         if returned.stage is Stage.LINGERING and number in self._connections:
             self._connections[number].linger()
         # The next exchange that stalls needs a descriptor too, and the kernel drops a file that finds none (unix(7)).
-        if file is not None and self._headroom() <= -FILES_BEYOND:
+        if file is not None and self._unused_descriptors() <= -FILES_BEYOND:
             now = monotonic()
             self.exhausted(os.strerror(errno.EMFILE))
             self._do(self.dispatch.make_room(1, now) or self.dispatch.refuse_slowest(now))
@@ -418,8 +412,11 @@ class Dispatcher:
                     closing.append(self._raw.pop(number))
                 else:
                     self._do(self.dispatch.ended(number))
-        if closing:
-            (close_all if self._compiled is None else self._compiled.close_all)(closing)
+        if closing and self._compiled is not None:
+            self._compiled.close_all(closing)
+            return
+        for raw in closing:
+            serving.close_raw(raw)
 
     def worker_died(self, worker: int, words: memoryview[int], code: str, text: str, *, clean: bool) -> None:
         """A worker is gone: act for it on the connections that it had. Its slot says what it was doing."""
@@ -646,13 +643,13 @@ class Dispatcher:
 
     def _free_descriptors(self) -> int:
         """Return how many more connections there are descriptors for, after making room if there are none."""
-        free = self._headroom()
+        free = self._unused_descriptors()
         if free <= 0:
             self._do(self.dispatch.make_room(ACCEPTS_A_TURN, monotonic()))
-            free = self._headroom()
+            free = self._unused_descriptors()
         return free
 
-    def _headroom(self) -> int:
+    def _unused_descriptors(self) -> int:
         reserved = FIXED_DESCRIPTORS + WORKER_DESCRIPTORS * len(self._workers())
         if self._limit < 4 * reserved or self._miscounted:  # so few that the exact number matters
             try:
@@ -663,7 +660,7 @@ class Dispatcher:
 
     def leaves_room(self, descriptors: int) -> bool:
         """Whether connections are possible beside so many more descriptors; those that there are can make room."""
-        return self._headroom() + len(self._connections) + len(self._raw) + len(self._files) > descriptors
+        return self._unused_descriptors() + len(self._connections) + len(self._raw) + len(self._files) > descriptors
 
     def _exhausted(self, reason: str) -> None:
         """Out of descriptors or memory is a state: report it once, pause, try again."""
@@ -683,7 +680,7 @@ class Dispatcher:
     def resume(self) -> None:
         """Try whether things are better."""
         self._paused = False
-        self._do(self.dispatch.make_room(ACCEPTS_A_TURN, monotonic()) if self._headroom() <= 0 else [])
+        self._do(self.dispatch.make_room(ACCEPTS_A_TURN, monotonic()) if self._unused_descriptors() <= 0 else [])
         self.pump()
         self._watch_listener(self._may_accept())
 

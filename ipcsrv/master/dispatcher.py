@@ -476,7 +476,7 @@ class Dispatcher:
         self.reap()
         for record in list(self.dispatch.in_queue(target.number)):
             if record.number not in queued and suspects.get(record.number) == record.passed:  # not queued again
-                self._requeue(record.number)
+                self._do(self.dispatch.worker_died(record.number, untouched=True, now=now))
         self.pump()
 
     def _read_slots(self, now: float) -> list[int]:

@@ -23,8 +23,10 @@ REPASS_INTERVAL = 0.05  # seconds between two passes of the same stalled connect
 LINGER_TIME = 1.0  # seconds in which a refused client may read the reason (docs/protocol.md, failure reply)
 LINGER_BYTES = 64 << 20
 MOST_LINGERING = 64  # refused connections; the oldest is closed
+MOST_DEATHS = 5  # of workers that had taken a connection, until it is refused
 MOST_READY = 256  # connections that wait here for room in the queue; then the backlog holds the load back
 
+DEADLY = ("crashed", "several workers died before they could read this request")
 STOPPING = ("stopping", "the server has stopped")
 
 
@@ -109,8 +111,8 @@ class Record:
     is over, 0 for never; holder: the worker that keeps its suspended stream, 0 for none.
     """
 
-    __slots__ = ("began_ns", "discarded", "due", "holder", "number", "passed", "progress", "queue", "served", "since",
-                 "stage", "state", "status")  # fmt: skip
+    __slots__ = ("began_ns", "deaths", "discarded", "due", "holder", "number", "passed", "progress", "queue", "served",
+                 "since", "stage", "state", "status")  # fmt: skip
 
     def __init__(self, number: int, now: float) -> None:
         self.number = number
@@ -125,6 +127,7 @@ class Record:
         self.state: ExchangeState | None = None
         self.discarded = 0
         self.holder = 0
+        self.deaths = 0  # of workers that had taken it and had begun nothing
 
     @property
     def buffered(self) -> int:
@@ -324,8 +327,8 @@ class Dispatch:
         record.progress = now
         return [*self._begin_stall(record, now), *self._bound_buffered(now)]
 
-    def worker_died(self, number: int, *, untouched: bool, may_reply: bool, code: str, text: str,
-                    now: float) -> list[Command]:
+    def worker_died(self, number: int, *, untouched: bool, now: float, may_reply: bool = False, code: str = "",
+                    text: str = "") -> list[Command]:
         """A worker has died with this connection, or what it returned with it was lost.
 
         untouched: nothing of a request was read; may_reply: a failure reply would not fall into a packet.
@@ -333,8 +336,11 @@ class Dispatch:
         record = self.find(number)
         if record is None or record.status not in (ConnectionState.QUEUED, ConnectionState.LENT):
             return []
-        if untouched:
+        record.deaths += untouched
+        if untouched and record.deaths < MOST_DEATHS:
             return self.requeue(record, now)
+        if untouched:  # it may be the reason: no more workers are lost to it
+            may_reply, (code, text) = record.stage is not Stage.WRITING, DEADLY
         return self._refuse(record, now, code, text) if may_reply else self._close(record)
 
     def requeue(self, record: Record, now: float) -> list[Command]:

@@ -127,6 +127,25 @@ def test_connection_of_a_dead_worker_is_passed_or_ended(core: Dispatch) -> None:
     assert die() == [Act.CLOSE]
 
 
+@pytest.mark.parametrize(("stage", "end"), [
+    (Stage.BETWEEN, Act.REFUSE), (Stage.READING, Act.REFUSE), (Stage.WRITING, Act.CLOSE),
+])
+def test_connection_that_workers_die_of_is_ended(core: Dispatch, stage: Stage, end: Act) -> None:
+    number = core.accept_passed(0.0)
+    record = core.find(number)
+    assert record is not None
+    record.stage = stage
+    for _ in range(dispatch.MOST_DEATHS - 1):
+        commands = core.worker_died(number, untouched=True, now=1.0)
+        assert acts(commands) == [Act.CHECK]
+        core.checked(number, True, 1.0)
+        assert core.next_ready() is record
+        core.queued(record, 1.0)
+    commands = core.worker_died(number, untouched=True, now=1.0)
+    assert commands[0].act is end
+    assert number not in core.records or count(core, ConnectionState.LINGERING) == 1
+
+
 def test_requeued_exchange_with_state_is_ready(core: Dispatch) -> None:
     give_back(core, Stage.AHEAD, HELD)
     record = core.next_ready()

@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [os.fspath(TESTS), os.fspath(TESTS.parent)]
 
 import support  # noqa: E402
-from faults import kills, load  # noqa: E402
+from faults import kills, load, mixture  # noqa: E402
 
 import ipcsrv  # noqa: E402
 from ipcsrv.protocol import pktline  # noqa: E402
@@ -192,6 +192,24 @@ def kills_anywhere() -> None:
                 print(f"{method}, {step}: {error}", flush=True)
         rounds += 1
     record("kills-anywhere", not failed, f"{rounds} servers, seed {seed}; {failed} did not end as they should")
+
+
+def mixture_of_all() -> None:
+    """Every kind of client and fault at once, with every start method, for twelve times SOAK_SECONDS."""
+    seed, rounds, failed = os.environ.get("SOAK_SEED", str(random.randrange(1 << 32))), 0, 0
+    os.environ["PYTHONPATH"] = os.fspath(TESTS / "faults")
+    until = time.monotonic() + 12 * SECONDS
+    while time.monotonic() < until:
+        for method in ("fork", "forkserver", "spawn"):
+            folder = tempfile.mkdtemp(prefix="i-")
+            try:
+                mixture.survive(Path(folder), method, f"{seed}-{rounds}", SECONDS)
+            except AssertionError as error:
+                failed += 1
+                print(f"{method}, {seed}-{rounds}: {error}", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        rounds += 1
+    record("mixture", not failed, f"{3 * rounds} servers, seed {seed}; {failed} with something that must not be")
 
 
 @contextlib.contextmanager
@@ -477,8 +495,8 @@ def flood() -> None:
 
 SOAKS: dict[str, Callable[[], None]] = {
     soak.__name__.replace("_", "-"): soak
-    for soak in (kill_workers, mixed_kills, masters, kills_anywhere, stops, stops_under_load, reloads, stalled, unread,
-                 burst, descriptors, memory, idle, garbage, flood)
+    for soak in (kill_workers, mixed_kills, masters, kills_anywhere, mixture_of_all, stops, stops_under_load, reloads,
+                 stalled, unread, burst, descriptors, memory, idle, garbage, flood)
 }
 
 

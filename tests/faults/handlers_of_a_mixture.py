@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 if os.environ.get("IMPORT_HANGS"):
-    time.sleep(600)
+    time.sleep(600)  # for ever
 
 
 def answer(request: bytes) -> bytes | Iterator[bytes]:
@@ -17,13 +17,13 @@ def answer(request: bytes) -> bytes | Iterator[bytes]:
         return (b"%06d" % number for number in range(int(rest)))
     if word == b"fork":
         if not os.fork():
-            time.sleep(float(rest))
+            time.sleep(float(rest))  # the child lives for so long
             os._exit(0)
         return b"forked"
     if word == b"fail":
         raise ValueError("on purpose")
     if word == b"hang":
-        time.sleep(600)
+        time.sleep(600)  # for ever
     if word == b"die":
         os._exit(3)
     return bytes(request)

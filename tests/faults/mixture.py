@@ -59,7 +59,7 @@ def keeping(path: str, rng: random.Random) -> None:
         for _ in range(rng.randint(1, 30)):
             request = b"%d" % rng.getrandbits(40)
             check(connection.call(request, timeout=DEADLINE), request)
-            time.sleep(rng.choice([0, 0, 0.002]))
+            time.sleep(rng.choice([0, 0, 0.002]))  # some clients think
 
 
 def pipelining(path: str, rng: random.Random) -> None:
@@ -79,7 +79,7 @@ def whole_upload_in_pieces(path: str, rng: random.Random) -> None:
     cut = rng.randrange(1, len(HALF))
     with raw(path) as client:
         client.sendall(HALF[:cut])
-        time.sleep(rng.uniform(0, 1))
+        time.sleep(rng.uniform(0, 1))  # it pauses
         client.sendall(HALF[cut:] + pktline.FLUSH)
         read_responses(client, [b"u" * 500_000])
 
@@ -87,7 +87,7 @@ def whole_upload_in_pieces(path: str, rng: random.Random) -> None:
 def slow_reader(path: str, rng: random.Random) -> None:
     with raw(path) as client:
         client.sendall(LARGE)
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 2))  # it does not read for a while
         read_responses(client, [b"l" * 10_000_000])
 
 

@@ -30,7 +30,8 @@ tests/contract):
     A worker or template, for the master: `ask_for_stacks()`, `owes_stacks()`, `kill()`, `close()`.
 `SharedMemory(size)`
     `.buffer`, a writable buffer that children see too; travels to a spawned child as an argument.
-In a child: `child_hygiene`, `dump_stacks_on_request`, `end_with_parent`, `end_after`, `protect_children`.
+In a child: `child_hygiene`, `dump_stacks_on_request`, `end_with_parent`, `end_after`, `protect_children`,
+`call_in_forked_children`.
 """
 
 # The names of each system's modules are the contract: what one of them adds belongs in the list above.

@@ -48,7 +48,8 @@
 
 /* Outcomes; the same numbers as in fastpath.py. */
 enum outcome {
-    TURN_OVER, SILENT, ENDED, GONE, RAISED, PARTIAL, RESPONSE, UNSENT, LIMIT, EMPTY, CLOSED, OTHER, DONE, BROKEN = -1
+    TURN_OVER, SILENT, ENDED, GONE, RAISED, PARTIAL, RESPONSE, UNSENT, LIMIT, EMPTY, CLOSED, OTHER, DONE, FORKED,
+    BROKEN = -1
 };
 
 /* scoreboard.Phase, in the low bits of the word LENT. */
@@ -79,6 +80,7 @@ typedef struct {
     uint64_t busy_poll_ns;       /* for which input is looked for before sleeping, 0 for never */
     struct busy_poll for_client, for_queue;
     unsigned long long next_check;
+    char forked;                 /* this is a process that the handler has forked */
     char hung_up;                /* the client of the outcome ENDED has closed both directions */
     PyObject *data, *response, *unsent, *error;
     PyObject *connection;        /* the one that was taken last */
@@ -283,6 +285,10 @@ static enum outcome answer(Path *self, PyObject *connection, int fd, const char 
     Py_DECREF(request);
     if (response == NULL)
         return raised(self);
+    if (self->forked) { /* the answer to the client is the worker's */
+        Py_DECREF(response);
+        return FORKED;
+    }
     enum outcome outcome = is_plain(self, response) ? reply(self, fd, response, number, waited) : RESPONSE;
     if (outcome == RESPONSE || outcome == UNSENT)
         keep(&self->response, response);
@@ -722,6 +728,7 @@ static PyMethodDef path_methods[] = {
 
 static PyMemberDef path_members[] = {
     {"next_check", T_ULONGLONG, offsetof(Path, next_check), 0, "requests after which `LIMIT` is said"},
+    {"forked", T_BOOL, offsetof(Path, forked), 0, "set in a process that the handler has forked"},
     {"hung_up", T_BOOL, offsetof(Path, hung_up), READONLY, "whether the client that has ended closed both directions"},
     {"connection", T_OBJECT, offsetof(Path, connection), 0, "the one that was taken last"},
     {"message", T_OBJECT, offsetof(Path, message), READONLY, "what was taken and is no plain connection"},

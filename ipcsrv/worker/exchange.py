@@ -389,6 +389,7 @@ class Exchange:
         worker.resume_handler(self.number)
         try:
             for chunk in iterator:
+                worker.end_if_forked()
                 if type(chunk) is not bytes:
                     chunk = chunk_bytes(chunk)  # noqa: PLW2901 - a stream may be of millions of them
                 if stream.add(chunk):
@@ -396,6 +397,7 @@ class Exchange:
                     self._check_size(stream.total)
                     if stream.full:
                         self._wait_for_reader(stream)
+            worker.end_if_forked()
         except (Gone, Failure, HandedOver):
             raise
         except BaseException as error:

@@ -56,7 +56,7 @@ class Reporter:
         if isinstance(error, Failure):
             return error
         if self._words[board.PID] != os.getpid():
-            _end_forked_child(error)  # the answer to the client is the worker's
+            end_forked_child(error)  # the answer to the client is the worker's
         self.last_error = describe(error)
         log.limited("handler failures", logs.ERROR, "the handler failed: %s", traceback_of(error), burst=FAILURES)
         return Failure("handler", self.last_error, board.HANDLER_ERRORS)
@@ -87,10 +87,13 @@ class Reporter:
         log.limited(kind, logs.WARNING, text, *values, burst=BURST)
 
 
-def _end_forked_child(error: BaseException) -> NoReturn:
-    """End a process that the handler has forked and that an exception took out of the handler."""
+def end_forked_child(error: BaseException | None = None) -> NoReturn:
+    """End a process that the handler has forked and that has left the handler, by an exception if there is one."""
     status = 1
-    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+    if error is None:
+        status = 0
+        log.warning("a process that the handler forked has returned from the handler: it ends")
+    elif isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
         status = error.code or 0
     else:
         log.error("a process that the handler forked has failed: %s", traceback_of(error))

@@ -47,6 +47,7 @@ EMPTY: Final = 9  #: there is no message in the queue now
 CLOSED: Final = 10  #: the queue has ended
 OTHER: Final = 11  #: `message` was taken, and is not a connection of which nothing was read
 DONE: Final = 12  #: a connection was taken, served and ended
+FORKED: Final = 13  #: of both: the handler has returned in a process that it has forked
 
 LAYOUT: Final = (
     board.LENT, board.SINCE_NS, board.BEGAN_NS, board.LAST_NS, board.WATCHED, board.REQUESTS, board.OK,
@@ -63,11 +64,13 @@ Rest = tuple[Any, Any, Any, Any]
 class FastPath(Protocol):
     """What both are.
 
-    size: bytes of the last request; next_check: requests after which `LIMIT` is the outcome; hung_up: whether the
-    client of the outcome `ENDED` has closed both directions. connection, number, waited: what was taken last from the
-    queue, and for how long (ns) that had waited; message: what was taken where that is no plain connection.
+    forked: set in a process that the handler has forked; size: bytes of the last request; next_check: requests after
+    which `LIMIT` is the outcome; hung_up: whether the client of the outcome `ENDED` has closed both directions.
+    connection, number, waited: what was taken last from the queue, and for how long (ns) that had waited; message: what
+    was taken where that is no plain connection.
     """
 
+    forked: bool
     size: int
     next_check: int
     hung_up: bool
@@ -109,7 +112,7 @@ class PurePath:
         self._rest: Rest = (None, None, None, None)
         self.size = 0
         self.next_check = NEVER
-        self.hung_up = False
+        self.forked = self.hung_up = False
         self.connection: AcceptedConnection | None = None
         self.number = self.waited = 0
         self.message: tuple[bytes, int | None, int | None] | None = None
@@ -214,6 +217,8 @@ class PurePath:
         except BaseException as error:
             self._rest = (None, None, None, without_own_frames(error))
             return RAISED
+        if self.forked:  # the answer to the client is the worker's
+            return FORKED
         kind = type(response)
         if (kind is not bytes and kind is not Request) or len(response) > self._most_out:
             self._rest = (data, response, None, None)

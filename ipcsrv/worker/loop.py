@@ -29,12 +29,13 @@ from ..supervision import scoreboard as board
 from ..supervision.messages import PING_NUMBER, Kind, Passed, Returned, Stage, pack_number, pack_returned, parse_passed
 from ..supervision.scoreboard import LENT, Phase, Scoreboard, push_ended
 from .exchange import Exchange
-from .failures import Reporter
+from .failures import Reporter, end_forked_child
 from .fastpath import (
     CLOSED,
     DONE,
     EMPTY,
     ENDED,
+    FORKED,
     GONE,
     LIMIT,
     OTHER,
@@ -87,6 +88,7 @@ class Worker:
     """
 
     observer: Observer | None = None
+    forked = False  # this is a process that the handler has forked
     _release_at: float | None = None  # when freed memory goes back to the kernel
 
     def __init__(self, settings: Settings, handler: Handler, queue: QueueReader, channel: Channel,
@@ -114,6 +116,7 @@ class Worker:
                                settings.max_response_size or MAX_DATA, self._timeout, self._tell_busy, answered,
                                pure=settings.receive_descriptors)
         self._path.next_check = self._limits.next_check
+        serving.call_in_forked_children(self._note_fork)
         self._poller.register(self._channel_key, READ)
         self._poller.register(self._queue_key, READ | SHARED)
         while self._taking or self._suspended:
@@ -252,6 +255,8 @@ class Worker:
     def _leave_fast_path(self, connection: AcceptedConnection, number: int, outcome: int, waited: int) -> bool:
         """Do what the fast path has left to do; True if the connection is still in hand, between two requests."""
         path = self._path
+        if outcome == FORKED:
+            end_forked_child()
         data, response, unsent, error = path.rest()
         if outcome == PARTIAL:
             return Exchange(self, connection, number, waited).receive(data)
@@ -288,13 +293,23 @@ class Worker:
         request._context = (connection, began, self._timeout)
         self._expect_to_take_time()
         try:
-            return self._handler(request)
+            response = self._handler(request)
+            self.end_if_forked()
+            return response
         except BaseException as error:
             failure = self.reporter.handler_failed(without_own_frames(error))
             self._tell_error()
             raise failure from None
         finally:
             self._handled(len(request))
+
+    def _note_fork(self) -> None:
+        self.forked = self._path.forked = True
+
+    def end_if_forked(self) -> None:
+        """End a process that the handler has forked, and that leaves the handler's code."""
+        if self.forked:
+            end_forked_child()
 
     def resume_handler(self, number: int) -> None:
         """The handler's code runs (again), in a stream."""

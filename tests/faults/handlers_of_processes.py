@@ -70,6 +70,22 @@ def terminates_a_child(request: bytes) -> bytes:
     return b"%.3f" % (time.monotonic() - began)
 
 
+def forks_one_that_returns(request: bytes) -> Any:
+    """A forked child returns an answer of its own, or yields one; both sides take long for that."""
+    kind, _, large = request.partition(b" ")
+    name = b"child" if os.fork() == 0 else b"parent"
+    if kind == b"stream":
+        return _parts(name)
+    return name * (100_000 if large else 1)
+
+
+def _parts(name: bytes) -> Iterator[bytes]:
+    yield name + b" "
+    if os.fork() == 0:
+        name = b"child"
+    yield name
+
+
 def forks_one_that_exits(request: bytes) -> bytes:
     """How a child ends that leaves the handler by an exception: that of its name."""
     if (child := os.fork()) == 0:

@@ -131,6 +131,22 @@ def test_threads_of_the_module_are_named_in_a_warning(server: ServerFactory) -> 
     assert "a-thread-of-the-module" in said and "--no-preload" in said
 
 
+@pytest.mark.parametrize("pure", [True, False], ids=["python", "compiled"])
+def test_forked_child_that_returns_answers_no_client(server: ServerFactory, pure: bool) -> None:
+    running = server(f"{HERE}:forks_one_that_returns", "--workers", "1",
+                     env={"IPCSRV_PURE_PYTHON": "1"} if pure else {})
+    [worker] = load.worker_pids(running)
+    for _ in range(5):
+        with ipcsrv.connect(running.path) as connection:
+            assert connection.call(b"short", timeout=5.0) == b"parent"
+            assert connection.call(b"short large", timeout=5.0) == b"parent" * 100_000
+            assert connection.call(b"short " + b"x" * 100_000, timeout=5.0) == b"parent" * 100_000
+            assert connection.call(b"stream", timeout=5.0) == b"parent parent"
+    assert load.worker_pids(running) == {worker}
+    load.wait_until(lambda: all(map(support.is_zombie, support.children(worker))), "no child goes on")
+    assert running.stop() == 0
+
+
 # -- process-wide state -----------------------------------------------------------------------------------------------
 
 

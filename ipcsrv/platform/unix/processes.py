@@ -178,6 +178,11 @@ def end_with_parent(wanted: bool) -> None:
         set_option(_PR_SET_PDEATHSIG, int(signal.SIGKILL) if wanted else 0, 0, 0, 0)
 
 
+def call_in_forked_children(callback: Callable[[], object]) -> None:
+    """Call this in every process that is forked from this one, before it goes on."""
+    os.register_at_fork(after_in_child=callback)
+
+
 def protect_children(*sockets: socket.SocketType) -> None:
     """In a worker: make every child that the handler forks a plain process.
 

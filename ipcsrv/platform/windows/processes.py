@@ -22,7 +22,7 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ctypes import POINTER, byref, c_size_t, c_void_p, c_wchar_p
 from ctypes.wintypes import BOOL, DWORD, HANDLE
 from multiprocessing import parent_process
@@ -248,6 +248,10 @@ def _dump_stacks(event: int, descriptor: int) -> None:
 
 def end_with_parent(wanted: bool) -> None:
     """Nothing: the job object that `child_hygiene` has joined ends this process with the master."""
+
+
+def call_in_forked_children(callback: Callable[[], object]) -> None:
+    """Nothing: a process cannot be forked here."""
 
 
 def protect_children(*ends: Pipe) -> None:

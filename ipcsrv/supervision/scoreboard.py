@@ -45,7 +45,7 @@ class Phase(IntEnum):
 
 
 #: Gauges. PID is 0 in a free slot; START_TICKS is the start time of that process as the kernel counts it, which tells
-#: it from a later one with the same pid. LENT is the number of the connection in hand, shifted left by 3 bits, and its
+#: it from a later one with the same pid. LENT is the number of the worker's connection, shifted left by 3 bits, and its
 #: phase: one store, so that a kill never finds one without the other. WATCHED is the master's: it looks out for
 #: requests that take long. SUSPENDED counts streams whose generators wait for their clients, BUFFERED the bytes of the
 #: request that is being received. BEGAN_NS is when the last request began, LAST_NS when one ended, SINCE_NS when the

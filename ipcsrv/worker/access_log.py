@@ -51,8 +51,8 @@ class AccessLogObserver:
         self._log.write()
 
     def _peer_in_hand(self) -> str:
-        hand = self._worker.hand
-        return self._log.peer(_UNKNOWN) if hand is None else self._peer_of(hand)
+        connection = self._worker.connection
+        return self._log.peer(_UNKNOWN) if connection is None else self._peer_of(connection)
 
     def _peer_of(self, connection: AcceptedConnection) -> str:
         if connection is not self._known:

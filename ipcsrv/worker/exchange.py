@@ -58,7 +58,7 @@ LAST_PATIENCE = 0.02  # seconds to get the packets before a failure reply out
 
 
 class HandedOver(Exception):
-    """The connection is no longer in hand: it was returned, ended, or its stream is held."""
+    """The worker no longer has the connection: it was returned, ended, or its stream is held."""
 
 
 class FileAssembly(Assembly):
@@ -95,7 +95,7 @@ class Exchange:
     """The exchanges of one connection, from where the fast path left off.
 
     Each method that serves returns True when the last response is out and nothing of a next request has come;
-    otherwise it returns False, and the connection is no longer in hand.
+    otherwise it returns False, and the worker no longer has the connection.
     """
 
     def __init__(self, worker: Worker, connection: AcceptedConnection, number: int, waited: int) -> None:

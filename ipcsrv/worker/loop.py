@@ -2,7 +2,7 @@
 
 A worker holds one active connection and nothing else, but for streams whose generators are suspended. It takes the
 next one when the last has ended or was returned to the master, which keeps all that are silent or stalled. What it does
-with the one in hand stands in its slot of the scoreboard (`Phase`), so that the master can act for it if it dies.
+with its connection stands in its slot of the scoreboard (`Phase`), so that the master can act for it if it dies.
 
 It leaves when the queue has ended, when the master says so, or when it has served its number of requests.
 """
@@ -126,8 +126,8 @@ class Worker:
             self.observer.close()
 
     @property
-    def hand(self) -> AcceptedConnection | None:
-        """The connection in hand, or the last one."""
+    def connection(self) -> AcceptedConnection | None:
+        """The connection that is being served, or the last one."""
         return self._path.connection
 
     # -- what comes next ----------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ class Worker:
         self.give_back(connection, Returned(number, Stage.BETWEEN), None)
 
     def _leave_fast_path(self, connection: AcceptedConnection, number: int, outcome: int, waited: int) -> bool:
-        """Do what the fast path has left to do; True if the connection is still in hand, between two requests."""
+        """Do what the fast path has left to do; True if the worker still has the connection, between two requests."""
         path = self._path
         if outcome == FORKED:
             end_forked_child()

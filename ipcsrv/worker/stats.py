@@ -30,11 +30,11 @@ class Stats:
         return self.words[board.REQUESTS]
 
     def enter(self, number: int, phase: Phase) -> None:
-        """Write which connection is in hand, and what is done with it."""
+        """Write which connection the worker has, and what it does with it."""
         self.words[LENT] = number << 3 | phase
 
     def leave(self) -> None:
-        """No connection is in hand."""
+        """The worker has no connection."""
         self.words[LENT] = 0
 
     def taken(self, waited: int | None) -> None:

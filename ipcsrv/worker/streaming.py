@@ -118,7 +118,7 @@ class Coalescer:
 
 
 class Flusher:
-    """The thread that keeps the 5 ms for the stream in hand; started by the first one, asleep between them."""
+    """The thread that keeps the 5 ms for the present stream; started by the first one, asleep between them."""
 
     def __init__(self) -> None:
         self._streams: set[Coalescer] = set()

@@ -99,6 +99,10 @@ class Output:
         self.times_reopened += 1
         self._note_identity()
 
+    def go_on_in(self, name: str) -> None:
+        """Use this log file as soon as it can be opened; the standard streams of the process stay as they are."""
+        self._name, self._identity = name, (0, 0)
+
     def _note_identity(self) -> None:
         info = os.fstat(self._descriptor)
         self._identity = _identity(info)

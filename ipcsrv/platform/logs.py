@@ -371,10 +371,19 @@ def configure_worker(settings: Settings) -> None:
             try:
                 configure(settings)
             except StartError:  # the master could open it: a log that is gone since does not keep workers from serving
-                _target = ToOutput(open_output(None), settings)
+                _target = ToOutput(_output_for_now(settings), settings)
     _take_application_records(settings)
     _write_lines_at_once()
     children.started()
+
+
+def _output_for_now(settings: Settings) -> Output | StreamOutput:
+    """Return standard error, until the log file can be opened."""
+    output = open_output(None)
+    if isinstance(output, Output) and settings.log_file is not None:
+        with contextlib.suppress(OSError):  # the current folder is gone, of a name that is relative to it
+            output.go_on_in(os.path.abspath(settings.log_file))
+    return output
 
 
 def _take_application_records(settings: Settings) -> None:

@@ -27,6 +27,24 @@ def files_open_in(pid: int) -> set[str]:
 
 
 @posix_only
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_of_a_reload_without_a_log_file_find_it_later(
+    server: ServerFactory, tmp_path: Path, method: str
+) -> None:
+    """A folder was in its place while they started."""
+    log = tmp_path / "log"
+    options = ("--workers", "1", "--start-method", method, "--log-file", str(log), "--drain-timeout", "2")
+    running = server("handlers_for_tests:raise_error", *options)
+    log.unlink()
+    log.mkdir()
+    control.request(running.path, command="reload", timeout=support.TIMEOUT)
+    log.rmdir()
+    with pytest.raises(ipcsrv.HandlerError):
+        running.call(b"of the new worker")
+    support.wait_until(lambda: log.exists() and "of the new worker" in log.read_text(), "the log has the failure")
+
+
+@posix_only
 @pytest.mark.parametrize("told", [False, True])
 def test_rotated_log_is_reopened_by_idle_and_stuck_processes(
     server: ServerFactory, tmp_path: Path, told: bool

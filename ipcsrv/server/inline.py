@@ -49,6 +49,7 @@ class Engagement:
 class InlineSpawner:
     """Has the main thread run the worker, by way of `engagements`."""
 
+    descriptors = 4  # both ends of two channels
     reports_late = False
 
     def __init__(self, job: Job, facts: Facts, engagements: queue.SimpleQueue[Engagement | None]) -> None:

@@ -14,6 +14,7 @@ import importlib
 import multiprocessing
 import signal
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from time import monotonic, sleep
 from typing import Any, Protocol
@@ -86,6 +87,15 @@ def _entry(name: str) -> Callable[..., None]:
     return entry
 
 
+def _start(process: BaseProcess, context: BaseContext) -> None:
+    """Start a process, in which Ctrl-C is held back until it leaves signals to the master."""
+    with serving.quiet_about_threads(), children.starting():
+        if context.get_start_method() != "fork":
+            serving.start_resource_tracker()  # which lets SIGINT through again in this process
+        with lifecycle.held_interrupts():
+            process.start()
+
+
 class _Helper:
     """A process of a generation that is no worker, and the channel to it."""
 
@@ -95,8 +105,7 @@ class _Helper:
         self._process: BaseProcess = context.Process(target=_entry(f"run_{role}"), args=(job, theirs),
                                                      name=f"ipcsrv-{role}-{job.generation}")
         try:
-            with serving.quiet_about_threads(), children.starting(), lifecycle.held_interrupts():
-                self._process.start()
+            _start(self._process, context)
         except OSError:
             self.channel.close()
             raise
@@ -271,8 +280,7 @@ class FreshSpawner:
         process = self._context.Process(target=_entry("run_fresh_worker"), args=(self._job, number, slot, end),
                                         name=f"ipcsrv-worker-{number}")
         try:
-            with serving.quiet_about_threads(), children.starting(), lifecycle.held_interrupts():
-                process.start()
+            _start(process, self._context)
         except OSError as error:
             self._facts.spawn_failed(number, str(error))
             return

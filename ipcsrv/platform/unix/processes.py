@@ -178,6 +178,13 @@ def end_with_parent(wanted: bool) -> None:
         set_option(_PR_SET_PDEATHSIG, int(signal.SIGKILL) if wanted else 0, 0, 0, 0)
 
 
+def start_resource_tracker() -> None:
+    """Start the process that multiprocessing has beside each process that it starts anew, if there is none yet."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()
+
+
 def call_in_forked_children(callback: Callable[[], object]) -> None:
     """Call this in every process that is forked from this one, before it goes on."""
     os.register_at_fork(after_in_child=callback)

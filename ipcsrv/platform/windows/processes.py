@@ -250,6 +250,10 @@ def end_with_parent(wanted: bool) -> None:
     """Nothing: the job object that `child_hygiene` has joined ends this process with the master."""
 
 
+def start_resource_tracker() -> None:
+    """Nothing: multiprocessing has none here."""
+
+
 def call_in_forked_children(callback: Callable[[], object]) -> None:
     """Nothing: a process cannot be forked here."""
 

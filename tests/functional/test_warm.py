@@ -75,6 +75,11 @@ class Place:
         return output.decode()
 
 
+def remove(folder: Path) -> None:
+    """Remove a place, in which a start that was begun in the background may still write."""
+    support.wait_until(lambda: shutil.rmtree(folder, ignore_errors=True) or not folder.exists(), "the folder is gone")
+
+
 @pytest.fixture(scope="module")
 def place(commands: dict[str, str]) -> Iterator[Place]:
     """A place whose program has a server."""
@@ -83,7 +88,7 @@ def place(commands: dict[str, str]) -> Iterator[Place]:
     made.manage("--restart", made.program)
     yield made
     made.manage("--stop")
-    shutil.rmtree(folder)
+    remove(folder)
 
 
 @pytest.fixture(params=["python", "native"])
@@ -266,7 +271,7 @@ def own_place(commands: dict[str, str]) -> Iterator[Place]:
     made = Place(folder, commands)
     yield made
     made.manage("--stop")
-    shutil.rmtree(folder)
+    remove(folder)
 
 
 def wait_until_warm(place: Place, client: str) -> None:

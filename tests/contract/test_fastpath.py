@@ -127,7 +127,7 @@ def test_request_is_answered_and_counted(bench: Bench) -> None:
     words = bench.words
     assert bench.count(board.REQUESTS, board.OK, board.BYTES_IN, board.BYTES_OUT, board.SINCE_NS) == [1, 1, 4, 4, 0]
     took = words[board.LAST_NS] - words[board.BEGAN_NS]
-    assert words[board.BUSY_NS] == took > 0
+    assert words[board.BUSY_NS] == took >= 0  # a clock of Windows moves every 15 ms
     assert bench.count(board.HANDLER + board.bucket(took), board.WHOLE + board.bucket(took + 500_000)) == [1, 1]
 
 

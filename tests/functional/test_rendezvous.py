@@ -183,6 +183,7 @@ def test_lock_file_of_a_dead_git_server_is_reported_by_name(sock_path: str) -> N
     assert os.listdir(os.path.dirname(sock_path)) == ["s.lock"]
 
 
+@at_the_path
 def test_folder_in_place_of_gits_lock_is_reported_by_name(sock_path: str) -> None:
     os.mkdir(sock_path + ".lock")
     done = support.run_command("run", sock_path, "zlib:compress", "--workers", "1")

@@ -29,6 +29,7 @@ from ipcsrv.errors import AddressInUse, InvalidPath, SettingsError, StartError
 from ipcsrv.platform import client as platform
 from ipcsrv.platform import lifecycle
 from ipcsrv.platform import server as serving
+from ipcsrv.platform.log_file import open_log
 from ipcsrv.platform.windows import queue as windows_queue
 from ipcsrv.platform.windows import win32
 from ipcsrv.platform.windows.client import PIPE_NAME_LIMIT, pipe_name
@@ -221,15 +222,15 @@ def test_claim_refuses_a_file_or_a_missing_folder(tmp_path: Path) -> None:
 
 def test_log_keeps_lines_of_several_descriptors(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
-    first, second = lifecycle.open_log(log), lifecycle.open_log(log)
+    first, second = open_log(log), open_log(log)
     for number in range(10):
         os.write((first, second)[number % 2], b"%d\n" % number)
     os.close(first)
     os.close(second)
     assert (tmp_path / "log").read_bytes().split() == [b"%d" % number for number in range(10)]
-    os.close(lifecycle.open_log(None))
+    os.close(open_log(None))
     with pytest.raises(StartError):
-        lifecycle.open_log(str(tmp_path / "missing" / "log"))
+        open_log(str(tmp_path / "missing" / "log"))
 
 
 # -- between two processes --------------------------------------------------------------------------------------------

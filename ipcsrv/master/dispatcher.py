@@ -431,7 +431,7 @@ class Dispatcher:
             if not untouched:
                 self._log_line(self._connection(number).peer(), code)
             self._do(self.dispatch.worker_died(number, untouched=untouched, may_reply=may_reply, code=code, text=text,
-                                               now=monotonic()))
+                                               served=phase is Phase.BETWEEN, now=monotonic()))
         self._do(self.dispatch.holder_died(worker))
         # It may have died between recvmsg(2) and the write into its slot: the connection is then in no place (`audit`).
         if not clean and self._target is not None:

@@ -312,7 +312,7 @@ class Dispatch:
             return self.requeue(record, now)
         self._forget_state(record)
         record.stage, record.began_ns, record.state = returned.stage, returned.began_ns, returned.state
-        record.holder = 0
+        record.holder = record.deaths = 0
         self._buffered += record.buffered
         stage = returned.stage
         if stage is Stage.BETWEEN:
@@ -328,15 +328,16 @@ class Dispatch:
         return [*self._begin_stall(record, now), *self._bound_buffered(now)]
 
     def worker_died(self, number: int, *, untouched: bool, now: float, may_reply: bool = False, code: str = "",
-                    text: str = "") -> list[Command]:
+                    text: str = "", served: bool = False) -> list[Command]:
         """A worker has died with this connection, or what it returned with it was lost.
 
-        untouched: nothing of a request was read; may_reply: a failure reply would not fall into a packet.
+        untouched: nothing of a request was read; may_reply: a failure reply would not fall into a packet; served: the
+        worker had answered a request of it, so that the connection is no reason to die.
         """
         record = self.find(number)
         if record is None or record.status not in (ConnectionState.QUEUED, ConnectionState.LENT):
             return []
-        record.deaths += untouched
+        record.deaths = 0 if served else record.deaths + untouched
         if untouched and record.deaths < MOST_DEATHS:
             return self.requeue(record, now)
         if untouched:  # it may be the reason: no more workers are lost to it

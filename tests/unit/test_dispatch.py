@@ -146,6 +146,17 @@ def test_connection_that_workers_die_of_is_ended(core: Dispatch, stage: Stage, e
     assert number not in core.records or count(core, ConnectionState.LINGERING) == 1
 
 
+def test_kept_connection_outlives_any_number_of_workers(core: Dispatch) -> None:
+    number = core.accept_passed(0.0)
+    record = core.find(number)
+    assert record is not None
+    for _ in range(3 * dispatch.MOST_DEATHS):
+        assert acts(core.worker_died(number, untouched=True, served=True, now=1.0)) == [Act.CHECK]
+        core.checked(number, True, 1.0)
+        assert core.next_ready() is record
+        core.queued(record, 1.0)
+
+
 def test_requeued_exchange_with_state_is_ready(core: Dispatch) -> None:
     give_back(core, Stage.AHEAD, HELD)
     record = core.next_ready()

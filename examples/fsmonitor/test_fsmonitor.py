@@ -214,7 +214,7 @@ def test_socket_of_systemd_starts_the_monitor_when_it_is_asked(tree: Tree, asked
         for word in ("changed\n", "changed again\n"):  # the second time after the idle exit of the first server
             (tree.root / "first").write_text(word)
             asking = subprocess.Popen(question, cwd=tree.root, stdout=subprocess.PIPE, text=True)
-            assert select.select([listener], [], [], 20)[0], "nobody connects"
+            assert select.select([listener], [], [], 20)[0], "no client connects"
             passed = os.dup(listener.fileno())
             server = subprocess.Popen([sys.executable, "-c", LIKE_SYSTEMD, str(passed), *command], cwd=git_dir,
                                       pass_fds=[passed])

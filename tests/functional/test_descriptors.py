@@ -47,22 +47,27 @@ def test_handler_gets_the_descriptors_of_a_request(running: support.RunningServe
     assert ask(running.path, b"again", split=3) == b"1 again"
 
 
+def assert_descriptor_is_closed(path: str, data: bytes, refusal: bytes) -> None:
+    """Send data with a descriptor, which is refused; then no process has that descriptor."""
+    read, write = os.pipe()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(support.TIMEOUT)
+        connection.connect(path)
+        socket.send_fds(connection, [data], [write])
+        os.close(write)
+        assert refusal in connection.recv(100)
+        connection.shutdown(socket.SHUT_RDWR)
+        with open(read, "rb") as file:
+            assert file.read() == b""  # the end of file: no process has the other end
+
+
 def test_descriptors_survive_a_request_that_stalls(running: support.RunningServer) -> None:
     assert ask(running.path, b"one", b"two", split=3, stall=lambda: running.call(b"")) == b"2 one two"
 
 
 def test_descriptors_of_a_stalled_request_are_closed_when_late(server: ServerFactory) -> None:
     running = server("handlers_for_tests:read_descriptors", "--receive-descriptors", "--read-timeout", "0.5")
-    read, write = os.pipe()
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(support.TIMEOUT)
-        connection.connect(running.path)
-        socket.send_fds(connection, [b"00"], [write])
-        os.close(write)
-        assert b"ERR timeout" in connection.recv(100)
-        connection.shutdown(socket.SHUT_RDWR)
-        with open(read, "rb") as file:
-            assert file.read() == b""
+    assert_descriptor_is_closed(running.path, b"00", b"ERR timeout")
 
 
 @pytest.mark.skipif(not support.have_proc, reason="counts descriptors in /proc")
@@ -82,16 +87,7 @@ def test_descriptors_that_no_handler_takes_do_not_pile_up(server: ServerFactory)
 
 @pytest.mark.skipif(not support.have_proc, reason="counts descriptors in /proc")
 def test_descriptors_that_are_not_taken_are_closed(running: support.RunningServer) -> None:
-    read, write = os.pipe()
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(support.TIMEOUT)
-        connection.connect(running.path)
-        socket.send_fds(connection, [b"zzzz"], [write])
-        os.close(write)
-        assert b"ERR malformed" in connection.recv(100)
-        connection.shutdown(socket.SHUT_RDWR)
-        with open(read, "rb") as file:
-            assert file.read() == b""  # the end of file: no process has the other end
+    assert_descriptor_is_closed(running.path, b"zzzz", b"ERR malformed")
 
 
 def test_descriptors_are_not_received_unless_asked(server: ServerFactory) -> None:

@@ -97,7 +97,7 @@ def test_chunks_are_sent_where_the_engine_has_a_way() -> None:
     assert sent == [b"da", b"ta", b"x" * 60]
 
 
-def test_endless_stream_is_closed_when_nobody_wants_it() -> None:
+def test_endless_stream_is_closed_when_its_client_has_left() -> None:
     assert call("chunks_until_closed", cancelled=True, send=lambda piece: None).sent == 60
     assert closed.pop() == "chunks"
 

@@ -15,9 +15,9 @@ _COMPILED = [
         define_macros=[("Py_LIMITED_API", "0x030B0000")],
         extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
         py_limited_api=True,
-        optional=True,  # without a compiler the Python code does the same (worker/fastpath.py, master/dispatcher.py)
+        optional=True,  # without a compiler the Python code does the same (worker/fastpath.py, worker/assembly.py, master/dispatcher.py)
     )
-    for name in ("worker._fastpath", "master._passing")
+    for name in ("worker._assembly", "worker._fastpath", "master._passing")
 ]
 _WANTED = os.name == "posix" and not os.environ.get("IPCSRV_PURE_PYTHON")
 

@@ -27,15 +27,14 @@ from ..platform.server import (
     AcceptedConnection,
     anonymous_file,
     keep_freed_memory,
-    read_at,
-    write_at,
 )
 from ..protocol.exchange import PeerClosed, RequestReceived, ServerExchange, Truncated
-from ..protocol.pktline import Assembly, discard
+from ..protocol.pktline import discard
 from ..request import QUIT, Request
 from ..supervision import scoreboard as board
 from ..supervision.messages import ExchangeState, Passed, Returned, Stage
 from ..supervision.scoreboard import Phase
+from .assembly import FileAssembly, read_file, request_assembly
 from .failures import Failure, type_name
 from .fastpath import without_own_frames
 from .streaming import Coalescer, Gone
@@ -61,36 +60,6 @@ class HandedOver(Exception):
     """The worker no longer has the connection: it was returned, ended, or its stream is held."""
 
 
-class FileAssembly(Assembly):
-    """The data of a request that has stalled before, in the file that travels with it."""
-
-    __slots__ = ("file",)
-
-    def __init__(self, file: int = -1, size: int = 0) -> None:
-        super().__init__()
-        self.file, self.size = file, size
-
-    def append(self, piece: bytes | memoryview) -> None:
-        """Add the next piece."""
-        if self.file < 0:  # a later request of this connection
-            super().append(piece)
-            return
-        while piece:
-            written = write_at(self.file, piece, self.size)
-            self.size += written
-            piece = piece[written:]
-
-    def join(self) -> bytes:
-        """Return the data; the file is closed, and the assembly is ready for the next request."""
-        if self.file < 0:
-            return super().join()
-        try:
-            return read_file(self.file, self.size)
-        finally:
-            os.close(self.file)
-            self.__init__()  # type: ignore[misc]
-
-
 class Exchange:
     """The exchanges of one connection, from where the fast path left off.
 
@@ -101,7 +70,7 @@ class Exchange:
     def __init__(self, worker: Worker, connection: AcceptedConnection, number: int, waited: int) -> None:
         self._worker = worker
         self.connection, self.number = connection, number
-        self._server = ServerExchange(worker.settings.max_request_size)
+        self._server = ServerExchange(worker.settings.max_request_size, request_assembly())
         self._began_ns = 0  # when the request that is being received began to arrive
         self._received = self._moved = 0  # bytes of that request, and bytes of this turn
         self._turn_ns = 0
@@ -191,7 +160,7 @@ class Exchange:
             self._server.receive_data(data[len(data) - state.ahead :] if state.ahead else data)
             return
         # The assembly owns the file from here on: `join` closes it, or `give_back`, when the request stalls again.
-        assembly = Assembly() if file is None else FileAssembly(file, state.in_file)
+        assembly = request_assembly() if file is None else FileAssembly(file, state.in_file)
         if file is None:
             assembly.append(state.body)
         self._server = ServerExchange(self._worker.settings.max_request_size, assembly)
@@ -226,7 +195,8 @@ class Exchange:
             event = self._server.next_event()
             if isinstance(event, RequestReceived):
                 self._began_ns = self._received = 0
-                return Request(event.payload)
+                payload = event.payload
+                return payload if isinstance(payload, Request) else Request(payload)
             if event is None:
                 self._receive_more()
             elif isinstance(event, PeerClosed):
@@ -538,16 +508,6 @@ class Exchange:
         self._log(code)
         self._worker.refuse(self.connection, self.number, code, message)
         raise HandedOver
-
-
-def read_file(file: int, size: int) -> bytes:
-    """Return the first `size` bytes of a file."""
-    parts = []
-    at = 0
-    while at < size and (part := read_at(file, size - at, at)):
-        parts.append(part)
-        at += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def state_with(body: bytes) -> tuple[ExchangeState, int | None]:

@@ -36,7 +36,8 @@ def check_package() -> None:
     requires = importlib.metadata.requires("ipcsrv") or []
     assert [name for name in requires if "extra ==" not in name] == ["filelock>=3.30"], requires
     if os.name == "posix" and any(map(shutil.which, ("cc", "gcc", "clang"))):
-        importlib.import_module("ipcsrv.worker._fastpath")
+        for name in ("master._passing", "worker._assembly", "worker._fastpath"):
+            importlib.import_module(f"ipcsrv.{name}")
         COMMANDS["ipcsrvc"] = [str(SCRIPT.with_name("ipcsrvc"))]
 
 

@@ -24,13 +24,14 @@ class Machine:
     now: int = 0
     step: int = 1000  # ns
     comes: int | None = None
+    quiet: bool = False  # nothing comes in a sleep
     slept: list[float | None] = field(default_factory=list)
     looks: int = 0
 
     def wait(self, timeout: float | None) -> list[tuple[int, int]]:
         if timeout != 0:
             self.slept.append(timeout)
-            return EVENT
+            return [] if self.quiet else EVENT
         self.looks += 1
         return EVENT if self.comes is not None and self.looks > self.comes else []
 
@@ -95,6 +96,18 @@ def test_success_forgets_the_looks_in_vain() -> None:
     assert polling.poll(None) == EVENT
     machine.comes = None
     assert all(fail_once(machine, polling) > 1 for _ in range(MOST_VAIN))
+
+
+def test_poll_sleeps_again_until_something_has_come() -> None:
+    machine = Machine(quiet=True)
+    polling = busy_poll(machine)
+    assert polling.poll(4.0) == []
+    looks = machine.looks
+    assert [polling.poll(4.0) for _ in range(3)] == [[]] * 3
+    assert machine.looks == looks, "a timer is no sign of work"
+    machine.quiet = False
+    assert fail_once(machine, polling) == 0
+    assert fail_once(machine, polling) > 1
 
 
 def test_poll_sleeps_at_once_where_others_need_the_cpu() -> None:

@@ -61,7 +61,8 @@ class BusyPoll:
     A process that sleeps on a CPU of its own is woken through an interrupt, which takes 20 µs and more on a virtual
     machine: longer than most clients take to ask again. So `poll` gives the CPU to other processes and looks again,
     for `BUSY_POLL_NS`. It sleeps at once for a while if nothing came several times in a row, and where giving the CPU
-    away took long: then others need it, and the kernel runs a sleeper sooner than a process that has yielded.
+    away took long: then others need it, and the kernel runs a sleeper sooner than a process that has yielded. After a
+    sleep in which nothing came, it sleeps again.
 
     wait: `poll` of a poller; clock: nanoseconds; yield_cpu: sched_yield(2).
     """
@@ -71,6 +72,7 @@ class BusyPoll:
         self._wait, self._clock = wait, clock
         self._yield = os.sched_yield if yield_cpu is None else yield_cpu
         self._vain = self._skip = self._paused_until = self._pause_ns = 0
+        self._idle = False
 
     def poll(self, timeout: float | None) -> Events:
         """Return the events that there are, or that come within `timeout` seconds (None: whenever)."""
@@ -78,12 +80,14 @@ class BusyPoll:
         if self._skip:
             self._skip -= 1
             return wait(timeout)
+        if self._idle:
+            return self._sleep(timeout)
         events = wait(0)
         if events or timeout == 0:
             return events
         before = self._clock()
         if before < self._paused_until:
-            return wait(timeout)
+            return self._sleep(timeout)
         until = before + BUSY_POLL_NS
         while before < until:
             self._yield()
@@ -91,7 +95,7 @@ class BusyPoll:
             if now - before > LONG_YIELD_NS:
                 self._pause_ns = min(MOST_PAUSE_NS, self._pause_ns * 2 or LEAST_PAUSE_NS)
                 self._paused_until = before + self._pause_ns
-                return wait(timeout)
+                return self._sleep(timeout)
             if events := wait(0):
                 self._vain = 0
                 self._pause_ns -= self._pause_ns // 64
@@ -100,7 +104,12 @@ class BusyPoll:
         self._vain += 1
         if self._vain >= MOST_VAIN:
             self._skip = SKIPPED
-        return wait(timeout)
+        return self._sleep(timeout)
+
+    def _sleep(self, timeout: float | None) -> Events:
+        events = self._wait(timeout)
+        self._idle = not events
+        return events
 
 
 def busy_poll_ns() -> int:

@@ -57,6 +57,7 @@ class Rendezvous:
         self._insecure_dir, self._want_control = insecure_dir, control
         self._pid = os.getpid()
         self._folder = self._lock = -1
+        self._lock_identity = (0, 0)
         self._identity: tuple[int, int] | None = None
         self._control_identity: tuple[int, int] | None = None
         self.adopted = False
@@ -84,7 +85,7 @@ class Rendezvous:
             if adopted is None:
                 with address(self._name, folder=self._folder, path=self.path):
                     pass  # a name that no socket can have is refused before anything is started
-            self._lock = self._take_lock()
+            self._hold(self._take_lock())
             self.write_record(record)
             if adopted is None:
                 self._must_be_free(self._name)
@@ -140,6 +141,10 @@ class Rendezvous:
                 os.close(descriptor)
                 raise
             os.close(descriptor)  # the last server removed the file between our open and our lock: lock the new one
+
+    def _hold(self, lock: int) -> None:
+        info = os.fstat(lock)
+        self._lock, self._lock_identity = lock, (info.st_dev, info.st_ino)
 
     def _open_lock_file(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -306,7 +311,7 @@ class Rendezvous:
         """
         try:
             info = os.stat(self._name + LOCK_SUFFIX, dir_fd=self._folder, follow_symlinks=False)
-            if os.path.samestat(info, os.fstat(self._lock)):
+            if (info.st_dev, info.st_ino) == self._lock_identity:
                 return False
         except FileNotFoundError:
             pass
@@ -317,7 +322,7 @@ class Rendezvous:
         except (OSError, InvalidPath, AddressInUse):
             return False
         os.close(self._lock)
-        self._lock = renewed
+        self._hold(renewed)
         return True
 
     # -- giving it back ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ _COMPILED = [
         define_macros=[("Py_LIMITED_API", "0x030B0000")],
         extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
         py_limited_api=True,
-        optional=True,  # without a compiler the Python code does the same (worker/fastpath.py, worker/assembly.py, master/dispatcher.py)
+        optional=True,  # without a compiler the Python code does the same
     )
     for name in ("worker._assembly", "worker._fastpath", "master._passing")
 ]

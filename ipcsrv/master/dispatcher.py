@@ -39,7 +39,7 @@ IMPATIENT_TURNS = 32  # turns without that, after one in which it was in vain
 QUIET = object()  # returned by a callback after which nothing but what it did has changed
 QUEUE_SPARE = 8  # connections in the queue beyond two for each worker
 BACK_OFF = (0.1, 2.0)  # seconds, first and longest, without accepting when descriptors or memory ran out
-CALM = 2.0  # seconds without want after which it is over
+CALM = 5.0  # seconds without want after which it is over
 DISCARD_SIZE = 256 * 1024  # bytes of a refused client that are read in one turn
 OUTPUT_SIZE = 128 * 1024  # bytes of a stalled response that are sent in one turn
 DRAIN_LOOK = 0.01  # seconds between two looks at the rings of the workers while the server drains
@@ -104,7 +104,7 @@ class Dispatcher:
         self._room_watched = self._accepting = self._opened = self._miscounted = False
         self._backlog_open, self._paused = True, False
         self._limit = serving.descriptor_limit()
-        self._exhausted_for = 0.0  # seconds of the present back-off, 0 if there is none
+        self._exhausted_for = self._exhausted_at = 0.0  # seconds of the present back-off, 0 for none; when it began
         self._suspects: dict[int, float] = {}  # what may have been taken by a dead worker: number, when it was queued
         self._audits = 0
         self._access_log: AccessLog | None = None
@@ -158,7 +158,8 @@ class Dispatcher:
         patience = 0 if self._impatient else FIRST_REQUEST_PATIENCE
         connections, probes, error = self._compiled.accept_and_pass(
             listener, target.writer, dispatch.next_number, most, self._admission.known_users, patience)
-        self.last_client = now = monotonic()
+        now = monotonic()
+        self.last_client = now if connections or probes else self.last_client
         self._count(board.CONNECTIONS, len(connections) + probes)
         quiet: object = QUIET
         passed = 0
@@ -663,12 +664,14 @@ class Dispatcher:
         return self._unused_descriptors() + len(self._connections) + len(self._raw) + len(self._files) > descriptors
 
     def _exhausted(self, reason: str) -> None:
-        """Out of descriptors or memory is a state: report it once, pause, try again."""
+        """Out of descriptors or memory is a state: report it once, pause, try again; later if none was taken since."""
         self.exhausted(reason)
-        self._exhausted_for = min(BACK_OFF[1], self._exhausted_for * 2)
+        longer = min(BACK_OFF[1], self._exhausted_for * 2)
+        self._exhausted_for = BACK_OFF[0] if self.last_client > self._exhausted_at else longer
+        self._exhausted_at = monotonic()
         self._paused = True
         self._watch_listener(False)
-        self._host.set_timer("resume", monotonic() + self._exhausted_for)
+        self._host.set_timer("resume", self._exhausted_at + self._exhausted_for)
 
     def exhausted(self, reason: str) -> None:
         """Something has run out, here or in a worker."""

@@ -1,4 +1,4 @@
-"""Where a request comes together: one routine, run on the class in Python and, where it was compiled, on the one in C."""
+"""Where a request comes together: one routine, run on the class in Python and, where it was compiled, on that in C."""
 
 from __future__ import annotations
 

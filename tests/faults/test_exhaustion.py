@@ -50,7 +50,7 @@ def test_with_64_descriptors_250_clients_are_served_in_turn(server: ServerFactor
     load.wait_until(lambda: load.is_whole(running), "the pool is whole")
     assert running.stop() == 0
     running.output.rest()
-    assert short_of_descriptors(running) <= 2
+    assert short_of_descriptors(running) == 1
 
 
 @pytest.mark.parametrize("silent", [20, 30])

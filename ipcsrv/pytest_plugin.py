@@ -106,7 +106,12 @@ class TestServer:
                 raise ValueError("inline=True excludes workers and control=False")
             self._serve = functools.partial(ipcsrv.serve, self.path, handler, **{**settings, "workers": 0})
         else:
-            self._server = ipcsrv.Server(self.path, handler, **{"log_level": "info", **settings})
+            try:
+                self._server = ipcsrv.Server(self.path, handler, **{"log_level": "info", **settings})
+            except ipcsrv.HandlerImportError as error:
+                if callable(handler):
+                    error.add_note("With inline=True it is served in this process, and can be any callable.")
+                raise
 
     def start(self) -> None:
         """Start the server and return when clients can connect; raises what kept the server from it."""

@@ -186,6 +186,9 @@ def test_raises(ipcsrv_server):
 def test_cannot_start(ipcsrv_server):
     ipcsrv_server("no_such_module:handle", workers=1)
 
+def test_closure(ipcsrv_server):
+    ipcsrv_server(lambda request: b"")
+
 def test_leaves_a_file(ipcsrv_server):
     server = ipcsrv_server(handlers.upper, workers=1)
     server.stop()
@@ -196,12 +199,13 @@ def test_leaves_a_process(ipcsrv_server):
     ipcsrv_server(handlers.leave_a_process, workers=1).call()
 """)
     left = ["files are left: s", *(["processes are left: "] if support.have_proc else [])]
-    result.assert_outcomes(passed=1 + len(left), failed=2, errors=1 + len(left), skipped=2 - len(left))
+    result.assert_outcomes(passed=1 + len(left), failed=3, errors=1 + len(left), skipped=2 - len(left))
     said = result.stdout.str()
     assert said.count("ipcsrv log of ") == 3 + len(left)
     assert said.count("listening on ") == 2 + len(left)
     assert [text for text in left if text not in said] == []
     assert "no module 'no_such_module'" in said
+    assert "With inline=True it is served in this process" in said
     assert "_good_report" not in said.partition("test_cannot_start")[0]
 
 

@@ -207,7 +207,8 @@ def current_folder_first(module_name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        with contextlib.suppress(ValueError):  # the module has put another list in its place
+            sys.meta_path.remove(finder)
 
 
 def _import(target: str, module_name: str) -> Any:

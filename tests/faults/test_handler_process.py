@@ -162,6 +162,19 @@ def test_default_socket_timeout_changes_nothing(server: ServerFactory) -> None:
     assert running.stop() == 0
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_blocked_signals_and_other_search_path_change_nothing(server: ServerFactory, method: str) -> None:
+    running = server(f"{HERE}:hang_or_echo", "--workers", "1", "--start-method", method, "--request-timeout", "1",
+                     env={"SELFISH_IMPORT": "1"})
+    with pytest.raises(ipcsrv.HandlerTimeout):
+        running.call(b"hang")
+    running.output.wait_for("in hang_or_echo")  # its stack
+    running.output.wait_for("was killed")
+    assert running.call(b"next") == b"next"
+    assert running.stop() == 0
+    assert "unknown status" not in running.output.rest()
+
+
 def test_worker_without_descriptors_is_replaced(server: ServerFactory) -> None:
     running = server(f"{HERE}:lowers_its_limit", "--workers", "1")
     first = running.call(b"lower")

@@ -41,6 +41,7 @@ class SignalInbox:
         for name in names:
             number = getattr(signal, name)
             self._old[number] = signal.signal(number, _ignore)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old)  # the handler's module may have blocked all
 
     def fileno(self) -> int:
         """Becomes readable when a signal has come."""
@@ -198,6 +199,7 @@ def protect_children(*sockets: socket.SocketType) -> None:
     """
     numbers = {getattr(signal, name) for name in _SERVER_SIGNALS}
     masks: list[set[signal.Signals]] = []
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # for stacks; the handler's module may have blocked all
 
     def before_fork() -> None:
         masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ if os.environ.get("THREAD_AT_IMPORT"):
 if os.environ.get("DEFAULT_TIMEOUT"):
     socket.setdefaulttimeout(float(os.environ["DEFAULT_TIMEOUT"]))
 if os.environ.get("SELFISH_IMPORT"):
-    signal.pthread_sigmask(signal.SIG_BLOCK, {number for number in range(1, 32)})
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(range(1, 32)))
     sys.path[:], sys.meta_path = [], list(sys.meta_path[1:])
 if os.environ.get("DIES_OF_FORK"):  # at the next fork, if there is that file: before anyone is told of it
     _master, _file, _dies = os.getppid(), os.environ["DIES_OF_FORK"], []

@@ -199,7 +199,7 @@ def protect_children(*sockets: socket.SocketType) -> None:
     """
     numbers = {getattr(signal, name) for name in _SERVER_SIGNALS}
     masks: list[set[signal.Signals]] = []
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # for stacks; the handler's module may have blocked all
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # for stacks; a module may have blocked all
 
     def before_fork() -> None:
         masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))  # type: ignore[arg-type]

@@ -399,8 +399,10 @@ class Supervisor:
             failures.over()
         pause = self._backoff.after(failures)
         killed = killed and generation.has_served  # a server that has served waits for better times
+        known = failures.row > 0 and reason == failures.reason and not generation.has_served
         if failures.add(worker.started, now, pause, reason, traceback, killed=killed):
-            self._report("warning", f"a worker died at its start: {reason}; the next attempt is in {pause:.1f} s")
+            if not known:  # a start that tries five times in a second says the same cause once
+                self._report("warning", f"a worker died at its start: {reason}; the next attempt is in {pause:.1f} s")
             self._judge(generation, failures, now)
 
     # -- what follows for a generation --------------------------------------------------------------------------

@@ -153,6 +153,17 @@ def test_start_hook_that_raises_is_the_reason_of_failure(sock_path: str) -> None
     assert not os.path.lexists(sock_path)
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_start_hook_that_raises_is_logged_once(sock_path: str, method: str) -> None:
+    hook = "handlers_for_tests:on_worker_start_raises"
+    done = support.run_command("run", sock_path, "handlers_for_tests:echo", "--workers", "1", "--start-method", method,
+                               "--chdir", os.path.dirname(__file__) + "/..", "--on-worker-start", hook)  # fmt: skip
+    assert done.returncode == 1
+    reason = f"on_worker_start {hook}: RuntimeError: no database today"
+    assert done.stderr.decode().count(f"a worker died at its start: {reason}") == 1
+    assert done.stderr.decode().splitlines()[-1] == f"ipcsrv: the server did not start: {reason}"
+
+
 # -- its surroundings -------------------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,11 @@ NOTHING = "-"
 
 
 def duration(seconds: float | None) -> str:
-    """At most 7 characters: 870 ns, 1.24 ms, 12.3 s, 5m 20s, 3h 12m, 41d 3h."""
+    """At most 7 characters: 0 s, 870 ns, 1.24 ms, 12.3 s, 5m 20s, 3h 12m, 41d 3h."""
     if seconds is None:
         return NOTHING
+    if not seconds:
+        return "0 s"
     for unit, scale in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
         if seconds < 999.5 * scale and (unit != "s" or seconds < 59.95):
             return f"{_three_digits(seconds / scale)} {unit}"

@@ -55,6 +55,8 @@ def _checked(command: str, operands: list[str], options: dict[str, str]) -> Argu
         return None
     if timeout is not None and not _is_plain_number(timeout):
         return None
+    if ":" in operands[0] and operands[0][0] not in "/." and operands[0][1:2] != ":":
+        return None  # a network address or a URL, perhaps; a drive of Windows is neither
     arguments = Arguments(command, operands[0])
     arguments.data = operands[1] if len(operands) == 2 else None
     arguments.timeout = None if timeout is None else float(timeout)

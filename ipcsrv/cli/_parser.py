@@ -43,6 +43,8 @@ _OTHER_OPTIONS = {
     **dict.fromkeys(("--log", "--logfile"), "use `--log-file FILE`"),
     **dict.fromkeys(("--force", "-f", "-9"), "`ipcsrv stop --now` does not wait"),
 }
+# HOST:PORT and URLs; `./localhost:8000` is a path.
+_NETWORK_ADDRESS = re.compile(r"(?P<unix>unix:(//)?)(?P<file>.+)|[a-z]+://.*|[\w.-]*:\d+|\[[\da-fA-F:]+\]:\d+")
 _RUN_TIMEOUTS = "`--request-timeout` bounds the handler, `--startup-timeout` the start"
 
 
@@ -63,8 +65,10 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> UsageError:
         """Return the error for an option or operand that the command does not take."""
+        if word.startswith(f"{_OPERAND}-"):
+            return UsageError(f"unexpected operand {word[1:]}", "only operands follow `--`: put options before")
         if not word.startswith("-"):
-            return UsageError(f"unexpected operand {word}", f"usage: {self._usage()}")
+            return UsageError(f"unexpected operand {word.removeprefix(_OPERAND)}", f"usage: {self._usage()}")
         import difflib
 
         name = word.partition("=")[0]
@@ -231,7 +235,19 @@ def whole_number(least: int, most: int) -> Any:
 def add_path(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     """Add the operand of every command about a server."""
     help = "the server's socket (on Windows: the path that its pipe is named after)"
-    parser.add_argument("path", metavar="PATH", nargs=nargs, help=help)
+    parser.add_argument("path", metavar="PATH", nargs=nargs, help=help, type=_socket_path)
+
+
+def _socket_path(text: str) -> str:
+    """Return the operand PATH; raises UsageError for an address of another form, unless a file has that name."""
+    path = text.removeprefix(_OPERAND)
+    address = _NETWORK_ADDRESS.fullmatch(path)
+    if address is None or os.path.lexists(path):
+        return text
+    if address["file"]:
+        raise UsageError(f"{path}: PATH is a path without `{address['unix']}`", f"use {address['file']}")
+    advice = "ipcsrv serves this machine only: PATH is a socket's path, such as ./a.sock"
+    raise UsageError(f"{path} is a network address", advice)
 
 
 def add_timeout(parser: argparse.ArgumentParser, help: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ..config import files, settings
@@ -73,7 +75,7 @@ def operands(program: Program, command: str) -> tuple[str, str]:
     """Return PATH and MODULE:HANDLER; raises UsageError with a command line that is likely to work."""
     path, target = program.path, program.target
     if path is not None and target is not None:
-        if _TARGET.fullmatch(path) and not os.path.exists(path) and (target.startswith(".") or "/" in target):
+        if _TARGET.fullmatch(path) and not os.path.exists(path) and (":" not in target or "/" in target):
             raise UsageError("PATH comes before MODULE:HANDLER", f"try `ipcsrv {command} {target} {path}`")
         return path, target
     if path and _TARGET.fullmatch(path):
@@ -95,6 +97,18 @@ def _with_handler(path: str) -> str:
     """Return operands for a single one without a handler; a Python file is no path for a socket, but may have one."""
     module, suffix = os.path.splitext(os.path.basename(path))
     return f"./{module}.sock {module}:FUNCTION" if suffix == ".py" else f"{path} zlib:compress"
+
+
+@contextmanager
+def naming_sources(program: Program) -> Iterator[None]:
+    """Name the flag, variable or file of a setting in the error of a server that refuses its value."""
+    try:
+        yield
+    except SettingsError as error:
+        source = program.sources.get(error.name or "")
+        if source is None or error.source is not None:
+            raise
+        raise settings.refusal(error.reason, error.name or "", source, error.suggestion) from None
 
 
 def check(program: Program, command: str) -> str:

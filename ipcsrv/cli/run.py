@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from . import messages
-from ._serving import Program, add_serving_arguments, check, operands, read_program, settings_table
+from ._serving import Program, add_serving_arguments, check, naming_sources, operands, read_program, settings_table
 from .messages import OK, UsageError
 
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check_config:
         print(check(program, "run"))
         return OK
-    with _reloading(arguments, program):
+    with _reloading(arguments, program), naming_sources(program):
         from ..server import server
 
         return server.run_foreground(path, target, program.settings, banner=_banner(program))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ._parser import add_timeout
-from ._serving import add_serving_arguments, check, operands, read_program, started_line
+from ._serving import add_serving_arguments, check, naming_sources, operands, read_program, started_line
 from .messages import OK
 
 
@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..server import server
 
     timeout = program.settings.startup_timeout + 5.0 if arguments.timeout is None else arguments.timeout
-    record = server.start_daemon(path, target, program.settings, timeout=timeout, may_fork=True)
+    with naming_sources(program):
+        record = server.start_daemon(path, target, program.settings, timeout=timeout, may_fork=True)
     print(started_line(path, record, program.file))
     return OK

@@ -108,8 +108,10 @@ def check_target(target: str) -> None:
     if not (colon and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
         from .suggestions import well_formed
 
-        raise HandlerImportError(target, reason="it is not MODULE:NAME, such as zlib:compress",
-                                 suggestion=well_formed(target))  # fmt: skip
+        reason = "it is not MODULE:NAME, such as zlib:compress"
+        if "-" in module and "/" not in module:
+            reason = "a module whose name has a dash cannot be imported; rename it"
+        raise HandlerImportError(target, reason=reason, suggestion=well_formed(target))
 
 
 def load(target: str) -> Handler:

@@ -300,8 +300,10 @@ def _from_file(path: str) -> dict[str, _Given]:
 
 def _entry(name: str, value: Any, source: Source) -> dict[str, _Given]:
     """One setting as given, or two for max_requests N:JITTER; refuses a name that is none."""
+    if name not in BY_NAME and isinstance(value, dict):
+        raise refusal("a configuration file has no sections; put the settings above the first one", name, source)
     if name not in BY_NAME:
-        raise _refusal("there is no such setting", name, source, nearest(name))
+        raise refusal("there is no such setting", name, source, nearest(name))
     if name == "max_requests" and isinstance(value, str) and ":" in value:
         count, _, jitter = value.partition(":")
         return {name: _Given(count, source), "max_requests_jitter": _Given(jitter, source)}
@@ -314,13 +316,13 @@ def _parsed(given: Mapping[str, _Given]) -> tuple[Settings, dict[str, Source]]:
         try:
             values[name] = BY_NAME[name].parse(entry.value)
         except ValueError as error:
-            raise _refusal(f"{entry.value!r} {error}", name, entry.source) from None
+            raise refusal(f"{entry.value!r} {error}", name, entry.source) from None
     sources = {setting.name: Source("default", "default") for setting in TABLE}
     sources |= {name: entry.source for name, entry in given.items()}
     return Settings(**values), sources
 
 
-def _refusal(reason: str, name: str, source: Source, suggestion: str | None = None) -> SettingsError:
+def refusal(reason: str, name: str, source: Source, suggestion: str | None = None) -> SettingsError:
     """The error for a setting as given at `source`; a flag or a variable says the setting's name already."""
     if source.how == "file":
         return SettingsError(reason, name=name, source=source.where, line=source.line, suggestion=suggestion)

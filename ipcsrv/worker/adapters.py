@@ -128,7 +128,8 @@ def check_signature(target: str, handler: Any) -> None:
     if not callable(handler):
         raise HandlerImportError(target, reason=f"it is of type {type(handler).__name__}, which cannot be called")
     if (reason := cannot_be_called(handler, b"")) is not None:
-        raise HandlerImportError(target, reason=reason)
+        as_factory = isinstance(handler, type) and any("__call__" in vars(base) for base in handler.__mro__)
+        raise HandlerImportError(target, reason=reason, suggestion=f"{target}()" if as_factory else None)
 
 
 def is_async(handler: Any) -> bool:

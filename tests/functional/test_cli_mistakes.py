@@ -25,6 +25,16 @@ MISTAKES = [
                                    "its signature is (one, other)"]),
     ("run words.py", 2, ["MODULE:HANDLER is missing; try `ipcsrv run ./words.sock words:FUNCTION`"]),
     (f"run {'n' * 120} words:count", 7, ["bytes long; a socket's", "choose a shorter"]),
+    ("run localhost:8000 words:count", 2, ["localhost:8000 is a network address", "PATH is a socket's path"]),
+    ("call http://localhost:8000/ x", 2, ["http://localhost:8000/ is a network address", "this machine only"]),
+    ("status unix:/tmp/a.sock", 2, ["PATH is a path without `unix:`; use /tmp/a.sock"]),
+    ("run ./a.sock words:count --allow no-such-user", 2, ["--allow: there is no user 'no-such-user' on this system"]),
+    ("start ./a.sock words:count --allow no-such-user", 2, ["--allow: there is no user 'no-such-user'"]),
+    ("run ./a.sock words:count -- --workers 2", 2, ["operand --workers; only operands follow `--`"]),
+    ("run ./a.sock my-words:count", 2, ["a module whose name has a dash cannot be imported; rename it"]),
+    ("run ./a.sock words:Counter", 2, ["its signature is ()", "did you mean `words:Counter()`?"]),
+    ("run ./a.sock words:count -c sections.toml", 2, ["line 1: server: a configuration file has no sections"]),
+    ("run words:count a", 2, ["PATH comes before MODULE:HANDLER; try `ipcsrv run a words:count`"]),
     ("run words:count ./a.sock", 2, ["PATH comes before MODULE:HANDLER; try `ipcsrv run ./a.sock words:count`"]),
     ("start ./a.sock", 2, ["MODULE:HANDLER is missing; try `ipcsrv start ./a.sock "]),
     ("start", 2, ["there is no ipcsrv.toml here; try `ipcsrv start "]),
@@ -62,7 +72,9 @@ MISTAKES = [
 ]
 
 MODULES = {
-    "words.py": "LIMIT = 3\ndef count(request): return b'1'\ndef two(one, other): return one\n",
+    "words.py": "LIMIT = 3\ndef count(request): return b'1'\ndef two(one, other): return one\n"
+                "class Counter:\n    def __call__(self, request): return b'1'\n",
+    "sections.toml": "[server]\nworkers = 2\n",
     "broken.py": "# a comment\nundefined\n",
 }
 

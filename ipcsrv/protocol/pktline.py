@@ -72,17 +72,6 @@ def _encode(data: Buffer, end: bytes) -> list[bytes | memoryview]:
 # Decoding
 
 
-def discard(buffers: list[bytes | memoryview], count: int) -> None:
-    """Drop the first `count` bytes of encoded buffers, which have been sent, in place."""
-    whole = 0
-    while whole < len(buffers) and count >= len(buffers[whole]):
-        count -= len(buffers[whole])
-        whole += 1
-    del buffers[:whole]
-    if count:
-        buffers[0] = memoryview(buffers[0])[count:]
-
-
 def decode_exact(data: bytes) -> bytes | None:
     """The payload, if `data` is exactly one message in at most one packet; else None, which says nothing of why.
 

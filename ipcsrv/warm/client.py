@@ -14,10 +14,11 @@ import socket
 import time
 from typing import NoReturn
 
+from ..buffers import discard
 from ..client import sync
 from ..errors import IpcError
 from ..platform import client as platform
-from ..protocol.pktline import discard, encode
+from ..protocol.pktline import encode
 from . import stamps, wire
 from .program import Place, Program
 

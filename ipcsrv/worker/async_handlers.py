@@ -22,8 +22,7 @@ from ..platform import logs
 from ..request import Request
 from ..supervision import scoreboard as board
 from ..supervision.messages import VERDICTS
-from .failures import Failure
-from .streaming import Gone
+from .failures import Failure, Gone
 
 log = logs.get("ipcsrv.worker")
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..buffers import discard
 from ..platform.server import (
     DONTWAIT,
     INLINE_LIMIT,
@@ -29,15 +30,14 @@ from ..platform.server import (
     keep_freed_memory,
 )
 from ..protocol.exchange import PeerClosed, RequestReceived, ServerExchange, Truncated
-from ..protocol.pktline import discard
 from ..request import QUIT, Request
 from ..supervision import scoreboard as board
 from ..supervision.messages import ExchangeState, Passed, Returned, Stage
 from ..supervision.scoreboard import Phase
 from .assembly import FileAssembly, read_file, request_assembly
-from .failures import Failure, type_name
+from .failures import Failure, Gone, type_name
 from .fastpath import without_own_frames
-from .streaming import Coalescer, Gone
+from .streaming import Coalescer
 
 if TYPE_CHECKING:
     from .loop import Worker

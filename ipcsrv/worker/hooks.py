@@ -16,7 +16,7 @@ from typing import Any
 from ..config.handlers import Handler, load_hook
 from ..config.settings import Settings
 from ..platform import logs
-from .streaming import Gone
+from .failures import Gone
 
 Hook = Callable[..., object] | None
 

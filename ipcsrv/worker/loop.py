@@ -29,7 +29,6 @@ from ..supervision import scoreboard as board
 from ..supervision.messages import PING_NUMBER, Kind, Passed, Returned, Stage, pack_number, pack_returned, parse_passed
 from ..supervision.scoreboard import LENT, Phase, Scoreboard, push_ended
 from .exchange import Exchange
-from .failures import Reporter, end_forked_child
 from .fastpath import (
     CLOSED,
     DONE,
@@ -48,6 +47,7 @@ from .fastpath import (
     without_own_frames,
 )
 from .limits import Limits
+from .reporting import Reporter, end_forked_child
 from .stats import Stats
 from .streaming import Flusher
 

@@ -13,19 +13,17 @@ import threading
 import time
 from typing import Any
 
+from ..buffers import discard
 from ..platform.server import DONTWAIT, AcceptedConnection
-from ..protocol.pktline import discard, encode_data
+from ..protocol.pktline import encode_data
 from ..supervision.scoreboard import LENT, Phase
+from .failures import Gone
 
 FLUSH_INTERVAL = 0.003  # seconds; with the switch interval below it keeps the promise of 5 ms
 SWITCH_INTERVAL = 0.001  # seconds for which a busy handler may keep the thread from running, while it streams
 GATHER = 32 * 1024  # bytes of chunks that go out without waiting for more
 FULL = 256 * 1024  # bytes unsent, at which the handler has to wait for its client
 BUFFERS_A_CALL = 64
-
-
-class Gone(Exception):
-    """The client of a stream has closed its end."""
 
 
 class Coalescer:

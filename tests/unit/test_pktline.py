@@ -18,7 +18,6 @@ from ipcsrv.protocol.pktline import (
     Assembly,
     Decoder,
     decode_exact,
-    discard,
     encode,
     encode_data,
 )
@@ -103,13 +102,6 @@ def test_every_packet_but_the_last_is_full(size):
 def test_data_packets_are_the_message_without_its_flush(size):
     data = payload_of(size)
     assert b"".join([*encode_data(data), FLUSH]) == wire_of(data)
-
-
-def test_discard_keeps_what_was_not_sent_in_order():
-    for count in range(7):
-        buffers = [b"ab", b"cde", b"f"]
-        discard(buffers, count)
-        assert b"".join(buffers) == b"abcdef"[count:]
 
 
 @pytest.mark.parametrize("size", [0, 5, MAX_DATA, MAX_DATA + 5])

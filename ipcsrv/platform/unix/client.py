@@ -15,9 +15,9 @@ import _socket
 import errno
 import os
 
+from ...buffers import discard
 from ...errors import Denied, InvalidPath, NotListening, PathNotFound
 from ...peer import Peer
-from ...protocol.pktline import discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

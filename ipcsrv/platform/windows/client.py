@@ -16,10 +16,10 @@ assert sys.platform == "win32"
 import _winapi
 import os
 
+from ...buffers import discard
 from ...errors import Denied, InvalidPath, NotListening, PathNotFound
 from ...peer import Peer
-from ...protocol.pktline import discard
-from .pipe import DONTWAIT, PIECE, Pipe, give_up, milliseconds, wait_any, wait_readable
+from .pipe import DONTWAIT, PIECE, PIPE_ACCESS, Pipe, give_up, milliseconds, wait_any, wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,15 +32,13 @@ if TYPE_CHECKING:
     Trust = int | str | Iterable[int | str]
 
 __all__ = [
-    "DONTWAIT", "Stream", "attempt", "connect", "discard", "pipe_name", "probe", "read_within",
+    "DONTWAIT", "Stream", "attempt", "connect", "pipe_name", "probe", "read_within",
     "runtime_folder", "trusted",
 ]  # fmt: skip
 
 PIPE_PREFIX = "\\\\.\\pipe\\"
 PIPE_NAME_LIMIT = 256  # characters, with the prefix (CreateNamedPipe)
 
-# Reading and writing, but not FILE_CREATE_PIPE_INSTANCE, which GENERIC_WRITE would ask for: what `allow` grants others
-PIPE_ACCESS = 0x0012019B
 _FILE_FLAG_OVERLAPPED = 0x40000000
 _IDENTIFICATION_ONLY = 0x00100000 | 0x00010000  # SECURITY_SQOS_PRESENT: a false server cannot act as the client
 _OPEN_EXISTING = 3

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
 
 DONTWAIT = 0x40  # any bit: the flag is not passed to Windows
+# Reading and writing, but not FILE_CREATE_PIPE_INSTANCE, which GENERIC_WRITE would ask for: what `allow` grants others
+PIPE_ACCESS = 0x0012019B
 PIECE = 65536  # bytes of one write: what a pipe takes at once if its reader has kept up
 CLOSED = -1
 INFINITE = 0xFFFFFFFF

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..platform import logs
-from ..platform.server import DONTWAIT, AcceptedConnection, Admission, accept_raw, adopt, enlarge
+from ..platform.server import DONTWAIT, AcceptedConnection, Admission, adopt, enlarge
 from ..protocol.exchange import Refused, RequestReceived, ServerExchange, failure_packet
 from . import status
 
@@ -109,7 +109,7 @@ class ControlServer:
     def _accept(self) -> None:
         assert self._listener is not None
         try:
-            raw = accept_raw(self._listener)
+            raw = self._listener.accept_raw()
         except BlockingIOError:
             return
         except OSError:  # no descriptor for it: the listener would stay readable

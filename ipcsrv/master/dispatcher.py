@@ -784,7 +784,7 @@ class Dispatcher:
         waiting = [record.since for record in self.dispatch.all()
                    if record.status in (ConnectionState.READY, ConnectionState.QUEUED)]
         listener = self._rendezvous.listener
-        backlog = 0 if listener is None else serving.backlog_depth(listener) or 0
+        backlog = 0 if listener is None else listener.depth() or 0
         return {"depth": len(waiting) + backlog, "oldest_seconds": max(0.0, now - min(waiting, default=now)),
                 "accepting": self._opened and not self.dispatch.draining and not self._exhausted_for}
 

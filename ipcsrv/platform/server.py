@@ -57,6 +57,7 @@ else:
     from .unix.processes import *
     from .unix.queue import *
     from .unix.rendezvous import *
+    from .unix.sockets import DONTWAIT as DONTWAIT
     from .unix.sockets import Listener as Listener
 
 

@@ -34,7 +34,8 @@ from ipcsrv.platform.windows import queue as windows_queue
 from ipcsrv.platform.windows import win32
 from ipcsrv.platform.windows.client import PIPE_NAME_LIMIT, pipe_name
 from ipcsrv.platform.windows.descriptors import duplicated
-from ipcsrv.platform.windows.rendezvous import Listener, pipe_sddl
+from ipcsrv.platform.windows.rendezvous import Listener
+from ipcsrv.platform.windows.security import pipe_sddl
 from ipcsrv.state import State
 from ipcsrv.supervision.messages import FormatError, Kind
 
@@ -113,7 +114,7 @@ def test_client_is_identified_by_process_and_impersonation(sock_path: str) -> No
     listener = Listener(sock_path, pipe_sddl())
     with platform.attempt(sock_path) as stream:
         stream.send(b"x")
-        with serving.adopt(listener.accept()) as connection:
+        with serving.adopt(listener.accept_raw()) as connection:
             assert connection.recv(1) == b"x"
             assert int.from_bytes(connection.credentials(), "little") == os.getpid()
             assert win32.sid_of_pipe_client(connection.fileno()) == connection.peer().uid
@@ -136,7 +137,7 @@ def test_claim_fails_when_another_program_has_the_pipe(sock_path: str) -> None:
 def test_listen_works_when_a_client_holds_a_dead_server(sock_path: str) -> None:
     first = Listener(sock_path, pipe_sddl())
     stream = platform.attempt(sock_path)
-    connection = first.accept()
+    connection = first.accept_raw()
     first.close()
     second = Listener(sock_path, pipe_sddl())  # beside the remains, which are ours by owner and access list
     with platform.attempt(sock_path):
@@ -149,7 +150,7 @@ def test_listen_works_when_a_client_holds_a_dead_server(sock_path: str) -> None:
 def test_listen_fails_beside_the_pipe_of_another_server(sock_path: str) -> None:
     first = Listener(sock_path, pipe_sddl(["S-1-1-0"]))
     stream = platform.attempt(sock_path)
-    connection = first.accept()
+    connection = first.accept_raw()
     first.close()
     with pytest.raises(AddressInUse):
         Listener(sock_path, pipe_sddl())
@@ -163,9 +164,9 @@ def test_withdraw_keeps_clients_that_have_connected(sock_path: str) -> None:
     listener.withdraw()
     with pytest.raises(BlockingIOError):
         platform.attempt(sock_path)
-    connections = [listener.accept() for _ in streams]
+    connections = [listener.accept_raw() for _ in streams]
     with pytest.raises(BlockingIOError):
-        listener.accept()
+        listener.accept_raw()
     for stream in streams:
         stream.close()
     for raw in connections:
@@ -187,7 +188,7 @@ def test_accept_returns_a_client_that_has_closed(sock_path: str) -> None:
     listener = Listener(sock_path, pipe_sddl())
     for _ in range(20):
         platform.attempt(sock_path).close()
-        with serving.adopt(listener.accept()) as connection:
+        with serving.adopt(listener.accept_raw()) as connection:
             assert connection.recv(1) == b""
             assert connection.gone()
     listener.close()
@@ -248,7 +249,7 @@ def accepted(sock_path: str) -> Iterator[tuple[platform.Stream, serving.Accepted
     """A client and the server's end of its connection."""
     listener = Listener(sock_path, pipe_sddl())
     stream = platform.attempt(sock_path)
-    connection = serving.adopt(listener.accept())
+    connection = serving.adopt(listener.accept_raw())
     yield stream, connection
     for thing in (stream, connection, listener):
         thing.close()
@@ -475,7 +476,7 @@ def test_worker_ends_with_its_master() -> None:
 
 
 def _be_a_master(channel: Any) -> None:
-    from ipcsrv.platform.windows.processes import keep_workers_from_outliving_us
+    from ipcsrv.platform.windows.job import keep_workers_from_outliving_us
 
     keep_workers_from_outliving_us()
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]

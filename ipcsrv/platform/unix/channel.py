@@ -16,13 +16,10 @@ import struct
 from typing import Final
 
 from ...supervision.messages import FRAME_SIZE, MAX_BODY, FormatError, Kind, frame, parse_frame, parse_header
-from .connection import CLOEXEC, DONTWAIT, PEEK
-from .queue import QUEUE_TYPE, RIGHTS
-from .sockets import Sendable, made
+from .sockets import CLOEXEC, DONTWAIT, HAS_RECORDS, PAIR_TYPE, PEEK, RIGHTS, Sendable, made
 
 _DESCRIPTOR: Final = struct.Struct("i")
 _ANCILLARY: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
-_HAS_RECORDS: Final = QUEUE_TYPE == socket.SOCK_SEQPACKET
 _GONE: Final = (ConnectionResetError, BrokenPipeError)
 
 Message = tuple[Kind, bytes, int | None]
@@ -49,7 +46,7 @@ class Channel(Sendable):
         """
         flags = CLOEXEC | (0 if wait else DONTWAIT)
         try:
-            size = FRAME_SIZE + MAX_BODY if _HAS_RECORDS else FRAME_SIZE
+            size = FRAME_SIZE + MAX_BODY if HAS_RECORDS else FRAME_SIZE
             data, ancillary, _, _ = self.recvmsg(size, _ANCILLARY, flags)
         except _GONE:  # the other side died before it read all messages
             return None
@@ -57,7 +54,7 @@ class Channel(Sendable):
             return None
         descriptor = _DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else None
         try:
-            kind, body = parse_frame(data) if _HAS_RECORDS else self._rest_of(data)
+            kind, body = parse_frame(data) if HAS_RECORDS else self._rest_of(data)
         except FormatError:
             if descriptor is not None:
                 os.close(descriptor)
@@ -98,5 +95,5 @@ def adopt_channel(raw: int) -> Channel:
 
 def channel() -> tuple[Channel, Channel]:
     """Return the two ends of a new channel."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, QUEUE_TYPE)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, PAIR_TYPE)
     return made(Channel, ours.detach()), made(Channel, theirs.detach())

@@ -1,4 +1,4 @@
-"""An accepted connection on Unix, who may use the server, and the depth of the backlog.
+"""An accepted connection on Unix, and who may use the server.
 
 Sockets stay in blocking mode: `O_NONBLOCK` belongs to the open file description, which the master and a worker share.
 Where a call must not wait, `DONTWAIT` says so for that call.
@@ -24,17 +24,9 @@ from typing import Final
 from ...errors import SettingsError
 from ...peer import Peer
 from .client import CREDENTIALS_SIZE, credentials, credentials_of
-from .sockets import Listener, make_blocking
+from .sockets import CLOEXEC, DONTWAIT, PEEK, make_blocking
 
-DONTWAIT: Final = int(socket.MSG_DONTWAIT)
-CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))  # so that a handler's subprocess does not hold a client
-PEEK: Final = int(socket.MSG_PEEK)
 MOST_DESCRIPTORS: Final = 16  # that a client may send with one request
-_SOCK_DIAG: Final = 4  # NETLINK_SOCK_DIAG (linux/netlink.h); the others are of linux/unix_diag.h
-_SHOW_QUEUES: Final = 0x10
-_QUEUES_ATTRIBUTE: Final = 4
-_NETLINK_HEADER: Final = struct.Struct("=IHHII")
-_UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")
 _HAS_XUCRED: Final = sys.platform == "darwin" or sys.platform.startswith(("freebsd", "dragonfly"))
 PASSES_CREDENTIALS: Final = sys.platform == "linux"  # SO_PEERCRED is what the compiled code knows
 MOST_KNOWN: Final = 64  # bytes of known users
@@ -232,14 +224,6 @@ def _supplementary_groups(connection: AcceptedConnection) -> set[int]:
         return set()
 
 
-# -- listeners --------------------------------------------------------------------------------------------------------
-
-
-def accept_raw(listener: Listener) -> int:
-    """The next connection of a listener, as a raw descriptor; `BlockingIOError` if none waits."""
-    return listener.accept_raw()
-
-
 def enlarge(connection: AcceptedConnection, size: int) -> None:
     """Let one write take so many bytes, if the system's limit allows it."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
@@ -248,30 +232,3 @@ def enlarge(connection: AcceptedConnection, size: int) -> None:
 def lifeline(descriptor: int) -> int:
     """What a poller waits for, to learn of the end of an anonymous pipe."""
     return descriptor
-
-
-def backlog_depth(listener: Listener) -> int | None:
-    """How many connections wait in the backlog (sock_diag(7), Linux), or None where that cannot be told."""
-    if sys.platform != "linux":
-        return None
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
-            inode = os.fstat(listener.fileno()).st_ino & 0xFFFFFFFF
-            question = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, inode, _SHOW_QUEUES, 0xFFFFFFFF, 0xFFFFFFFF)
-            kernel.send(_NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(question), 20, 1, 1, 0) + question)
-            return _queue_length(kernel.recv(4096))
-    except OSError:
-        return None
-
-
-def _queue_length(answer: bytes) -> int | None:
-    """The receive queue's length in an answer of sock_diag: among the attributes behind two headers of 16 bytes."""
-    length, kind, *_ = _NETLINK_HEADER.unpack_from(answer)
-    at = 32
-    while kind == 20 and at < length:
-        size, attribute = struct.unpack_from("=HH", answer, at)
-        if attribute == _QUEUES_ATTRIBUTE:
-            depth: int = struct.unpack_from("=I", answer, at + 4)[0]
-            return depth
-        at += (size + 3) & ~3
-    return None

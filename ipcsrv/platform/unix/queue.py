@@ -15,25 +15,20 @@ import sys
 assert sys.platform != "win32"
 
 import os
-import select
 import socket
 import struct
 from typing import Final
 
 from ...supervision.messages import INLINE_STATE, PASSED_SIZE, STATE_SIZE
-from .connection import CLOEXEC, DONTWAIT
-from .sockets import Sendable, made
+from .sockets import CLOEXEC, DONTWAIT, HAS_RECORDS, PAIR_TYPE, RIGHTS, Sendable, made
 
 END: Final = "end"
-_HAS_RECORDS: Final = hasattr(select, "epoll")
-QUEUE_TYPE: Final = socket.SOCK_SEQPACKET if _HAS_RECORDS else socket.SOCK_STREAM
 #: Bytes of an exchange's state that may travel inside a queue message; 0 where messages have one size.
-INLINE_LIMIT: Final = INLINE_STATE if _HAS_RECORDS else 0
+INLINE_LIMIT: Final = INLINE_STATE if HAS_RECORDS else 0
 #: Whether the master can go on with a response that its client does not read.
 PASSES_OUTPUT: Final = True
 _FIXED: Final = PASSED_SIZE + STATE_SIZE
 _LARGEST: Final = _FIXED + INLINE_LIMIT
-RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 _ONE: Final = struct.Struct("i")
 _TWO: Final = struct.Struct("2i")
 _ANCILLARY: Final = socket.CMSG_SPACE(_TWO.size)
@@ -50,13 +45,13 @@ class QueueWriter(Sendable):
         Both descriptors stay open here; the message holds copies (unix(7)).
         """
         descriptors = _ONE.pack(raw) if file is None else _TWO.pack(raw, file)
-        if not _HAS_RECORDS:
+        if not HAS_RECORDS:
             message = message.ljust(_FIXED, b"\0")
         self.sendmsg((message,), ((*RIGHTS, descriptors),), DONTWAIT)
 
     def put_plain(self, message: bytes) -> None:
         """Send a message without a connection; `BlockingIOError` if the queue is full."""
-        self.send(message if _HAS_RECORDS else message.ljust(_FIXED, b"\0"), DONTWAIT)
+        self.send(message if HAS_RECORDS else message.ljust(_FIXED, b"\0"), DONTWAIT)
 
 
 class QueueReader(Sendable):
@@ -71,7 +66,7 @@ class QueueReader(Sendable):
         flags: `DONTWAIT`, to raise `BlockingIOError` where it would wait. The caller closes the descriptors.
         """
         try:
-            data, ancillary, _, _ = self.recvmsg(_LARGEST if _HAS_RECORDS else _FIXED, _ANCILLARY, flags | CLOEXEC)
+            data, ancillary, _, _ = self.recvmsg(_LARGEST if HAS_RECORDS else _FIXED, _ANCILLARY, flags | CLOEXEC)
         except ConnectionResetError:  # the master has closed its end, with bytes unread that a handler has written
             return END
         if not data:
@@ -87,7 +82,7 @@ class QueueReader(Sendable):
 
 def queue() -> tuple[QueueWriter, QueueReader]:
     """Return both ends of a new generation's queue."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, QUEUE_TYPE)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, PAIR_TYPE)
     return made(QueueWriter, ours.detach()), made(QueueReader, theirs.detach())
 
 

@@ -27,12 +27,12 @@ from ...peer import Peer
 from .descriptors import duplicated
 from .pipe import CLOSED, DONTWAIT, Pipe, give_up, wait_any, wait_readable
 from .poller import announce, forget
-from .rendezvous import Listener, pipe_sddl
+from .security import pipe_sddl
 from .win32 import client_process, declare_kernel32, is_connected, sid_of_pipe_client, sid_of_process
 
 __all__ = [
-    "DONTWAIT", "PASSES_CREDENTIALS", "AcceptedConnection", "Admission", "accept_raw", "adopt", "backlog_depth",
-    "close_raw", "enlarge", "receive_descriptors",
+    "DONTWAIT", "PASSES_CREDENTIALS", "AcceptedConnection", "Admission", "adopt", "close_raw",
+    "enlarge", "receive_descriptors",
 ]  # fmt: skip
 
 PASSES_CREDENTIALS: Final = False  # the compiled code of the master is for sockets
@@ -225,16 +225,6 @@ class Admission:
 def close_raw(raw: int) -> None:
     """Close a connection of which only the handle is known."""
     _winapi.CloseHandle(raw)
-
-
-def accept_raw(listener: Listener) -> int:
-    """Return the next connection of a listener; `BlockingIOError` if none waits."""
-    return listener.accept()
-
-
-def backlog_depth(listener: Listener) -> int | None:
-    """Return how many clients have connected and are not accepted yet."""
-    return listener.depth()
 
 
 def enlarge(connection: AcceptedConnection, size: int) -> None:

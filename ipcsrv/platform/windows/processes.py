@@ -25,9 +25,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from ctypes import POINTER, byref, c_size_t, c_void_p, c_wchar_p
 from ctypes.wintypes import BOOL, DWORD, HANDLE
-from multiprocessing import parent_process
 from typing import Any, Final
 
+from .job import join_job
 from .pipe import Pipe, wait_any
 from .poller import Event, announce, forget, new_event, reset_event, set_event
 from .win32 import declare_kernel32
@@ -35,7 +35,6 @@ from .win32 import declare_kernel32
 HANDLE_LIMIT: Final = 1 << 16  # per process; Windows allows 16 million, the memory for their connections does not
 _PROCESS_TERMINATE: Final = 0x0001
 _PROCESS_QUERY_LIMITED: Final = 0x1000
-_JOB_OBJECT_ASSIGN_PROCESS: Final = 0x0001
 _EVENT_MODIFY_STATE: Final = 0x0002
 _NO_HANDLE: Final = -1
 _KILLED: Final = 0x10000  # what multiprocessing reads as "terminated"
@@ -131,21 +130,6 @@ _OpenEvent = declare_kernel32("OpenEventW", HANDLE, DWORD, BOOL, c_wchar_p)
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
-class _BasicLimits(ctypes.Structure):
-    """JOBOBJECT_BASIC_LIMIT_INFORMATION."""
-
-    _fields_ = (
-        ("process_time", ctypes.c_int64), ("job_time", ctypes.c_int64), ("flags", DWORD), ("least", c_size_t),
-        ("most", c_size_t), ("processes", DWORD), ("affinity", c_size_t), ("priority", DWORD), ("scheduling", DWORD),
-    )  # fmt: skip
-
-
-class _ExtendedLimits(ctypes.Structure):
-    """JOBOBJECT_EXTENDED_LIMIT_INFORMATION."""
-
-    _fields_ = (("basic", _BasicLimits), ("io", ctypes.c_uint64 * 6), ("memory", c_size_t * 4))
-
-
 class _MemoryCounters(ctypes.Structure):
     """PROCESS_MEMORY_COUNTERS."""
 
@@ -155,46 +139,9 @@ class _MemoryCounters(ctypes.Structure):
     )  # fmt: skip
 
 
-_CreateJobObject = declare_kernel32("CreateJobObjectW", HANDLE, c_void_p, c_wchar_p)
-_OpenJobObject = declare_kernel32("OpenJobObjectW", HANDLE, DWORD, BOOL, c_wchar_p)
-_SetInformationJobObject = declare_kernel32("SetInformationJobObject", BOOL, HANDLE, ctypes.c_int, c_void_p, DWORD)
-_AssignProcessToJobObject = declare_kernel32("AssignProcessToJobObject", BOOL, HANDLE, HANDLE)
 _TerminateProcess = declare_kernel32("TerminateProcess", BOOL, HANDLE, DWORD)
 _GetProcessTimes = declare_kernel32("GetProcessTimes", BOOL, HANDLE, *[POINTER(ctypes.c_uint64)] * 4)
 _GetProcessMemoryInfo = declare_kernel32("K32GetProcessMemoryInfo", BOOL, HANDLE, POINTER(_MemoryCounters), DWORD)
-_EXTENDED_LIMITS: Final = 9
-_KILL_ON_JOB_CLOSE: Final = 0x2000
-_job: int | None = None  # kept until we die, and closed by that
-
-
-def _job_name(master: int) -> str:
-    return rf"Local\ipcsrv-workers-{master}"
-
-
-def keep_workers_from_outliving_us() -> None:
-    """In the master: make the job object that its workers join, and that ends with the master's last handle of it."""
-    global _job
-    if _job is None:
-        job = _CreateJobObject(None, _job_name(os.getpid()))
-        limits = _ExtendedLimits()
-        limits.basic.flags = _KILL_ON_JOB_CLOSE
-        _SetInformationJobObject(job, _EXTENDED_LIMITS, byref(limits), ctypes.sizeof(limits))
-        _job = job
-
-
-def _join_job() -> None:
-    """In a worker: enter the master's job, where it has one."""
-    master = parent_process()
-    if master is None or master.pid is None:
-        return
-    with contextlib.suppress(OSError):
-        job = _OpenJobObject(_JOB_OBJECT_ASSIGN_PROCESS, False, _job_name(master.pid))
-        try:
-            _AssignProcessToJobObject(job, _winapi.GetCurrentProcess())
-        finally:
-            _winapi.CloseHandle(job)
-
-
 def default_start_method() -> str:
     """spawn: there is nothing else."""
     return "spawn"
@@ -212,7 +159,7 @@ def open_descriptors() -> set[int]:
 
 def child_hygiene(keep: Iterable[int] | None = None) -> None:
     """In a new process of the server: end with the master, and leave the console's signals to it."""
-    _join_job()
+    join_job()
     for number in (signal.SIGINT, signal.SIGBREAK, signal.SIGTERM):
         signal.signal(number, _ignore)
 

@@ -29,10 +29,11 @@ from filelock import lock_descriptor
 
 from ...errors import AddressInUse, InvalidPath, SettingsError
 from ...folders import absolute
-from .client import PIPE_ACCESS, pipe_name
+from .client import pipe_name
+from .job import keep_workers_from_outliving_us
 from .poller import Event, announce, forget, new_event, overlapped
-from .processes import keep_workers_from_outliving_us
-from .win32 import SYSTEM_SID, SecurityDescriptor, own_sid, sddl_of_pipe, sid_of_account
+from .security import pipe_sddl
+from .win32 import SecurityDescriptor, sddl_of_pipe
 
 LOCK_SUFFIX: Final = ".ipcsrv.lock"
 CONTROL_SUFFIX: Final = ".control"
@@ -50,27 +51,6 @@ _UNLIMITED: Final = 255
 _FILE_NOT_FOUND: Final = 2
 _NO_DATA: Final = 232
 _OWNER_ALONE: Final = 0o600  # what the access list says too
-
-
-def pipe_sddl(allow: Iterable[str] = ()) -> str:
-    """The security descriptor of a server's pipe (docs/protocol.md section 4).
-
-    allow: beside the owner and SYSTEM, users and groups as the setting names them: a SID, `user:NAME`, `group:NAME`.
-    Raises `SettingsError` for one that this system does not know.
-    """
-    full = "".join(f"(A;;GA;;;{sid})" for sid in (own_sid(), SYSTEM_SID))
-    others = "".join(f"(A;;0x{PIPE_ACCESS:08x};;;{_sid_allowed(entry)})" for entry in allow)
-    return f"O:{own_sid()}D:P{full}{others}"
-
-
-def _sid_allowed(entry: str) -> str:
-    kind, colon, name = entry.partition(":")
-    if colon and kind in ("uid", "gid"):
-        raise SettingsError(f"{entry}: Windows has no numbers for users; give a SID or user:NAME", name="allow")
-    sid = sid_of_account(name if colon and kind in ("user", "group") else entry)
-    if sid is None:
-        raise SettingsError(f"there is no {entry!r} on this system", name="allow")
-    return sid
 
 
 class _Instance:
@@ -144,7 +124,7 @@ class Listener:
     def end_wait(self, waiting: Any) -> None:
         """Nothing was begun."""
 
-    def accept(self) -> int:
+    def accept_raw(self) -> int:
         """The handle of an instance that a client has taken; BlockingIOError if there is none."""
         if self._come:
             return self._come.pop(0)
@@ -154,8 +134,6 @@ class Listener:
                 self._refill()
                 return instance.handle
         raise BlockingIOError
-
-    accept_raw = accept
 
     def depth(self) -> int:
         """How many have come, and are not accepted yet."""
@@ -328,7 +306,7 @@ class Rendezvous:
         """The next client's connection; BlockingIOError if there is none."""
         if self.listener is None:
             raise BlockingIOError
-        return self.listener.accept()
+        return self.listener.accept_raw()
 
     def still_ours(self) -> bool:
         """Always: a pipe's name cannot be taken away from who holds it."""

@@ -15,7 +15,7 @@ import os
 
 from .._version import __version__
 from ..errors import IpcError
-from ..platform import client as platform
+from ..platform.unix.folder import runtime_folder
 
 FORMAT = "ipcsrv-warm 1"
 FOLDER = "warm"
@@ -138,7 +138,7 @@ class Place:
     def __init__(self, program: Program, terminals: str | None = None) -> None:
         environ = os.environb.copy()
         self.program, self.terminals = program, _terminals() if terminals is None else terminals
-        folder = os.path.join(platform.runtime_folder(os.environ.get(OVERRIDE)), FOLDER)
+        folder = os.path.join(runtime_folder(os.environ.get(OVERRIDE)), FOLDER)
         key = _key(program, environ)
         self.folder, self.start_of_key = folder, key
         stem = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")

@@ -689,14 +689,33 @@ static int path_init(Path *self, PyObject *args, PyObject *keywords)
     return 0;
 }
 
+/* The worker has its path, and the path calls methods of the worker: a cycle. */
+#define PLACES(self) {&(self)->handler, &(self)->request_type, &(self)->timeout, &(self)->tell_busy, \
+                      &(self)->on_answered, &(self)->adopt, &(self)->data, &(self)->response, &(self)->unsent, \
+                      &(self)->error, &(self)->connection, &(self)->message}
+
+static int path_traverse(Path *self, visitproc visit, void *arg)
+{
+    PyObject **places[] = PLACES(self);
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        Py_VISIT(*places[i]);
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    return 0;
+}
+
+static int path_clear(Path *self)
+{
+    PyObject **places[] = PLACES(self);
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        keep(places[i], NULL);
+    return 0;
+}
+
 static void path_dealloc(Path *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    PyObject **places[] = {&self->handler, &self->request_type, &self->timeout, &self->tell_busy, &self->on_answered,
-                           &self->adopt, &self->data, &self->response, &self->unsent, &self->error, &self->connection,
-                           &self->message};
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
-        keep(places[i], NULL);
+    PyObject_GC_UnTrack(self);
+    path_clear(self);
     if (self->words != NULL)
         PyBuffer_Release(&self->view);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
@@ -743,12 +762,16 @@ static PyType_Slot path_slots[] = {
     {Py_tp_new, PyType_GenericNew},
     {Py_tp_init, path_init},
     {Py_tp_dealloc, path_dealloc},
+    {Py_tp_traverse, path_traverse},
+    {Py_tp_clear, path_clear},
     {Py_tp_methods, path_methods},
     {Py_tp_members, path_members},
     {0, NULL},
 };
 
-static PyType_Spec path_spec = {"ipcsrv.worker._fastpath.CompiledPath", sizeof(Path), 0, Py_TPFLAGS_DEFAULT, path_slots};
+static PyType_Spec path_spec = {
+    "ipcsrv.worker._fastpath.CompiledPath", sizeof(Path), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, path_slots,
+};
 
 /* -- the module --------------------------------------------------------------------------------------------------- */
 

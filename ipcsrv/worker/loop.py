@@ -116,12 +116,12 @@ class Worker:
                                settings.max_response_size or MAX_DATA, self._timeout, self._tell_busy, answered,
                                pure=settings.receive_descriptors)
         self._path.next_check = self._limits.next_check
-        serving.call_in_forked_children(self._note_fork)
         self._poller.register(self._channel_key, READ)
         self._poller.register(self._queue_key, READ | SHARED)
-        while self._taking or self._suspended:
-            if not (self._taking and self._take()):
-                self._wait()
+        with contextlib.closing(self._poller), serving.call_in_forked_children(self._note_fork):
+            while self._taking or self._suspended:
+                if not (self._taking and self._take()):
+                    self._wait()
         if self.observer is not None:
             self.observer.close()
 

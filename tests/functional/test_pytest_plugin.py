@@ -106,6 +106,39 @@ def test_raises(ipcsrv_server):
     result.stdout.fnmatch_lines(["*the handler raised:*", "*ValueError: no a"])
 
 
+def test_inline_servers_leave_no_descriptor_open(session: pytest.Pytester) -> None:
+    result = run(session, """
+import gc
+
+def test_descriptors(ipcsrv_server):
+    counts = []
+    for n in range(4):
+        server = ipcsrv_server(lambda request: bytes(request), inline=True)
+        assert server.call(b"a") == b"a"
+        server.stop()
+        del server
+        gc.collect()
+        counts.append(len(os.listdir("/dev/fd")))
+    assert len(set(counts[1:])) == 1, counts
+""")
+    result.assert_outcomes(passed=1)
+
+
+def test_forked_child_ends_in_each_inline_server(session: pytest.Pytester) -> None:
+    result = run(session, """
+def test_fork(ipcsrv_server):
+    def handle(request):
+        child = os.fork()
+        return b"child" if child == 0 else b"%d" % os.waitpid(child, 0)[1]
+
+    for _ in range(2):
+        server = ipcsrv_server(handle, inline=True)
+        assert server.call() == b"0"
+        server.stop()
+""", "-W", "ignore::DeprecationWarning")  # CPython's, of a fork where there are threads
+    result.assert_outcomes(passed=1)
+
+
 def test_unexpected_failure_of_the_handler_fails_the_test(session: pytest.Pytester) -> None:
     result = run(session, """
 @pytest.mark.parametrize("may_fail", [False, TypeError, (KeyError, ValueError), True])

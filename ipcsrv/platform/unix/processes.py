@@ -18,7 +18,7 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from .descriptors import open_descriptors, pidfd
@@ -186,9 +186,28 @@ def start_resource_tracker() -> None:
     resource_tracker.ensure_running()
 
 
-def call_in_forked_children(callback: Callable[[], object]) -> None:
-    """Call this in every process that is forked from this one, before it goes on."""
-    os.register_at_fork(after_in_child=callback)
+_in_forked_children: list[Callable[[], object]] = []
+
+
+def _call_in_forked_child() -> None:
+    for callback in tuple(_in_forked_children):
+        callback()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_call_in_forked_child)  # once a process: it cannot be undone
+
+
+@contextlib.contextmanager
+def call_in_forked_children(callback: Callable[[], object]) -> Iterator[None]:
+    """Call this in every process that is forked from this one in this block, before it goes on."""
+    _watch_forks()
+    _in_forked_children.append(callback)
+    try:
+        yield
+    finally:
+        _in_forked_children.remove(callback)
 
 
 def protect_children(*sockets: socket.SocketType) -> None:

@@ -6,7 +6,9 @@ Each path has a slot of a real scoreboard, a real queue and both ends of a real 
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,11 +16,12 @@ from time import monotonic_ns
 from typing import Any
 
 import pytest
+import support
 
 from ipcsrv.deadline import Deadline
 from ipcsrv.platform import server as serving
 from ipcsrv.platform.client import DONTWAIT, Stream
-from ipcsrv.protocol.pktline import MAX_DATA, encode
+from ipcsrv.protocol.pktline import HEADER_SIZE, MAX_DATA, MAX_PACKET, encode
 from ipcsrv.request import Request
 from ipcsrv.supervision import scoreboard as board
 from ipcsrv.supervision.messages import PASSED_SIZE, ExchangeState, Passed, pack_passed, parse_passed
@@ -437,3 +440,32 @@ def test_long_silence_ends_after_its_patience(bench: Bench) -> None:
     bench.send(b"0008ping0000")
     assert bench.run(patience=10**9, asked=True) == fastpath.SILENT
     assert bench.receive(12) == b"0008pong0000"
+
+
+def test_compiled_path_has_the_numbers_of_the_python_one() -> None:
+    source = (support.ROOT / "ipcsrv" / "worker" / "_fastpath.c").read_text("utf-8")
+    defined = {name: int(value) for name, value in re.findall(r"^#define (\w+) (\d+)(?:ULL)?\b", source, re.MULTILINE)}
+    own = {"MOST_VAIN", "SKIPPED", "LONG_YIELD_NS", "LEAST_PAUSE_NS", "MOST_PAUSE_NS"}
+    if sys.platform != "win32":
+        from ipcsrv.platform.unix import poller
+
+        assert {name: defined[name] for name in own} == {name: getattr(poller, name) for name in own}
+    assert defined["RECEIVE_SIZE"] == fastpath.RECEIVE_SIZE
+    assert (defined["HEADER"], defined["MAX_PACKET"]) == (HEADER_SIZE, MAX_PACKET)
+    outcomes = _enumerators(source, "outcome")
+    assert outcomes.pop("BROKEN") == -1
+    assert outcomes == {name: getattr(fastpath, name) for name in outcomes}
+    phases = _enumerators(source, "phase")
+    assert phases.pop("TAKING") == Phase.TAKEN
+    assert phases == {name: Phase[name] for name in phases}
+
+
+def _enumerators(source: str, name: str) -> dict[str, int]:
+    """The enumerators of an enum in C, with their values."""
+    found, following = {}, 0
+    for part in source.partition(f"enum {name} {{")[2].partition("}")[0].split(","):
+        enumerator, _, value = (word.strip() for word in part.partition("="))
+        following = int(value or following)
+        found[enumerator] = following
+        following += 1
+    return found

@@ -162,7 +162,7 @@ class Poller:
         self._idle.pop(number, None)
         self._disarm(entry)
 
-    def poll(self, timeout: float | None = None, maxevents: int = -1) -> list[tuple[int, int]]:
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
         """What is ready, as soon as something is; nothing when the time (seconds, None: for ever) is over."""
         until = None if timeout is None or timeout < 0 else time.monotonic() + timeout
         while True:

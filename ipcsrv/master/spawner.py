@@ -141,7 +141,7 @@ class _Helper:
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
-        self._process.close()
+        _forget(self._process)
 
 
 class TemplateSpawner:
@@ -300,7 +300,7 @@ class FreshSpawner:
         handle.close()
         process.join()
         status = process.exitcode
-        process.close()
+        _forget(process)
         self._facts.dead(number, status)
 
     def dump_stacks(self) -> None:
@@ -333,8 +333,14 @@ class FreshSpawner:
             self._facts.unwatch(key)
             handle.close()
             process.join()
-            process.close()
+            _forget(process)
         self._living.clear()
+
+
+def _forget(process: BaseProcess) -> None:
+    """Release what this process holds of one that has ended."""
+    with contextlib.suppress(ValueError):  # the caller of `serve` has reaped it: no status is known
+        process.close()
 
 
 def describe(status: int | None) -> str:

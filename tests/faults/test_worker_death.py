@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -221,3 +223,48 @@ def test_worker_that_dies_at_its_start_later_on_is_started_again(
     assert int(running.call()) in load.worker_pids(running)
     version.write_text("live")
     load.wait_until(lambda: load.is_whole(running) and victim not in load.worker_pids(running), "the pool is whole")
+
+
+# -- the caller's own way with its children ---------------------------------------------------------------------------
+
+REAPER = """
+import os, signal, sys
+import ipcsrv
+
+def reap(*_):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]: pass
+    except ChildProcessError:
+        pass
+
+if __name__ == "__main__":
+    path, method, reaps = sys.argv[1:]
+    chosen = reap if reaps == "reaps" else signal.SIG_IGN
+    signal.signal(signal.SIGCHLD, chosen)
+    ipcsrv.serve(path, "handlers_for_tests:pid", workers=2, start_method=method, log_level="error")
+    assert signal.getsignal(signal.SIGCHLD) is chosen
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGCHLD")
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("reaps", ["ignores", "reaps"])
+def test_worker_is_replaced_when_the_caller_reaps_children(
+    reaps: str, start_method: str, sock_path: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(REAPER)
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen([sys.executable, program, sock_path, start_method, reaps],
+                                   stdout=output, stderr=output, env=support.environment())  # fmt: skip
+    try:
+        load.wait_until(lambda: os.path.exists(sock_path), "the server listens")
+        killed = int(ipcsrv.call(sock_path, b"", timeout=support.TIMEOUT))
+        os.kill(killed, signal.SIGKILL)
+        for _ in range(8):
+            assert int(ipcsrv.call(sock_path, b"", timeout=support.TIMEOUT)) != killed
+        process.terminate()
+        assert process.wait(support.TIMEOUT) == 0, (tmp_path / "output").read_text()
+    finally:
+        process.kill()
+        process.wait()

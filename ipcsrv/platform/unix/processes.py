@@ -41,6 +41,8 @@ class SignalInbox:
         for name in names:
             number = getattr(signal, name)
             self._old[number] = signal.signal(number, _ignore)
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # the kernel would reap: no status (wait(2))
+            self._old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old)  # the handler's module may have blocked all
 
     def fileno(self) -> int:
@@ -62,7 +64,8 @@ class SignalInbox:
 
     def restore(self) -> None:
         """Put back the handlers that were there before."""
-        signal.set_wakeup_fd(self._old_wakeup)
+        with contextlib.suppress(OSError):  # its owner has closed it
+            signal.set_wakeup_fd(self._old_wakeup)
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._ours.close()

@@ -353,7 +353,10 @@ class HandlerError(ServerError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__("handler", message, path)
-        self._explain(f"handler raised {message}".rstrip(), "the traceback is in the server's log (`ipcsrv logs`)")
+        raised = message.rstrip()
+        if ": " not in raised:  # an exception without a text: `KeyboardInterrupt:`
+            raised = raised.removesuffix(":")
+        self._explain(f"handler raised {raised}".rstrip(), "the traceback is in the server's log (`ipcsrv logs`)")
 
 
 class HandlerTimeout(HandlerError):

@@ -86,6 +86,7 @@ def adapt(loaded: Handler, settings: Settings, path: str) -> Adapted:
     if isinstance(loaded, Factory):
         with start_failures(f"handler {loaded.target}"):
             product = loaded.make(path=path, settings=settings)
+        _check_product(loaded.target, product)
         check_signature(loaded.target, product)
         loaded = product
     if is_async(loaded):
@@ -118,6 +119,15 @@ def not_here(source: HandlerSource, executor: str) -> Handler:
 
 def _never_called(request: bytes) -> bytes:
     raise AssertionError
+
+
+def _check_product(target: str, product: Any) -> None:
+    """Raise `HandlerImportError` if a factory returned no handler for the two usual reasons."""
+    if product is None:
+        raise HandlerImportError(target, reason="the factory returned None; it must return the handler")
+    if inspect.iscoroutine(product):
+        product.close()  # or Python warns that it was never awaited
+        raise HandlerImportError(target, reason="a factory cannot be `async def`; make it `def`")
 
 
 def check_signature(target: str, handler: Any) -> None:

@@ -32,6 +32,8 @@ MISTAKES = [
     ("start ./a.sock words:count --allow no-such-user", 2, ["--allow: there is no user 'no-such-user'"]),
     ("run ./a.sock words:count -- --workers 2", 2, ["operand --workers; only operands follow `--`"]),
     ("run ./a.sock my-words:count", 2, ["a module whose name has a dash cannot be imported; rename it"]),
+    ("start ./a.sock 'words:nothing()'", 2, ["the factory returned None; it must return the handler"]),
+    ("start ./a.sock 'words:later()'", 2, ["a factory cannot be `async def`; make it `def`"]),
     ("run ./a.sock words:Counter", 2, ["its signature is ()", "did you mean `words:Counter()`?"]),
     ("run ./a.sock words:count -c sections.toml", 2, ["line 1: server: a configuration file has no sections"]),
     ("run words:count a", 2, ["PATH comes before MODULE:HANDLER; try `ipcsrv run a words:count`"]),
@@ -73,6 +75,7 @@ MISTAKES = [
 
 MODULES = {
     "words.py": "LIMIT = 3\ndef count(request): return b'1'\ndef two(one, other): return one\n"
+                "def nothing(): pass\nasync def later(): return count\n"
                 "class Counter:\n    def __call__(self, request): return b'1'\n",
     "sections.toml": "[server]\nworkers = 2\n",
     "broken.py": "# a comment\nundefined\n",

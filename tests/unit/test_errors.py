@@ -212,6 +212,8 @@ def test_client_modules_import_nothing_else():
          "{}: connection closed before a response; the request may have been executed"),
         (errors.HandlerError("ValueError: x", PATH),
          "{}: handler raised ValueError: x; the traceback is in the server's log (`ipcsrv logs`)"),
+        (errors.HandlerError("ValueError: ", PATH),
+         "{}: handler raised ValueError; the traceback is in the server's log (`ipcsrv logs`)"),
         (errors.HandlerCrashed("killed by SIGSEGV", PATH),
          "{}: the handler's process died: killed by SIGSEGV; the request may have been executed"),
         (errors.ServerError("control", "the server is stopping", PATH), "{}: the server is stopping"),

@@ -69,9 +69,20 @@ def _links_as_text(app, doctree, docname):
                 link.replace_self(link.children)
 
 
+def _figures_keep_their_units(app, doctree, docname):
+    """Keep a number and its unit on one line in tables, also on a phone: `13 ms`."""
+    if app.builder.format == "html":
+        for entry in doctree.findall(nodes.entry):
+            for text in list(entry.findall(nodes.Text)):
+                if not isinstance(text.parent, nodes.literal):  # code is copied as it is
+                    kept = re.sub(r"(?<=\d) (?=(?:[nµm]?s|[kKMG]i?B|min|calls/s|requests/s)\b)", "\u00a0", text)
+                    text.parent.replace(text, nodes.Text(kept))
+
+
 def setup(app):
     """Register the changes to autodoc."""
     app.connect("doctree-resolved", _links_as_text)
+    app.connect("doctree-resolved", _figures_keep_their_units)
     app.connect("autodoc-process-signature", _no_constructor)
     app.connect("autodoc-process-docstring", _literal_quotes, priority=100)
     app.connect("autodoc-process-docstring", _links_to_pages, priority=110)

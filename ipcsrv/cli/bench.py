@@ -69,8 +69,9 @@ def as_text(report: _load.Report, path: str, *, keep: bool) -> str:
     lines = [_style.styled(title, "title"), ""]
     lines.append(f"  rate      {rate(report.rate)} requests/s  ({count(report.requests)} answered, {_failed(report)})")
     if report.requests:
-        shares = "   ".join(f"{name} {duration(report.percentile(share))}" for name, share in SHARES.items())
-        lines += [f"  latency   {shares}   worst {duration(report.worst)}", "", *bars(report)]
+        # Two spaces: with durations of seven characters the line has 79.
+        shares = "  ".join(f"{name} {duration(report.percentile(share))}" for name, share in SHARES.items())
+        lines += [f"  latency   {shares}  worst {duration(report.worst)}", "", *bars(report)]
     if report.busy > SATURATED:
         lines += ["", f"  The clients computed for {report.busy:.0%} of the time: their speed limits the rate."]
     return "\n".join(lines)

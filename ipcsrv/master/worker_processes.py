@@ -74,12 +74,17 @@ class GenerationProcesses:
         self.reader = reader
         self.spawner = spawner
         self.stacks = stacks
-        self.passed = self.taken_by_departed = 0
+        self.passed = self.taken_by_departed = self._most_taken = 0
         self.slots: dict[int, memoryview[int]] = {}  # of its workers, by worker number
 
     def taken(self) -> int:
         """Return how many messages of the queue its workers have taken."""
-        return self.taken_by_departed + sum([words[board.TAKEN] for words in self.slots.values()])
+        taken = self.taken_by_departed + sum([words[board.TAKEN] for words in self.slots.values()])
+        if taken < self._most_taken:  # a handler has overwritten a count: go on from where it was
+            self.taken_by_departed += self._most_taken - taken
+            return self._most_taken
+        self._most_taken = taken
+        return taken
 
     def stacks_text(self) -> str | None:
         """Return what the template has written of its stacks, None if it has not."""

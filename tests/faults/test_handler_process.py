@@ -201,3 +201,14 @@ def test_worker_that_writes_garbage_is_killed_and_replaced(server: ServerFactory
     load.wait_until(lambda: load.is_whole(running), "the pool is whole")
     assert running.status()["state"] == "running"
     assert running.stop(timeout=5.0) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the memory in /proc")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_overwritten_scoreboard_keeps_no_client_waiting(server: ServerFactory, method: str) -> None:
+    running = server(f"{HERE}:clears_shared_memory", "--workers", "2", "--start-method", method, "--drain-timeout", "2")
+    for _ in range(2):
+        for number in range(30):  # more than may be in the queue at once
+            assert running.call(b"%d" % number, timeout=10.0) == b"%d" % number
+        assert running.call(b"clear") == b"clear"
+    assert running.stop() == 0

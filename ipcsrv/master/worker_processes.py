@@ -143,7 +143,7 @@ class WorkerProcesses:
             commands.Stopped: lambda _: self._host.workers_gone(),
         }
         self._hear_kind: dict[Kind, Callable[[WorkerProcess, bytes, int | None], None]] = {
-            Kind.RETURNED: lambda _, body, file: self._dispatcher.returned(parse_returned(body), file),
+            Kind.RETURNED: self._returned,
             Kind.ENDED: lambda _, body, __: self._dispatcher.ended(parse_number(body)),
             Kind.HELD: lambda worker, body, _: self._dispatcher.dispatch.held(parse_number(body), worker.number),
             Kind.BUSY: lambda _, __, ___: self._host.expect_overdue(),
@@ -440,6 +440,9 @@ class WorkerProcesses:
             worker.process.close()
         self._note_death(name, status, reason)
         self.slot_restarts[worker.slot] = self.slot_restarts.get(worker.slot, 0) + 1
+        generation = self._generations[worker.generation]
+        if generation.writer is not None and generation.reader.has_ended():
+            self.obey(self.supervisor.generation_lost(generation.number, "a handler has ended its queue", monotonic()))
         self.obey(self.supervisor.exited(number, status, reason, monotonic(), traceback=worker.traceback_text,
                                          served=served))
         self._forget_generations()
@@ -486,7 +489,9 @@ class WorkerProcesses:
                     self.dead(worker.number, None)
                 return False
             kind, body, descriptor = message
-            if kind not in self._hear_kind:
+            if kind not in self._hear_kind or (descriptor is not None and kind is not Kind.RETURNED):
+                if descriptor is not None:
+                    os.close(descriptor)
                 raise FormatError(f"kind {kind.name}")
             self._hear_kind[kind](worker, body, descriptor)
         except BlockingIOError:
@@ -502,6 +507,15 @@ class WorkerProcesses:
         self._close_channel(worker)
         if worker.process is not None:
             worker.process.kill()
+
+    def _returned(self, _: WorkerProcess, body: bytes, file: int | None) -> None:
+        try:
+            returned = parse_returned(body)
+        except FormatError:
+            if file is not None:
+                os.close(file)
+            raise
+        self._dispatcher.returned(returned, file)
 
     def _ready(self, worker: WorkerProcess, _: bytes, __: int | None) -> None:
         worker.ready = True

@@ -17,8 +17,9 @@ tests/contract):
 `queue() -> (QueueWriter, QueueReader)`, `taken_back(reader)`
     The queue of connections between the master and one generation of workers. `put(raw, message, file)` passes a copy
     of a connection, and of the file with a stalled exchange's state, or raises `BlockingIOError` when it is full;
-    closing the writer is the end. `get(flags)` returns `(message, raw, file)` or `END`. Up to `INLINE_LIMIT` bytes of
-    state fit into a message. `PASSES_OUTPUT`: whether an unread response can go back to the master.
+    closing the writer is the end. `get(flags)` returns `(message, raw, file)` or `END`; `has_ended()`: a process has
+    shut the reader down, for all that read. Up to `INLINE_LIMIT` bytes of state fit into a message. `PASSES_OUTPUT`:
+    whether an unread response can go back to the master.
 `channel() -> (Channel, Channel)`
     A private pipe between the master and one child: `tell(kind, body, descriptor)`, `hear(wait)`. Its end is how either
     side learns that the other died.

@@ -364,7 +364,7 @@ class Supervisor:
         generation = self._table.generations[worker.generation]
         if generation.stage is GenerationStage.ENDED or worker.phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED):
             return
-        if worker.retiring and status == 0:
+        if status == 0 and (worker.retiring or generation.stage is GenerationStage.LOST):
             return
         self.restarts += 1
         self.last_error = reason

@@ -133,6 +133,19 @@ def writes_to_descriptors(request: bytes) -> bytes:
     return request
 
 
+def misuses_sockets(request: bytes) -> bytes:
+    """Shuts every socket down, or sends two descriptors over each."""
+    if request not in (b"read", b"both", b"descriptors"):
+        return request
+    for number in range(3, 64):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as found:
+            if request == b"descriptors":
+                socket.send_fds(found, [bytes(100)], [0, 1], socket.MSG_DONTWAIT)
+            else:
+                found.shutdown(socket.SHUT_RD if request == b"read" else socket.SHUT_RDWR)
+    return b"done"
+
+
 def lowers_its_limit(request: bytes) -> bytes:
     """Leaves this process without a descriptor for another connection."""
     if request == b"lower":

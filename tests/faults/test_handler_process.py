@@ -203,6 +203,18 @@ def test_worker_that_writes_garbage_is_killed_and_replaced(server: ServerFactory
     assert running.stop(timeout=5.0) == 0
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("how", [b"read", b"both", b"descriptors"])
+def test_worker_that_misuses_its_sockets_harms_no_other_client(server: ServerFactory, method: str, how: bytes) -> None:
+    running = server(f"{HERE}:misuses_sockets", "--workers", "2", "--start-method", method)
+    with load.raw(running.path, load.message(how)) as client, contextlib.suppress(ConnectionError):
+        client.recv(1000)  # whatever it is
+    for number in range(20):
+        assert running.call(b"%d" % number, timeout=10.0) == b"%d" % number
+    load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+    assert running.stop(timeout=5.0) == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the memory in /proc")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_overwritten_scoreboard_keeps_no_client_waiting(server: ServerFactory, method: str) -> None:

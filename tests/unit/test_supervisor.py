@@ -488,6 +488,14 @@ def test_a_template_that_dies_during_a_reload_is_succeeded_by_it() -> None:
     assert without_reports(pool.ready(2, 11.0)) == [SwitchTo(2), EndGeneration(1)]
 
 
+def test_workers_that_leave_a_lost_generation_are_no_failed_starts() -> None:
+    pool = running(6)
+    assert without_reports(pool.generation_lost(1, "its queue has ended", 0.2)) == []
+    for worker in range(1, 7):
+        assert GiveUp not in map(type, pool.exited(worker, 0, "exited with status 0", 0.3))
+    assert pool.restarts == 0
+
+
 def test_a_template_of_an_ended_or_unknown_generation_may_die() -> None:
     pool = running(1)
     reload(pool, 2, [2], 10.0)

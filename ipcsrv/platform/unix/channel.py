@@ -52,14 +52,16 @@ class Channel(Sendable):
             return None
         if not data:
             return None
-        descriptor = _DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else None
+        descriptors = [number for _, _, content in ancillary for (number,) in _DESCRIPTOR.iter_unpack(content)]
         try:
+            if len(descriptors) > 1:
+                raise FormatError(f"{len(descriptors)} descriptors")
             kind, body = parse_frame(data) if HAS_RECORDS else self._rest_of(data)
         except FormatError:
-            if descriptor is not None:
+            for descriptor in descriptors:
                 os.close(descriptor)
             raise
-        return kind, body, descriptor
+        return kind, body, descriptors[0] if descriptors else None
 
     def has_ended(self) -> bool:
         """Return whether the other side is gone; takes nothing."""

@@ -20,7 +20,7 @@ import struct
 from typing import Final
 
 from ...supervision.messages import INLINE_STATE, PASSED_SIZE, STATE_SIZE
-from .sockets import CLOEXEC, DONTWAIT, HAS_RECORDS, PAIR_TYPE, RIGHTS, Sendable, made
+from .sockets import CLOEXEC, DONTWAIT, HAS_RECORDS, PAIR_TYPE, PEEK, RIGHTS, Sendable, made
 
 END: Final = "end"
 #: Bytes of an exchange's state that may travel inside a queue message; 0 where messages have one size.
@@ -78,6 +78,13 @@ class QueueReader(Sendable):
             return data, _ONE.unpack(content)[0], None
         raw, file = _TWO.unpack(content)
         return data, raw, file
+
+    def has_ended(self) -> bool:
+        """Return whether a process has shut this end down, which all share; takes nothing."""
+        try:
+            return not self.recv(1, PEEK | DONTWAIT)
+        except OSError:
+            return False
 
 
 def queue() -> tuple[QueueWriter, QueueReader]:

@@ -83,6 +83,10 @@ class QueueReader(MessagePipe):
         self._master = OtherProcess(master)
         announce(self)
 
+    def has_ended(self) -> bool:
+        """Return whether a process has ended this end for all: a pipe has nothing of that kind."""
+        return False
+
     def get(self, flags: int = 0) -> tuple[bytes, int | None, int | None] | str:
         """Return the next message, its connection and its file; `END` once the queue is closed and empty.
 

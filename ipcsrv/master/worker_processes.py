@@ -200,7 +200,10 @@ class WorkerProcesses:
         spawner.begin()
 
     def _spawn(self, command: commands.Spawn) -> None:
-        generation = self._generations[command.generation]
+        generation = self._generations.get(command.generation)
+        if generation is None or generation.writer is None:  # ended for what came of the commands before this one
+            self.obey(self.supervisor.spawn_failed(command.worker, "its generation has ended", monotonic()))
+            return
         try:
             # With the last descriptors in workers, the master could accept no connection, nor a command to have fewer.
             unborn = sum(worker.process is None for worker in self.workers.values())

@@ -285,13 +285,19 @@ class Supervisor:
         return self._settle(now)
 
     def spawn_failed(self, worker: int, reason: str, now: float) -> list[Command]:
-        """The system could not start the worker (EAGAIN, ENOMEM). This is reported once until it is over."""
+        """The system could not start the worker (EAGAIN, ENOMEM). This is reported once until it is over.
+
+        A start or a reload waits for better times no longer than `startup_timeout`.
+        """
         record = self._table.workers.pop(worker, None)
         if record:
             if not self._refusals.row:
                 self.last_error = reason
                 self._report("warning", f"workers cannot be started: {reason}; trying again until they can")
             self._refusals.add(record.started, now, self._backoff.after(self._refusals), reason)
+            upcoming = self._upcoming
+            if upcoming and upcoming.number == record.generation and now >= upcoming.load_by:
+                self._fail_upcoming(f"workers cannot be started: {reason}", None, now)
         return self._settle(now)
 
     def exited(

@@ -385,7 +385,7 @@ def test_log_can_be_a_standard_stream_or_the_null_device(name: str, server: Serv
 def test_background_server_cannot_log_to_a_standard_stream(sock_path: str) -> None:
     done = support.run_command("start", sock_path, "zlib:compress", "--log-file", "-")
     assert done.returncode == 2
-    assert b"log_file: a server in the background has no standard streams" in done.stderr
+    assert b"--log-file: a server in the background has no standard streams" in done.stderr
 
 
 @posix_only

@@ -335,7 +335,7 @@ def test_refused_fork_is_retried_and_its_end_reported() -> None:
 
 
 def test_a_refused_fork_does_not_count_as_a_death() -> None:
-    pool = make(1)
+    pool = make(1, startup_timeout=None)
     pool.start(0.0)
     pool.generation_ready(1, 0.0)
     for worker in range(1, 30):
@@ -486,6 +486,24 @@ def test_a_template_that_dies_during_a_reload_is_succeeded_by_it() -> None:
     assert without_reports(pool.generation_lost(1, "killed", 10.5)) == []
     pool.generation_ready(2, 11.0)
     assert without_reports(pool.ready(2, 11.0)) == [SwitchTo(2), EndGeneration(1)]
+
+
+def test_start_without_room_for_workers_ends_after_its_time() -> None:
+    pool = make(1, startup_timeout=5.0)
+    pool.start(0.0)
+    pool.generation_ready(1, 0.0)
+    assert without_reports(pool.spawn_failed(1, "EMFILE", 4.9)) == []
+    pool.tick(pool.next_deadline() or 0.0)
+    assert without_reports(pool.spawn_failed(2, "EMFILE", 5.1))[0] == GiveUp("workers cannot be started: EMFILE", None)
+
+
+def test_reload_without_room_for_workers_fails_and_others_serve() -> None:
+    pool = running(1, startup_timeout=5.0)
+    pool.reload(10.0)
+    pool.generation_ready(2, 10.0)
+    assert without_reports(pool.spawn_failed(2, "EMFILE", 15.0)) == [EndGeneration(2)]
+    assert pool.state is PoolState.RUNNING
+    assert not pool.reloading
 
 
 def test_workers_that_leave_a_lost_generation_are_no_failed_starts() -> None:

@@ -22,7 +22,7 @@ from ..errors import CallTimeout, IpcError, StartError, from_fields
 from ..folders import absolute
 from ..platform import lifecycle
 from .ensure import ensure_running
-from .starting import check_program, default_log_file, start, start_daemon
+from .starting import check_program, check_unpatched, default_log_file, start, start_daemon
 from .steering import reload, restart, scale, status, stop
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def serve(path: str | os.PathLike[str], handler: str | Handler, **settings: Unpa
     Example:
         >>> ipcsrv.serve("./z.sock", "zlib:compress", workers=4)
     """
+    check_unpatched()
     lifecycle.open_standard_streams()
     chosen = _unforked(load(settings, environ=os.environ)[0])
     with lifecycle.unblocked_signals(), _as_parent():

@@ -51,6 +51,20 @@ _NOT_IMPORTABLE = (
 )
 
 
+def check_unpatched() -> None:
+    """Raise where a library has replaced the waiting of this process by its own, which forked processes do not have.
+
+    Raises:
+        StartError: gevent or eventlet has patched the standard library.
+    """
+    for library, module, name in (("gevent", "gevent.monkey", "is_module_patched"),
+                                  ("eventlet", "eventlet.patcher", "is_monkey_patched")):  # fmt: skip
+        is_patched = getattr(sys.modules.get(module), name, None)
+        if is_patched is not None and is_patched("select"):
+            raise StartError(f"{library} has patched this process; use `ipcsrv.Server` or `ipcsrv.ensure_running`, "
+                             "which start a process for the server")
+
+
 def check_program(source: HandlerSource | None = None, *, needs_main: bool = True) -> None:
     """Raise the one clear error where this program cannot start a server's processes.
 

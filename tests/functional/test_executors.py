@@ -77,12 +77,19 @@ def test_results_are_limited_by_max_response_size(cluster_server: support.Runnin
         cluster_server.call(b"big 4000")
 
 
+def tell(path: Path, text: str) -> None:
+    """Make a file whose text is there from the first moment."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
 def test_chunks_arrive_while_the_handler_runs(cluster_server: support.RunningServer, tmp_path: Path) -> None:
     with ipcsrv.connect(cluster_server.path, timeout=support.TIMEOUT) as connection:
         stream = connection.stream(b"steps " + bytes(tmp_path / "s"))
         for number in range(1, 4):
             assert next(stream) == b"%d" % number
-            (tmp_path / f"s.{number}").write_text("end" if number == 3 else "")
+            tell(tmp_path / f"s.{number}", "end" if number == 3 else "")
         assert list(stream) == []
         assert connection.call(b"upper next") == b"NEXT"
 
@@ -95,7 +102,7 @@ def test_handler_that_fails_in_the_middle_of_its_stream(cluster_server: support.
     with ipcsrv.connect(cluster_server.path, timeout=support.TIMEOUT) as connection:
         stream = connection.stream(b"steps " + bytes(tmp_path / "s"))
         assert next(stream) == b"1"
-        (tmp_path / "s.1").write_text("fail")
+        tell(tmp_path / "s.1", "fail")
         with pytest.raises(ipcsrv.HandlerError, match="LookupError: no further step"):
             next(stream)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import support
@@ -241,6 +242,18 @@ def test_frozen_program_is_refused(
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     with pytest.raises(ipcsrv.StartError, match=r"this program is frozen.*`ipcsrv start`"):
         start(sock_path)
+
+
+@pytest.mark.parametrize(("module", "name"), [("gevent.monkey", "is_module_patched"),
+                                              ("eventlet.patcher", "is_monkey_patched")])
+def test_process_that_is_patched_for_coroutines_does_not_serve(
+    sock_path: str, module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: lambda patched: patched == "select"}))
+    with pytest.raises(ipcsrv.StartError, match=r"has patched this process; use `ipcsrv\.Server`"):
+        ipcsrv.serve(sock_path, ECHO)
+    with ipcsrv.Server(sock_path, ECHO, workers=1):
+        assert ipcsrv.call(sock_path, b"x") == b"x"
 
 
 # -- who waits for a start is told why it failed ----------------------------------------------------------------------

@@ -259,7 +259,7 @@ class FreshSpawner:
     """Workers that are fresh interpreters, children of the master."""
 
     reports_late = False
-    descriptors = 4  # and two pipes of multiprocessing
+    descriptors = 5  # and another pidfd and two pipes of multiprocessing
 
     def __init__(self, job: Job, facts: Facts) -> None:
         self.lost = False

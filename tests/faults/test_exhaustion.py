@@ -80,6 +80,17 @@ def test_silent_clients_beyond_the_limit_give_way_to_new_ones(server: ServerFact
         client.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the descriptors of Linux")
+@pytest.mark.parametrize(("method", "limit"), [("fork", 30), ("spawn", 42)])
+def test_start_that_gets_no_workers_ends_after_its_time(sock_path: str, method: str, limit: int) -> None:
+    command = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", sys.executable, "-m", "ipcsrv", "run", sock_path,
+               "zlib:compress", "--workers", "4", "--start-method", method, "--startup-timeout", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=support.TIMEOUT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ipcsrv: the server did not start: workers cannot be started:")
+    assert os.listdir(os.path.dirname(sock_path)) == []
+
+
 def test_without_a_descriptor_the_server_waits_and_does_not_spin(server: ServerFactory) -> None:
     with load.started_by(FEW_DESCRIPTORS):
         running = server("handlers_for_tests:echo", "--workers", "1")

@@ -432,7 +432,9 @@ class WorkerProcesses:
         words = self.scoreboard.words(worker.slot)
         served = bool(words[board.TAKEN])
         reason = worker.reason or describe(status)
-        self._tell_clients(worker, words, status, reason)
+        since = words[board.SINCE_NS]
+        age = f", {monotonic() - since / 1e9:.1f} s after the request began" if since else ""
+        self._tell_clients(worker, words, status, f"{reason}{age}")
         self._generations[worker.generation].taken_by_departed += words[board.TAKEN]
         self._forget_slot(worker)
         self.scoreboard.fold(worker.slot)
@@ -441,7 +443,7 @@ class WorkerProcesses:
             name += f" (pid {worker.process.pid})"
             self._host.unwatch(worker.process.fileno())
             worker.process.close()
-        self._note_death(name, status, reason)
+        self._note_death(name, status, f"{reason}{age}" if worker.code == "crashed" else reason)
         self.slot_restarts[worker.slot] = self.slot_restarts.get(worker.slot, 0) + 1
         generation = self._generations[worker.generation]
         if generation.writer is not None and generation.reader.has_ended():
@@ -452,9 +454,7 @@ class WorkerProcesses:
         self._host.workers_changed()
 
     def _tell_clients(self, worker: WorkerProcess, words: memoryview[int], status: int | None, reason: str) -> None:
-        since = words[board.SINCE_NS]
-        age = f", {monotonic() - since / 1e9:.1f} s after the request began" if since else ""
-        text = VERDICTS.get(worker.code) or f"{reason.removeprefix('was ')}{age}"
+        text = VERDICTS.get(worker.code) or reason.removeprefix("was ")
         self._dispatcher.worker_died(worker.number, words, worker.code, text, clean=status == 0)
 
     def _note_death(self, name: str, status: int | None, reason: str) -> None:

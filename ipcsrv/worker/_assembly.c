@@ -34,6 +34,8 @@ typedef struct {
     Py_ssize_t room, size;       /* bytes of data: for which there is room, and that have come */
 } Assembly;
 
+static PyTypeObject *known_type; /* whose layout was compared, once: an exchange makes an assembly each time */
+static Py_ssize_t known_tail;
 static Py_ssize_t last_size;     /* of a request that was joined: the next one is often as large */
 
 static Py_hash_t *hash_of(PyObject *request)
@@ -168,11 +170,20 @@ static int assembly_init(Assembly *self, PyObject *args, PyObject *keywords)
     int known;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!", names, &PyType_Type, &type))
         return -1;
+    if (self->request_type == NULL && (PyTypeObject *)type == known_type) {
+        self->tail = known_tail;
+        self->request_type = (PyTypeObject *)Py_NewRef(type);
+        return 0;
+    }
     known = self->request_type != NULL ? 0 : layout_is_known(self, (PyTypeObject *)type);
     if (known <= 0) {
         if (known == 0)
             PyErr_SetString(PyExc_TypeError, "the layout of this type is not the one that is known");
         return -1;
+    }
+    if (known_type == NULL) {
+        known_type = (PyTypeObject *)Py_NewRef(type);
+        known_tail = self->tail;
     }
     self->request_type = (PyTypeObject *)Py_NewRef(type);
     return 0;

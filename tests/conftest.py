@@ -99,8 +99,8 @@ def echo_server(server: ServerFactory) -> support.RunningServer:
 @pytest.fixture
 def leaves_nothing(sock_dir: str) -> Iterator[None]:
     """For a test whose servers must be gone with every file and all shared memory when it ends."""
-    memory, children = support.shared_memory(), support.children()
+    memory, children = support.abandoned_memory(), support.children()
     yield
     assert os.listdir(sock_dir) == []
-    assert support.shared_memory() <= memory  # other programs' may have gone meanwhile
+    support.wait_until(lambda: support.abandoned_memory() <= memory, "no shared memory is left")
     assert support.children() == children

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -337,9 +338,21 @@ def descriptors(pid: int | None = None) -> dict[int, str]:
     return found
 
 
-def shared_memory() -> set[str]:
-    """Names of POSIX shared memory and semaphores on this machine (Linux)."""
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+def abandoned_memory() -> set[str]:
+    """Names of POSIX shared memory and semaphores that no process but this one maps (Linux): what was left behind.
+
+    Those of the tests that run beside this one are mapped by their own processes.
+    """
+    if not os.path.isdir("/dev/shm"):
+        return set()
+    names = {str(entry.inode()): entry.name for entry in os.scandir("/dev/shm")}
+    for folder in Path("/proc").glob("[0-9]*") if names else ():
+        if folder.name != str(os.getpid()):
+            with suppress(OSError):  # it has ended, or is another user's
+                for line in (folder / "maps").read_text(errors="replace").splitlines():
+                    if "/dev/shm/" in line:
+                        names.pop(line.split()[4], None)  # the inode: a semaphore is mapped under another name
+    return set(names.values())
 
 
 def wait_until(condition: Callable[[], object], what: str = "", timeout: float = TIMEOUT) -> None:
@@ -352,22 +365,19 @@ def wait_until(condition: Callable[[], object], what: str = "", timeout: float =
 
 @contextmanager
 def nothing_leaked(*folders: str | os.PathLike[str]) -> Iterator[None]:
-    """Assert that the block leaves this process's descriptors, threads and children, and the folders, as they were.
+    """Assert that the block leaves no descriptor, thread or child of this process, and nothing new in the folders.
 
-    Run the block's work once before, where the first use opens something for good.
+    What was there before may go meanwhile: it is an earlier test's. Run the block's work once before, where the first
+    use opens something for good.
     """
 
-    def snapshot() -> dict[str, object]:
-        return {
-            "descriptors": sorted(descriptors().values()),
-            "children": children(),
-            "threads": threading.active_count(),
-            "files": {os.fspath(folder): sorted(os.listdir(folder)) for folder in folders},
-        }
+    def snapshot() -> Counter[object]:
+        files = (os.path.join(folder, name) for folder in folders for name in os.listdir(folder))
+        return Counter([*descriptors().values(), *children(), *threading.enumerate(), *files])
 
     before = snapshot()
     yield
-    assert snapshot() == before
+    assert snapshot() - before == Counter()
 
 
 def run_python(source: str, *arguments: str, timeout: float = TIMEOUT, options: Sequence[str] = ()) -> str:

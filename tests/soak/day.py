@@ -297,10 +297,11 @@ def main() -> None:
     print(f"{seconds:g} s, seed {seed}", flush=True)
     os.environ["PYTHONPATH"] = os.fspath(TESTS)
     with tempfile.TemporaryDirectory(prefix="d-", dir="/tmp") as folder:
-        before = support.shared_memory(), len(support.descriptors())
+        memory, descriptors = support.abandoned_memory(), len(support.descriptors())
         day = Day(Path(folder), seconds, seed)
         counted = day.live()
-        assert (support.shared_memory(), len(support.descriptors())) == before
+        support.wait_until(lambda: support.abandoned_memory() <= memory, "no shared memory is left")
+        assert len(support.descriptors()) == descriptors
         lines = sum(len(file.read_bytes().splitlines()) for file in Path(folder).glob("log*"))
     print(json.dumps({"counted": counted, "happened": day.happened, "log lines": lines}, indent=1))
     raise SystemExit(bool(counted["lost beside another"]))

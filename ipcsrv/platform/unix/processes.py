@@ -235,9 +235,12 @@ def protect_children(*sockets: socket.SocketType) -> None:
             each.close()
         for name in (*_SERVER_SIGNALS, "SIGCHLD"):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
-        # A SIGINT that waits ends the process: Python would discard the KeyboardInterrupt that a hook raises.
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        except KeyboardInterrupt:  # Python would discard what a hook raises: end by the signal instead
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
 
     os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork)
 

@@ -16,7 +16,7 @@ import errno
 import os
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config.settings import Settings
 from ..peer import Peer
@@ -31,6 +31,9 @@ from ..supervision.dispatch import MOST_READY, Act, Command, ConnectionState, Di
 from ..supervision.messages import PING_NUMBER, Passed, Returned, Stage, pack_passed, parse_passed
 from ..supervision.scoreboard import Phase, Scoreboard
 
+if TYPE_CHECKING:
+    from .worker_processes import GenerationProcesses as Target
+
 log = logs.get("ipcsrv.master")
 
 ACCEPTS_A_TURN = 64  # connections accepted before other events have their turn
@@ -43,6 +46,7 @@ CALM = 5.0  # seconds without want after which it is over
 DISCARD_SIZE = 256 * 1024  # bytes of a refused client that are read in one turn
 OUTPUT_SIZE = 128 * 1024  # bytes of a stalled response that are sent in one turn
 DRAIN_LOOK = 0.01  # seconds between two looks at the rings of the workers while the server drains
+DRAIN_AUDIT = 0.5  # seconds between two audits while the server drains
 MOST_AUDITS = 20  # while a worker says that it takes something: then it was stopped there
 AUDIT_PAUSE = 0.05  # seconds in which a worker that took a connection writes so into its slot
 FIXED_DESCRIPTORS = 24  # of the master: streams, lock, listeners, signals, control connections
@@ -52,21 +56,6 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(e
 _PASSING = {errno.ECONNABORTED, errno.EPERM, errno.EPROTO}  # the client's own end, before it was accepted
 
 _PASSED, _SILENT, _READY, _STRANGER = range(4)  # outcomes of `_passing.c`
-
-
-class Target(Protocol):
-    """A generation's queue, as `worker_processes` has it."""
-
-    writer: serving.QueueWriter | None
-    reader: serving.QueueReader
-    passed: int
-
-    @property
-    def number(self) -> int:
-        """The generation."""
-
-    def taken(self) -> int:
-        """Return how many messages its workers have taken."""
 
 
 class Host(Protocol):
@@ -105,8 +94,9 @@ class Dispatcher:
         self._backlog_open, self._paused = True, False
         self._limit = serving.descriptor_limit()
         self._exhausted_for = self._exhausted_at = 0.0  # seconds of the present back-off, 0 for none; when it began
-        self._suspects: dict[int, float] = {}  # what may have been taken by a dead worker: number, when it was queued
+        self._suspects: dict[int, float] = {}  # what no worker may have any more: number, when it was queued
         self._audits = 0
+        self._drain_audit = 0.0  # when the next one is due in a drain
         self._access_log: AccessLog | None = None
         self.last_client = monotonic()
 
@@ -132,11 +122,13 @@ class Dispatcher:
 
     def _connection(self, number: int) -> AcceptedConnection:
         """Return the connection of this number."""
-        raw = self._raw.pop(number, None)
-        if raw is not None:
+        if (raw := self._raw.pop(number, None)) is not None:
             self._connections[number] = adopt(raw)
             self.dispatch.find(number)  # from now on it has a record
         return self._connections[number]
+
+    def _has(self, number: int) -> bool:
+        return number in self._connections or number in self._raw
 
     def _accept(self) -> object:
         """Accept what waits in the backlog, for one turn, and pass what has something to read."""
@@ -328,14 +320,12 @@ class Dispatcher:
 
     def kick(self) -> None:
         """Wake a worker if anything is in the queue: the one that was woken for it may have left or died."""
-        target = self._target
-        if target is not None and target.writer is not None and self._in_queue(target) > 0:
+        if (target := self._target) is not None and target.writer is not None and self._in_queue(target) > 0:
             self.ping(0)
 
     def ping(self, nonce: int) -> bool:
         """Put a message without a connection into the queue; the worker that takes it answers with PONG."""
-        target = self._target
-        if target is None or target.writer is None:
+        if (target := self._target) is None or target.writer is None:
             return False
         with contextlib.suppress(OSError):
             target.writer.put_plain(pack_passed(Passed(PING_NUMBER, nonce)))
@@ -361,7 +351,7 @@ class Dispatcher:
     def returned(self, returned: Returned, file: int | None) -> None:
         """A worker gives a connection back; the file is this process's to close."""
         number = returned.number
-        known = number in self._connections or number in self._raw
+        known = self._has(number)
         in_file = returned.state is not None and returned.state.in_file > 0
         if file is not None and not (known and in_file):
             os.close(file)
@@ -427,19 +417,16 @@ class Dispatcher:
         may_reply = phase in (Phase.READING, Phase.HANDLING, Phase.STREAMING)  # no part of a packet is out
         if words[board.SINCE_NS] or may_reply:
             self._count_lost(words, code)
-        if number and (number in self._connections or number in self._raw):
+        if self._has(number):
             untouched = phase in (Phase.TAKEN, Phase.BETWEEN)
             if not untouched:
                 self._log_line(self._connection(number).peer(), code)
             self._do(self.dispatch.worker_died(number, untouched=untouched, may_reply=may_reply, code=code, text=text,
                                                served=phase is Phase.BETWEEN, now=monotonic()))
         self._do(self.dispatch.holder_died(worker))
-        # It may have died between recvmsg(2) and the write into its slot: the connection is then in no place (`audit`).
-        if not clean and self._target is not None:
-            self._suspects |= {record.number: record.passed for record in self.dispatch.in_queue(self._target.number)}
-            if self._suspects:
-                self._audits = 0
-                self._host.set_timer("audit", monotonic() + AUDIT_PAUSE)
+        # It may have died between recvmsg(2) and the write into its slot: the connection is then in no place.
+        if not clean:
+            self._begin_audit()
         self.kick()
         self.pump()
 
@@ -449,12 +436,20 @@ class Dispatcher:
             self._count(board.REQUESTS)
         self._count(board.TIMEOUTS if code == "timeout" else board.LOST)
 
-    def audit(self) -> None:
-        """Find connections that a dead worker had taken from the queue before it wrote so into its slot.
+    def _begin_audit(self) -> None:
+        if self._target is not None:
+            self._suspects |= {record.number: record.passed for record in self.dispatch.passed_to(self._target.number)}
+        if self._suspects:
+            self._audits = 0
+            self._host.set_timer("audit", monotonic() + AUDIT_PAUSE)
 
-        Whatever was queued at its death and is neither in the queue, nor in a living worker's slot, nor returned or
-        ended by now, was taken by the dead one. Nothing of it was read, so another worker can have it. A worker says
-        before it takes something that it does; while one says so, nothing is known, and the audit is repeated.
+    def audit(self) -> None:
+        """Find connections that no worker has, though they were passed and have not come back.
+
+        Whatever was passed before and is neither in the queue, nor in a living worker's slot, nor returned or ended by
+        now, was taken by a worker that died before it said so, or its end was written over by a handler. If no worker
+        ever said that it had it, nothing of it was read, so another worker can have it. A worker says before it takes
+        something that it does; while one says so, nothing is known, and the audit is repeated.
         """
         target, now = self._target, monotonic()
         if target is None or target.writer is None or not self._suspects:
@@ -468,16 +463,19 @@ class Dispatcher:
             number = parse_passed(message).number
             queued.add(number)
             self._put_again(target, number, message)
-        if board.TAKING in self._read_slots(now) and self._audits < MOST_AUDITS:
+        slots = self._read_slots(now)
+        if board.TAKING in slots and self._audits < MOST_AUDITS:
             self._audits += 1
             self._host.set_timer("audit", now + AUDIT_PAUSE)
             return
         suspects, self._suspects = self._suspects, {}
         self._host.hear_workers()  # after the slots: a worker reports first and clears its slot then
         self.reap()
-        for record in list(self.dispatch.in_queue(target.number)):
-            if record.number not in queued and suspects.get(record.number) == record.passed:  # not queued again
-                self._do(self.dispatch.worker_died(record.number, untouched=True, now=now))
+        found = queued | {board.parse_lent(word)[0] for word in slots}
+        for record in list(self.dispatch.passed_to(target.number)):
+            if record.number not in found and suspects.get(record.number) == record.passed:  # not queued again
+                untouched = record.status is ConnectionState.QUEUED
+                self._do(self.dispatch.worker_died(record.number, untouched=untouched, now=now))
         self.pump()
 
     def _read_slots(self, now: float) -> list[int]:
@@ -488,7 +486,7 @@ class Dispatcher:
         return slots
 
     def _put_again(self, target: Target, number: int, message: bytes) -> None:
-        if (number not in self._connections and number not in self._raw) or target.writer is None:
+        if not self._has(number) or target.writer is None:
             return
         try:
             target.writer.put(self._connection(number).fileno(), message, self._files.get(number))
@@ -518,12 +516,12 @@ class Dispatcher:
             del self.watched[key]
 
     def _check(self, command: Command) -> None:
-        number = command.number
-        self._do(self.dispatch.checked(number, self._connection(number).has_input(), monotonic()))
+        found = self._connection(command.number).has_input()
+        self._do(self.dispatch.checked(command.number, found, monotonic()))
 
     def _hear_out(self, command: Command) -> None:
-        number = command.number
-        self._do(self.dispatch.heard_out(number, self._connection(number).end_input(), monotonic()))
+        found = self._connection(command.number).end_input()
+        self._do(self.dispatch.heard_out(command.number, found, monotonic()))
 
     def _refuse(self, command: Command) -> None:
         """Send the failure reply; what does not go out at once is lost, since its client does not read."""
@@ -544,8 +542,7 @@ class Dispatcher:
 
     def _forget_file(self, number: int) -> None:
         self._sent.pop(number, None)
-        file = self._files.pop(number, None)
-        if file is not None:
+        if (file := self._files.pop(number, None)) is not None:
             os.close(file)
 
     # -- events of watched connections --------------------------------------------------------------------------------
@@ -589,8 +586,7 @@ class Dispatcher:
         if mask & HANGUP:
             self._client_gone(record)
             return
-        size = max(len(state.body), state.in_file) - state.ahead
-        at = self._sent.get(number, 0)
+        size, at = max(len(state.body), state.in_file) - state.ahead, self._sent.get(number, 0)
         end = min(size, at + OUTPUT_SIZE)
         data = serving.read_at(self._files[number], end - at, at) if state.in_file else state.body[at:end]
         try:
@@ -706,6 +702,7 @@ class Dispatcher:
         self._rendezvous.withdraw()
         self._watch_listener(False)
         self._do(self.dispatch.drain(monotonic()))
+        self._drain_audit = monotonic() + DRAIN_AUDIT
         self.go_on_draining()
 
     def go_on_draining(self) -> None:
@@ -713,10 +710,14 @@ class Dispatcher:
         self._accept_rest()
         self.reap()
         self.pump()
-        if self._backlog_open or self.dispatch.occupied:
-            self._host.set_timer("drain_look", monotonic() + DRAIN_LOOK)
-        else:
+        if not self._backlog_open and not self.dispatch.occupied:
             self._host.connections_gone()
+            return
+        now = monotonic()
+        self._host.set_timer("drain_look", now + DRAIN_LOOK)
+        if now >= self._drain_audit and not self._suspects:
+            self._drain_audit = now + DRAIN_AUDIT
+            self._begin_audit()
 
     def _accept_rest(self) -> None:
         """Accept what the backlog still holds: nothing can follow since the path was withdrawn."""
@@ -783,8 +784,7 @@ class Dispatcher:
         self._read_slots(now)
         waiting = [record.since for record in self.dispatch.all()
                    if record.status in (ConnectionState.READY, ConnectionState.QUEUED)]
-        listener = self._rendezvous.listener
-        backlog = 0 if listener is None else listener.depth() or 0
+        backlog = (listener.depth() or 0) if (listener := self._rendezvous.listener) is not None else 0
         return {"depth": len(waiting) + backlog, "oldest_seconds": max(0.0, now - min(waiting, default=now)),
                 "accepting": self._opened and not self.dispatch.draining and not self._exhausted_for}
 

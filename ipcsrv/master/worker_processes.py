@@ -46,6 +46,7 @@ log = logs.get("ipcsrv.master")
 
 _FEWEST_SLOTS = 64  # so that a server that begins with one worker can be scaled to 32
 REPORT_PATIENCE = 0.5  # seconds for a template to report how a worker ended
+_UNCOUNTED = 1 << 20  # messages that may have been taken before `passed` counts them
 _STACKS_SIZE = 65536  # bytes for the stacks of a template
 
 
@@ -80,9 +81,10 @@ class GenerationProcesses:
     def taken(self) -> int:
         """Return how many messages of the queue its workers have taken."""
         taken = self.taken_by_departed + sum([words[board.TAKEN] for words in self.slots.values()])
-        if taken < self._most_taken:  # a handler has overwritten a count: go on from where it was
-            self.taken_by_departed += self._most_taken - taken
-            return self._most_taken
+        if not self._most_taken <= taken < self.passed + _UNCOUNTED:  # a handler has overwritten a count
+            known = max(self._most_taken, self.passed) if taken > self.passed else self._most_taken
+            self.taken_by_departed += known - taken  # go on from there
+            taken = known
         self._most_taken = taken
         return taken
 

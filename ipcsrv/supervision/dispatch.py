@@ -558,6 +558,12 @@ class Dispatch:
         """Yield the connections that are in this queue, or have been taken from it unseen."""
         return (record for record in self.all() if record.status is ConnectionState.QUEUED and record.queue == queue)
 
+    def passed_to(self, queue: int) -> Iterator[Record]:
+        """Yield those, and the ones that a worker has said that it has; suspended streams have a place of their own."""
+        states = (ConnectionState.QUEUED, ConnectionState.LENT)
+        return (record for record in self.all()
+                if record.status in states and record.queue == queue and not record.holder)
+
     # -- changing a state -------------------------------------------------------------------------------------------
 
     def _move(self, record: Record, event: Event, now: float) -> None:

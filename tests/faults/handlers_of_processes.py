@@ -283,11 +283,12 @@ def hang_or_echo(request: bytes) -> bytes:
     return request
 
 
-def clears_shared_memory(request: bytes) -> bytes:
-    """Overwrites all that the server's processes share, if it is asked to."""
-    if request == b"clear":
+def overwrites_shared_memory(request: bytes) -> bytes:
+    """Overwrites all that the server's processes share with zeros or ones, if it is asked to."""
+    if request in (b"zeros", b"ones"):
         for entry in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
                 if "ipcsrv-shared" in os.readlink(f"/proc/self/fd/{entry}"):
-                    os.pwrite(int(entry), bytes(os.fstat(int(entry)).st_size), 0)
+                    size = os.fstat(int(entry)).st_size
+                    os.pwrite(int(entry), (b"\0" if request == b"zeros" else b"\xff") * size, 0)
     return request

@@ -14,8 +14,8 @@ from typing import Any, Self
 class Keys:
     """Reads keys during a `with` block, at whose end the terminal is restored.
 
-    On Unix a change of the terminal's size ends a `read` early, so that the screen can be drawn again at once. The first
-    Ctrl-C there is a key like the others: it interrupts nothing. Where that does not end the block, the next one does.
+    On Unix a change of the terminal's size ends a `read` early, so that the screen can be drawn again at once. The
+    first Ctrl-C is a key like the others and interrupts nothing; the next one raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:

@@ -63,6 +63,15 @@ def test_queued_connections_are_known_by_their_queue(core: Dispatch) -> None:
     assert [record.number for record in core.in_queue(old + 1)] == [after]
 
 
+def test_connections_that_workers_may_have_are_known(core: Dispatch) -> None:
+    queued, taken, suspended, silent = (core.accept_passed(0.0) for _ in range(4))
+    core.taken(taken, 1.0)
+    core.held(suspended, 7)
+    core.returned(Returned(silent, Stage.BETWEEN), 1.0)
+    assert {record.number for record in core.passed_to(core.queue)} == {queued, taken}
+    assert not list(core.passed_to(core.queue + 1))
+
+
 def test_passed_connection_is_forgotten_once(core: Dispatch) -> None:
     number = core.accept_passed(0.0)
     assert core.open and core.occupied

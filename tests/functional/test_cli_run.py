@@ -322,8 +322,13 @@ def test_stop_gives_up_in_time_unless_now(server: ServerFactory) -> None:
 # -- status ------------------------------------------------------------------------------------------------------------
 
 
+def call_and_wait_until_it_is_counted(server: support.RunningServer, request: bytes) -> None:
+    server.call(request)  # which returns before the worker has counted it
+    support.wait_until(lambda: server.status()["totals"]["ok"] == 1, "the request is counted")
+
+
 def test_status_shows_every_worker(echo_server: support.RunningServer) -> None:
-    echo_server.call(b"x")
+    call_and_wait_until_it_is_counted(echo_server, b"x")
     done = support.run_command("status", echo_server.path)
     assert (done.returncode, done.stderr) == (0, b"")
     lines = done.stdout.decode().splitlines()
@@ -336,7 +341,7 @@ def test_status_shows_every_worker(echo_server: support.RunningServer) -> None:
 
 
 def test_status_json_has_the_documented_keys(echo_server: support.RunningServer) -> None:
-    echo_server.call(b"four")
+    call_and_wait_until_it_is_counted(echo_server, b"four")
     facts = status(echo_server.path)
     page = (support.ROOT / "docs" / "control.md").read_text()
     documented = set(re.findall(r"^\| `([a-z_]+)[`.\[]", page, re.MULTILINE))

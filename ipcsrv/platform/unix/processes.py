@@ -242,6 +242,7 @@ def protect_children(*sockets: socket.SocketType) -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
 
+    _watch_forks()  # first: a KeyboardInterrupt in a hook that runs after `after_fork` would be lost
     os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork)
 
 

@@ -46,7 +46,10 @@ class Keys:
         os.close(self._note)
 
     def read(self, seconds: float) -> str:
-        """Return the next key within `seconds`, or "" after them or when the terminal was resized; Ctrl-C is "\x03"."""
+        """Return the next key within `seconds`, or "" after them or when the terminal was resized.
+
+        Ctrl-C is the character of code 3, ETX.
+        """
         return _windows_key(seconds) if self._termios is None else self._unix_key(seconds)
 
     def _unix_key(self, seconds: float) -> str:

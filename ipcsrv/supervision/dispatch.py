@@ -559,7 +559,7 @@ class Dispatch:
         return (record for record in self.all() if record.status is ConnectionState.QUEUED and record.queue == queue)
 
     def passed_to(self, queue: int) -> Iterator[Record]:
-        """Yield those, and the ones that a worker has said that it has; suspended streams have a place of their own."""
+        """Yield what was passed to this queue and has not come back, suspended streams excepted: they have a holder."""
         states = (ConnectionState.QUEUED, ConnectionState.LENT)
         return (record for record in self.all()
                 if record.status in states and record.queue == queue and not record.holder)

@@ -128,8 +128,13 @@ def do_ask() -> None:
 
 
 def do_wait() -> None:
-    threading.Timer(0.1, os.write, (1, b"waiting\n")).start()  # when the main thread sleeps
-    time.sleep(60)  # until a signal comes
+    signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"continued\n"))
+    try:
+        os.write(1, b"waiting\n")
+        while True:
+            time.sleep(0.05)  # briefly: a sleep that is just being continued does not see a signal
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None  # the same traceback wherever the signal came
 
 
 def do_catch() -> int:

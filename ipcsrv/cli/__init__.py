@@ -34,15 +34,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["warm"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        from .warm import run_program
+
+        return run_program(arguments[1:])
+    _open_closed_streams()
     from . import _light
 
     plain = _light.parse(arguments)
     if plain is not None:
         return _light.run(plain)
-    if arguments[:1] == ["warm"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        from .warm import run_program
-
-        return run_program(arguments[1:])
     from ._parser import run
 
     return run(arguments)
+
+
+def _open_closed_streams() -> None:
+    """Have all standard streams, also Python's: what is printed to a closed one is lost, as it is with `print`."""
+    from ..standard_streams import open_closed, opened
+
+    open_closed()
+    for descriptor in sorted(opened):
+        name = ("stdin", "stdout", "stderr")[descriptor]
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from errno import EINVAL
 
+from .. import standard_streams
 from ..client import sync as client
 from ..errors import CallTimeout, Progress
 from ..platform import client as platform
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ._light import Arguments
 
 _CHUNK = 1 << 16  # bytes per read: the size of a pipe on Linux
-_STDIN, _STDOUT = 0, 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,10 @@ def run(arguments: Arguments | argparse.Namespace) -> int:
     deadline = client.deadline_of(arguments.timeout)
     data = arguments.data
     if data is None or data == "-":
+        if standard_streams.INPUT in standard_streams.opened:
+            from .messages import UsageError
+
+            raise UsageError("standard input is closed", "give the request as an argument")
         request: bytes | Iterator[bytes] = _standard_input(arguments.path, deadline)
     elif data.startswith("@"):
         request = _contents(data[1:])
@@ -54,7 +58,7 @@ def run(arguments: Arguments | argparse.Namespace) -> int:
         for piece in connection.stream(request, deadline):
             _print(piece)
             last = bytes(piece[-1:]) or last
-        if last != b"\n" and os.isatty(_STDOUT):
+        if last != b"\n" and os.isatty(standard_streams.OUTPUT):
             _print(b"\n")  # or the shell's prompt would follow the response on the same line
     return 0
 
@@ -90,7 +94,7 @@ def _standard_input(path: str, deadline: Deadline) -> Iterator[bytes]:
     progress = Progress.NOTHING_SENT
     while True:
         try:
-            piece = platform.read_within(_STDIN, _CHUNK, deadline)
+            piece = platform.read_within(standard_streams.INPUT, _CHUNK, deadline)
         except TimeoutError:
             raise CallTimeout(path, deadline.timeout, progress) from None
         if not piece:
@@ -103,7 +107,7 @@ def _print(piece: bytes | memoryview) -> None:
     rest = memoryview(piece)
     while rest:
         try:
-            rest = rest[os.write(_STDOUT, rest) :]
+            rest = rest[os.write(standard_streams.OUTPUT, rest) :]
         except OSError as error:
             if error.errno != EINVAL:
                 raise

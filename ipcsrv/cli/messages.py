@@ -68,7 +68,8 @@ def complain(text: str, level: str = "error") -> None:
     """Write one line to standard error, whatever `text` contains; an unwritable standard error is ignored."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)
     try:
-        print(_json_line(line, level) if _as_json else f"ipcsrv: {line}", file=sys.stderr, flush=True)
+        sys.stderr.write((_json_line(line, level) if _as_json else f"ipcsrv: {line}") + "\n")
+        sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass
 

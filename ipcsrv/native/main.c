@@ -1,5 +1,6 @@
 /* The commands: what is in a plain form is done here, the rest is the Python command's. */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -137,6 +138,14 @@ static int ping(const struct options *options, char **argv) {
     return EXIT_OK;
 }
 
+/* Else the connection could get the number of a standard stream, and the response would be written to it. */
+static void open_closed_streams(void) {
+    int descriptor;
+    while ((descriptor = open("/dev/null", O_RDWR)) >= 0 && descriptor <= STDERR_FILENO)
+        continue;
+    close(descriptor);
+}
+
 int main(int argc, char **argv) {
     struct options options;
     const char *command = argc > 1 ? argv[1] : "";
@@ -148,6 +157,10 @@ int main(int argc, char **argv) {
     bool file = options.operand_count == 2 && options.operands[1][0] == '@', terminal = isatty(STDOUT_FILENO);
     if (file || (terminal && strcmp(command, "call") == 0)) /* where a newline may have to follow the response */
         return exec_python(argv);
+    bool no_input = fcntl(STDIN_FILENO, F_GETFD) < 0 && options.operand_count == 1 && strcmp(command, "call") == 0;
+    if (no_input)
+        return exec_python(argv); /* which explains it */
+    open_closed_streams();
     if (strcmp(command, "call") == 0 && options.operand_count >= 1 && !options.worker)
         return call(&options, argv);
     if (strcmp(command, "is-active") == 0 && one && !extra && !options.deadline.set)

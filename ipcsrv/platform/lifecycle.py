@@ -7,7 +7,6 @@ Runs in the process that starts or stops a server.
 
 from __future__ import annotations
 
-import os
 import sys
 
 if sys.platform == "win32":
@@ -30,7 +29,6 @@ __all__ = [
     "kill_all",
     "leave_alone",
     "log_folder",
-    "open_standard_streams",
     "reap_left_alone",
     "record",
     "remains",
@@ -38,14 +36,3 @@ __all__ = [
     "use_known_state",
     "wait_gone",
 ]
-
-
-def open_standard_streams() -> None:
-    """Open descriptors 0 to 2 on the null device where they are closed.
-
-    Or else a socket, a log or the scoreboard's memory would get such a number, and what a handler prints, or Python's
-    last message, would go there.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)

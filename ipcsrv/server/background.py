@@ -19,6 +19,7 @@ import traceback
 from dataclasses import dataclass
 from typing import IO, Any
 
+from .. import standard_streams
 from ..config.handlers import HandlerSource
 from ..config.settings import Settings
 from ..errors import IpcError, StartError, to_fields
@@ -44,7 +45,7 @@ def main() -> None:
     import pickle
 
     lifecycle.use_known_state()
-    lifecycle.open_standard_streams()
+    standard_streams.open_closed()
     order_stream, reports = _private_pipes()
     with order_stream, reports:
         try:

@@ -14,6 +14,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .. import standard_streams
 from ..client import control
 from ..config.handlers import source_of
 from ..config.settings import load
@@ -78,7 +79,7 @@ def serve(path: str | os.PathLike[str], handler: str | Handler, **settings: Unpa
         >>> ipcsrv.serve("./z.sock", "zlib:compress", workers=4)
     """
     check_unpatched()
-    lifecycle.open_standard_streams()
+    standard_streams.open_closed()
     chosen = _unforked(load(settings, environ=os.environ)[0])
     with lifecycle.unblocked_signals(), _as_parent():
         _run_master(os.fspath(path), handler, chosen, own_process=False)
@@ -100,7 +101,7 @@ def run_foreground(path: str, target: str, settings: Settings,
     Raises:
         IpcError: As for `serve`.
     """
-    lifecycle.open_standard_streams()
+    standard_streams.open_closed()
     lifecycle.use_known_state(umask=False)
     _run_master(path, target, settings, banner)
     return 0

@@ -17,6 +17,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .. import standard_streams
 from ..config.handlers import source_of
 from ..config.settings import Settings
 from ..config.values import LOG_STREAMS
@@ -243,7 +244,7 @@ def start(path: str, source: HandlerSource, settings: Settings, caller: Deadline
         IpcError: What kept it from listening.
     """
     check_program(source, needs_main=in_main(source))
-    lifecycle.open_standard_streams()
+    standard_streams.open_closed()
     lifecycle.reap_left_alone()
     started: Start | None = None
     try:

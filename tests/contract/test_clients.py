@@ -291,3 +291,35 @@ def test_ping_asks_the_control_socket(sanitized_client: Path, server: ServerFact
     running = server()
     assert run([str(sanitized_client)], "ping", running.path) == (0, b"", "")
 
+
+
+@pytest.mark.parametrize(
+    ("closed", "output"), [("<&-", b"hi\n"), (">&-", b""), ("2>&-", b"hi\n"), ("<&- >&- 2>&-", b"")]
+)
+def test_a_closed_standard_stream_is_not_the_connection(
+    client_command: Command, sock_path: str, closed: str, output: bytes
+) -> None:
+    """What is printed must not go to the server, nor be taken from it."""
+    asked = []
+
+    def script(connection: socket.socket) -> None:
+        asked.append(read_message(connection))
+        connection.sendall(message(b"hi\n"))
+        asked.append(connection.recv(100))
+
+    with serving(sock_path, script):
+        shell = ["sh", "-c", f'"$@" {closed}', "sh", *client_command, "call", sock_path, "ask"]
+        assert run(shell) == (0, output, "")
+        support.wait_until(lambda: len(asked) == 2)
+    assert asked == [b"ask", b""]
+
+
+def test_a_request_from_a_closed_standard_input_is_refused(client_command: Command, sock_path: str) -> None:
+    with serving(sock_path, echo):
+        shell = ["sh", "-c", '"$@" <&-', "sh", *client_command, "call", sock_path]
+        assert run(shell) == (2, b"", line("standard input is closed; give the request as an argument"))
+
+
+def test_an_error_is_not_written_to_standard_output(client_command: Command, sock_path: str) -> None:
+    shell = ["sh", "-c", '"$@" 2>&-', "sh", *client_command, "call", sock_path, "ask"]
+    assert run(shell) == (3, b"", "")

@@ -86,7 +86,7 @@ def fork_detached(run: Callable[[int], int], log_file: str | None) -> tuple[int,
 
     Only for a process without other threads.  Returns its pid and the read end, None where there is no fork(2); `run`
     returns its exit status.
-    The caller has closed none of the standard streams (`open_standard_streams`).
+    The caller has closed none of the standard streams (`standard_streams.open_closed`).
     """
     null = os.open(os.devnull, os.O_RDWR)
     log = open_log(log_file)

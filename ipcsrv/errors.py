@@ -80,7 +80,7 @@ _ADVICE = {
 }
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return text that stays one line and is safe on a terminal, whatever a path or a server's message contains."""
     if text.isprintable():
         return text
@@ -117,7 +117,7 @@ class IpcError(Exception):
     path: str | None
 
     def __init__(self, text: str = "", path: str | None = None) -> None:
-        super().__init__(_one_line(text or _message((path, "failed"))))
+        super().__init__(one_line(text or _message((path, "failed"))))
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -345,7 +345,7 @@ class ServerError(IpcError):
 
     def _explain(self, what: str, advice: str | None = None) -> None:
         """Set the text of a failure whose code is known."""
-        self.args = (_one_line(_message((self.path, what), advice)),)
+        self.args = (one_line(_message((self.path, what), advice)),)
 
 
 class HandlerError(ServerError):

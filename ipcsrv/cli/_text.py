@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..errors import one_line
+
 NOTHING = "-"
 
 
@@ -81,13 +83,8 @@ def wrapped(head: str, items: list[str], width: int) -> list[str]:
 
 def cut(text: str, width: int) -> str:
     """Return one printable line of at most `width` characters; line ends become spaces, other controls escapes."""
-    line = text if text.isprintable() else printable(text)
+    line = one_line(text)
     return line if len(line) <= width else line[: width - 3] + "..."
-
-
-def printable(text: str) -> str:
-    """Return text as one line without control characters or lone surrogates."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
 
 
 def home(path: str) -> str:

@@ -10,7 +10,7 @@ import time
 from typing import Any, NamedTuple
 
 from ..client import control
-from ..errors import IpcError
+from ..errors import IpcError, one_line
 from . import _style, _text
 from .messages import OK
 
@@ -92,7 +92,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     facts = as_object(row)
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["since"])) if facts["since"] else _text.NOTHING
     numbers = ("?" if facts[name] is None else str(facts[name]) for name in ("workers", "busy"))
-    path, handler = (_text.printable(str(text)) for text in (_text.home(facts["path"]), facts["handler"]))
+    path, handler = (one_line(str(text)) for text in (_text.home(facts["path"]), facts["handler"]))
     return (path, handler, str(facts["pid"]), since, *numbers)
 
 

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 
-from ..errors import IpcError
+from ..errors import IpcError, one_line
 
 OK = 0
 FAILED = 1  # the server answered with a failure, or failed itself
@@ -66,7 +66,7 @@ def report(error: BaseException) -> int:
 
 def complain(text: str, level: str = "error") -> None:
     """Write one line to standard error, whatever `text` contains; an unwritable standard error is ignored."""
-    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = one_line(text)
     try:
         sys.stderr.write((_json_line(line, level) if _as_json else f"ipcsrv: {line}") + "\n")
         sys.stderr.flush()

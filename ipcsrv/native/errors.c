@@ -75,7 +75,7 @@ static bool line_break(unsigned c) {
     return (c >= '\n' && c <= '\r') || (c >= 0x1c && c <= 0x1e) || c == 0x85 || c == 0x2028 || c == 0x2029;
 }
 
-/* Append text of unknown origin so that it stays one line, as `errors._one_line` does. */
+/* Append text of unknown origin so that it stays one line, as `errors.one_line` does. */
 static void put_safely(struct line *line, const char *text, bool is_path) {
     const unsigned char *at = (const unsigned char *)text;
     while (*at) {

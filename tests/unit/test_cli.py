@@ -264,8 +264,8 @@ def test_bug_keeps_its_traceback() -> None:
 
 
 def test_message_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    messages.complain("a\nb")
-    assert capsys.readouterr().err == "ipcsrv: a b\n"
+    messages.complain("a\nb\x1b\udcff")
+    assert capsys.readouterr().err == "ipcsrv: a b\\x1b\\udcff\n"
 
 
 def test_unwritable_standard_error_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

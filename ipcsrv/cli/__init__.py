@@ -38,7 +38,7 @@ def _run(arguments: list[str]) -> int:
         from .warm import run_program
 
         return run_program(arguments[1:])
-    _open_closed_streams()
+    _check_streams()
     from . import _light
 
     plain = _light.parse(arguments)
@@ -49,12 +49,13 @@ def _run(arguments: list[str]) -> int:
     return run(arguments)
 
 
-def _open_closed_streams() -> None:
-    """Have all standard streams, also Python's: what is printed to a closed one is lost, as it is with `print`."""
-    from ..standard_streams import open_closed, opened
+def _check_streams() -> None:
+    """See to it that everything can be printed, and that no connection gets the number of a closed stream."""
+    from .. import standard_streams
+    from ..platform.client import is_blocking
 
-    open_closed()
-    for descriptor in sorted(opened):
-        name = ("stdin", "stdout", "stderr")[descriptor]
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+    standard_streams.open_closed()
+    if standard_streams.opened or not (is_blocking(standard_streams.OUTPUT) and is_blocking(standard_streams.ERRORS)):
+        from ._streams import repair
+
+        repair()

@@ -7,7 +7,6 @@ arguments of `_light` and of argparse alike, and imports nothing that a plain ca
 from __future__ import annotations
 
 import os
-from errno import EINVAL
 
 from .. import standard_streams
 from ..client import sync as client
@@ -104,11 +103,4 @@ def _standard_input(path: str, deadline: Deadline) -> Iterator[bytes]:
 
 
 def _print(piece: bytes | memoryview) -> None:
-    rest = memoryview(piece)
-    while rest:
-        try:
-            rest = rest[os.write(standard_streams.OUTPUT, rest) :]
-        except OSError as error:
-            if error.errno != EINVAL:
-                raise
-            raise BrokenPipeError from None  # the C library of Windows reports EINVAL for it
+    platform.write_all(standard_streams.OUTPUT, piece)

@@ -106,6 +106,7 @@ static int call(const struct options *options, char **argv) {
         return code < 0 ? explain_refusal(path, code) : code;
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     signal(SIGINT, interrupted);
     struct request request = {NULL, 0};
     if (data != NULL)

@@ -16,6 +16,11 @@ systems keep them light.  What a system must offer (implemented in `unix` and in
 `read_within(descriptor, size, deadline) -> bytes`
     At most `size` bytes of what comes on a descriptor that others made (standard input), `b""` at its end;
     `TimeoutError` past the deadline; the descriptor must not be read again then.
+`write_all(descriptor, data)`
+    Write all of `data` to a descriptor that others made (standard output), however long that takes;
+    `BrokenPipeError` where its reader has gone.
+`is_blocking(descriptor) -> bool`
+    Whether a write to it waits; `write_all` does in any case.
 `runtime_folder(override=None) -> str`
     A folder that belongs to this user alone, made if need be, and checked (`InvalidPath` says what is wrong).
 `Stream`
@@ -45,5 +50,6 @@ else:
     from .unix.client import *
 
 __all__ = [
-    "DONTWAIT", "Stream", "attempt", "connect", "probe", "read_within", "runtime_folder", "trusted",
+    "DONTWAIT", "Stream", "attempt", "connect", "is_blocking", "probe", "read_within", "runtime_folder", "trusted",
+    "write_all",
 ]  # fmt: skip

@@ -323,3 +323,31 @@ def test_a_request_from_a_closed_standard_input_is_refused(client_command: Comma
 def test_an_error_is_not_written_to_standard_output(client_command: Command, sock_path: str) -> None:
     shell = ["sh", "-c", '"$@" 2>&-', "sh", *client_command, "call", sock_path, "ask"]
     assert run(shell) == (3, b"", "")
+
+
+def test_non_blocking_standard_streams_are_waited_for(client_command: Command, sock_path: str) -> None:
+    """A terminal or pipe is shared with other programs, any of which may have made it non-blocking."""
+    data = bytes(range(256)) * 8000
+    (reads, asks), (gets, writes) = os.pipe(), os.pipe()
+    os.set_blocking(reads, False)
+    os.set_blocking(writes, False)
+    with serving(sock_path, echo):
+        command = [*client_command, "call", sock_path]
+        with subprocess.Popen(command, stdin=reads, stdout=writes, env=support.environment()) as process:
+            os.close(reads)
+            os.close(writes)
+            with open(gets, "rb") as output, open(asks, "wb", buffering=0) as request:
+                sender = threading.Thread(target=lambda: (request.write(data), request.close()))
+                sender.start()
+                assert output.read() == data
+                sender.join(support.TIMEOUT)
+            assert process.wait(support.TIMEOUT) == 0
+
+
+def test_a_response_beyond_the_size_limit_of_files_is_an_error(
+    client_command: Command, sock_path: str, tmp_path: Path
+) -> None:
+    with serving(sock_path, echo):
+        limited = 'ulimit -f 1; head -c 100000 /dev/zero | "$@" > "$0"'
+        code, _, said = run(["sh", "-c", limited, str(tmp_path / "output"), *client_command, "call", sock_path])
+    assert (code, said) == (1, line("File too large"))

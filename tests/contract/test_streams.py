@@ -5,6 +5,7 @@ The other end is a real listener of the server's half, in this process: one test
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import threading
@@ -235,6 +236,26 @@ def test_a_foreign_pipe_on_which_nothing_comes_times_out() -> None:
         platform.read_within(reading, 100, Deadline(0.05))
     os.close(writing)
     os.close(reading)
+
+
+def test_a_foreign_pipe_is_written_to_its_end() -> None:
+    data = bytes(range(256)) * 4000
+    reading, writing = os.pipe()
+    with contextlib.suppress(AttributeError):  # there are no others on Windows before Python 3.12
+        os.set_blocking(writing, False)
+    writer = threading.Thread(target=lambda: (platform.write_all(writing, data), os.close(writing)))
+    writer.start()
+    with open(reading, "rb") as output:
+        assert output.read() == data
+    writer.join(PATIENCE)
+
+
+def test_a_foreign_pipe_without_a_reader_is_broken() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError):
+        platform.write_all(writing, b"x")
+    os.close(writing)
 
 
 # -- credentials ------------------------------------------------------------------------------------------------------

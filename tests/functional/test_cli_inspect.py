@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -185,3 +186,22 @@ def test_every_command_takes_an_odd_path_in_an_ascii_locale(sock_dir: str, monke
     done = support.run_command("call", "--", path, **locale)
     assert (done.returncode, done.stderr.count(b"\n")) == (3, 1)
     assert os.listdir(sock_dir) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Windows are blocking")
+@pytest.mark.parametrize(("words", "stream"), [(["--help"], "stdout"), (["no-such-command"], "stderr")])
+def test_all_is_printed_to_a_full_pipe_that_is_non_blocking(words: list[str], stream: str) -> None:
+    expected = getattr(support.run_command(*words), stream)
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(writes, b"y" * 1024)
+    command = [sys.executable, "-m", "ipcsrv", *words]
+    with subprocess.Popen(command, env=support.environment(), **{stream: writes}) as process:
+        os.close(writes)
+        until = time.monotonic() + 0.5
+        support.wait_until(lambda: time.monotonic() > until or process.poll() is not None)
+        with open(reads, "rb") as output:
+            assert output.read()[filled:] == expected

@@ -327,14 +327,37 @@ def _uid_named(name: str) -> int | None:
 
 def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
     """Read what comes within `deadline` (see the contract)."""
-    if deadline.timeout is not None:
-        import select
+    while True:
+        if deadline.timeout is not None or not is_blocking(descriptor):
+            import select
 
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        if not poller.poll(1000 * (deadline.remaining() or 0)):
-            raise TimeoutError
-    return os.read(descriptor, size)
+            poller = select.poll()
+            poller.register(descriptor, select.POLLIN)
+            if not poller.poll(None if deadline.timeout is None else 1000 * (deadline.remaining() or 0)):
+                raise TimeoutError
+        try:
+            return os.read(descriptor, size)
+        except BlockingIOError:  # another reader was quicker
+            continue
+
+
+def is_blocking(descriptor: int) -> bool:
+    """Whether a write waits (see the contract)."""
+    return os.get_blocking(descriptor)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of it (see the contract)."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            import select
+
+            poller = select.poll()
+            poller.register(descriptor, select.POLLOUT)
+            poller.poll()
 
 
 def runtime_folder(override: str | None = None) -> str:

@@ -15,6 +15,7 @@ assert sys.platform == "win32"
 
 import _winapi
 import os
+from errno import EINVAL
 
 from ...buffers import discard
 from ...errors import Denied, InvalidPath, NotListening, PathNotFound
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     Trust = int | str | Iterable[int | str]
 
 __all__ = [
-    "DONTWAIT", "Stream", "attempt", "connect", "pipe_name", "probe", "read_within",
-    "runtime_folder", "trusted",
+    "DONTWAIT", "Stream", "attempt", "connect", "is_blocking", "pipe_name", "probe", "read_within",
+    "runtime_folder", "trusted", "write_all",
 ]  # fmt: skip
 
 PIPE_PREFIX = "\\\\.\\pipe\\"
@@ -252,6 +253,23 @@ def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
     if isinstance(result, OSError):
         raise result
     return result
+
+
+def is_blocking(_: int) -> bool:
+    """Whether a write waits (see the contract): always."""
+    return True
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of it (see the contract)."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            raise BrokenPipeError from None  # as the C library reports it
 
 
 def runtime_folder(override: str | None = None) -> str:

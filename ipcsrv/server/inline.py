@@ -170,12 +170,13 @@ def _interrupts_stop(master: Master) -> Iterator[None]:
         return
     reader, writer = os.pipe()
     master.watch_lifeline(serving.lifeline(reader))
-    ours = [writer]
+    ours = open(writer, "wb", buffering=0)  # noqa: SIM115
 
-    def interrupted(*_: Any) -> None:
-        while ours:
-            os.close(ours.pop())  # the end of the lifeline, which the master's thread sees
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def interrupted(number: int, _: object) -> None:
+        if not ours.closed:
+            ours.close()  # the end of the lifeline, which the master's thread sees
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -184,5 +185,4 @@ def _interrupts_stop(master: Master) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(reader)
-        while ours:
-            os.close(ours.pop())
+        ours.close()

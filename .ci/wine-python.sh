@@ -164,6 +164,7 @@ run_suite() {
     local status=0 coverage=${1:-}
     shift
     cd "$root"
+    trap '"$dir/winpython" --stop || true' EXIT
     if [ -n "$coverage" ]; then
         rm -rf "$dir/coverage" && mkdir "$dir/coverage"
         export WINE_COVERAGE=Z:$dir/coverage/data COVERAGE_PROCESS_START=Z:$root/.ci/wine-coverage.ini COVERAGE_CORE=sysmon
@@ -184,7 +185,6 @@ run_suite() {
         run_tests "$@" || status=$?
     fi
     [ -z "$coverage" ] || report_coverage || status=$?
-    "$dir/winpython" --stop || true
     exit "$status"
 }
 

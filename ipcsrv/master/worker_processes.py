@@ -508,10 +508,10 @@ class WorkerProcesses:
 
     def _distrust(self, worker: WorkerProcess, error: FormatError) -> None:
         """Kill a worker whose messages make no sense: its handler has written to descriptors that are not its own."""
-        log.error("worker %d broke the message format (%s): killing it", worker.number, error)
-        self._close_channel(worker)
         if worker.process is not None:
-            worker.process.kill()
+            worker.process.kill()  # first: it may be about to take another client's request
+        self._close_channel(worker)
+        log.error("worker %d broke the message format (%s) and was killed", worker.number, error)
 
     def _returned(self, _: WorkerProcess, body: bytes, file: int | None) -> None:
         try:

@@ -211,6 +211,8 @@ def test_worker_that_misuses_its_sockets_harms_no_other_client(server: ServerFac
     running = server(f"{HERE}:misuses_sockets", "--workers", "2", "--start-method", method)
     with load.raw(running.path, load.message(how)) as client, contextlib.suppress(ConnectionError):
         client.recv(1000)  # whatever it is
+    if how == b"descriptors":
+        running.output.wait_for("broke the message format")  # a request that it takes until then is told of the kill
     for number in range(20):
         assert running.call(b"%d" % number, timeout=10.0) == b"%d" % number
     load.wait_until(lambda: load.is_whole(running), "the pool is whole")

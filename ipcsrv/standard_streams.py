@@ -18,7 +18,10 @@ def open_closed() -> None:
     Or else a socket, a log or the scoreboard's memory would get such a number, and what is printed, or Python's last
     message, would go there.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= ERRORS:
-        os.set_inheritable(descriptor, True)
-        opened.add(descriptor)
-    os.close(descriptor)
+    for descriptor in (INPUT, OUTPUT, ERRORS):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free
+            os.set_inheritable(null, True)
+            opened.add(null)

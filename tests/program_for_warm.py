@@ -147,7 +147,7 @@ def do_catch() -> int:
         signal.signal(getattr(signal, name), caught)
     print("ready", flush=True)
     while True:
-        signal.pause()
+        time.sleep(0.05)  # not pause(2), which would miss a signal that comes just before it
 
 
 def do_password() -> None:

@@ -141,10 +141,9 @@ static int ping(const struct options *options, char **argv) {
 
 /* Else the connection could get the number of a standard stream, and the response would be written to it. */
 static void open_closed_streams(void) {
-    int descriptor;
-    while ((descriptor = open("/dev/null", O_RDWR)) >= 0 && descriptor <= STDERR_FILENO)
-        continue;
-    close(descriptor);
+    for (int standard = STDIN_FILENO; standard <= STDERR_FILENO; standard++)
+        if (fcntl(standard, F_GETFD) < 0)
+            (void)!open("/dev/null", O_RDWR); /* which gets the lowest number that is free */
 }
 
 int main(int argc, char **argv) {

@@ -292,7 +292,6 @@ def test_ping_asks_the_control_socket(sanitized_client: Path, server: ServerFact
     assert run([str(sanitized_client)], "ping", running.path) == (0, b"", "")
 
 
-
 @pytest.mark.parametrize(
     ("closed", "output"), [("<&-", b"hi\n"), (">&-", b""), ("2>&-", b"hi\n"), ("<&- >&- 2>&-", b"")]
 )

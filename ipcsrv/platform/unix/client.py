@@ -87,7 +87,7 @@ def milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else -int(-seconds * 1000 // 1)
 
 
-def _poller(stream: Stream, *, writable: bool) -> select.poll:
+def _poller(stream: Stream | int, *, writable: bool) -> select.poll:
     import select  # only here: most calls never wait with a deadline
 
     poller = select.poll()
@@ -328,13 +328,9 @@ def _uid_named(name: str) -> int | None:
 def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
     """Read what comes within `deadline` (see the contract)."""
     while True:
-        if deadline.timeout is not None or not is_blocking(descriptor):
-            import select
-
-            poller = select.poll()
-            poller.register(descriptor, select.POLLIN)
-            if not poller.poll(None if deadline.timeout is None else 1000 * (deadline.remaining() or 0)):
-                raise TimeoutError
+        must_wait = deadline.timeout is not None or not is_blocking(descriptor)
+        if must_wait and not _poller(descriptor, writable=False).poll(milliseconds(deadline.remaining())):
+            raise TimeoutError
         try:
             return os.read(descriptor, size)
         except BlockingIOError:  # another reader was quicker

@@ -7,7 +7,7 @@
 # .wine-python/winpython is a headless python.exe from then on. --setup makes it and runs nothing.
 # Without arguments it runs what depends on the system, three tests at a time: some five minutes. --coverage measures which lines of the
 # Windows seam run in all its processes that end by themselves, which takes ten, and fails under 90 %.
-# Wine's own server dies now and then, and every process of Wine with it: then the whole run is repeated, once.
+# Wine's own server may crash, and then no process of Wine goes on: the whole run is repeated, once.
 # docs/windows.md says what a run under Wine shows, and what it cannot.
 set -euo pipefail
 root=$(realpath "$(dirname "$0")/..")
@@ -128,7 +128,7 @@ with zipfile.ZipFile(sys.argv[2], "w") as out:
 PY
 }
 
-make_prefix() {
+make_prefix() (
     export WINEPREFIX=$dir/prefix WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml,winemenubuilder.exe='
     unset DISPLAY WAYLAND_DISPLAY
     [ ! -d "$WINEPREFIX" ] || "$server" -k || true
@@ -158,7 +158,7 @@ REG
         original=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows/${file##*/}
         if cmp -s "$file" "$original"; then ln -sf "$original" "$file"; fi
     done
-}
+)
 
 run_suite() {
     local status=0 coverage=${1:-}

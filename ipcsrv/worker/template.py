@@ -169,6 +169,8 @@ def _parent_sentinel() -> list[int]:
 
 def run_fresh_worker(job: Job, number: int, slot: int, end: Channel) -> None:
     """Be a worker that is a fresh interpreter, and end this process."""
+    if end.has_ended():
+        main.end(1)  # the master died while this interpreter started
     serving.child_hygiene()
     logs.configure_worker(job.settings)
     main.work(job, slot, end, None)

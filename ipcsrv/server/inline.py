@@ -156,7 +156,7 @@ def _leaving_interrupts(handler: Handler) -> Handler:
         try:
             return handler(request)
         finally:
-            if signal.getsignal(signal.SIGINT) not in (before, signal.default_int_handler):
+            if signal.getsignal(signal.SIGINT) is not before:
                 signal.signal(signal.SIGINT, before)
 
     return handled

@@ -236,9 +236,12 @@ class ControlServer:
         supervisor, old = self._master.processes.supervisor, question.get("unless")
         if old is not None and old != self._master.processes.code_facts().get("fingerprint"):
             return {"generation": supervisor.generation, "began": False}
-        client.reload_from, client.reload_began = supervisor.generation, not supervisor.reloading
-        if old is None or not supervisor.reloading:
-            self._master.reload()
+        if old is not None and supervisor.reloading:
+            client.reload_from, client.reload_began = supervisor.generation, False
+            return None
+        # One that is being loaded may have read older code, so its success is not the answer.
+        client.reload_from, client.reload_began = supervisor.last_generation, True
+        self._master.reload()
         return None
 
     def _refuse_without_workers(self) -> None:
@@ -248,8 +251,8 @@ class ControlServer:
     def _scale(self, _: ControlConnection, question: dict[str, Any]) -> dict[str, Any]:
         self._refuse_without_workers()
         workers, largest = question.get("workers"), self._master.processes.supervisor.largest_size
-        if not isinstance(workers, int) or not 1 <= workers <= largest:
-            raise Refusal(f"workers must be a number from 1 to {largest}")
+        if type(workers) is not int or not 1 <= workers <= largest:
+            raise Refusal(f"this server can have 1 to {largest} workers; for more, start it with a larger `workers`")
         self._master.scale(workers)
         return {"workers": workers}
 

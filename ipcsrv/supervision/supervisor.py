@@ -147,6 +147,11 @@ class Supervisor:
         return self.state is PoolState.RUNNING and self._upcoming is not None
 
     @property
+    def last_generation(self) -> int:
+        """Return the number of the generation that was begun last: code that changes now is in none of these."""
+        return self._table.last_generation
+
+    @property
     def largest_size(self) -> int:
         """Return the largest size that `scale` can set."""
         return self._table.slots // 2

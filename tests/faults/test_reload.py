@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from conftest import ServerFactory
 from faults import load
 
 import ipcsrv
+from ipcsrv.platform import server as serving
 
+Background = Callable[[Callable[[], object]], load.Future]
 INTERVAL = 0.1  # seconds
 
 
@@ -129,6 +132,34 @@ def test_old_version_serves_on_when_the_new_one_does_not_import(server: ServerFa
     assert support.run_command("reload", running.path).returncode == 0
     assert running.call(b"x") == b"two x"
     load.wait_until(lambda: load.is_whole(running), "the pool is whole")
+
+
+@pytest.mark.parametrize("method", serving.start_methods())
+def test_a_reload_during_another_waits_for_its_own_code(
+    server: ServerFactory, tmp_path: Path, in_background: Background, method: str
+) -> None:
+    module, begun = tmp_path / "served.py", tmp_path / "begun"
+    code = f"import time\nopen({os.fspath(begun)!r}, 'a').close()\ntime.sleep(0.5)\ndef handle(request): return b'%s'\n"
+    module.write_text(code % "one")
+    found = {"PYTHONPATH": os.pathsep.join([os.fspath(tmp_path), support.environment()["PYTHONPATH"]])}
+    running = server("served:handle", "--workers", "1", "--start-method", method, env=found)
+
+    def reload_twice(second: str) -> load.Future:
+        begun.unlink()
+        first = in_background(lambda: ipcsrv.reload(running.path, timeout=support.TIMEOUT))
+        load.wait_until(begun.exists, "the first imports")
+        module.write_text(second)
+        return first
+
+    first = reload_twice(code % "three")
+    assert ipcsrv.reload(running.path, timeout=support.TIMEOUT)["generation"] == 3
+    assert running.call() == b"three"
+    assert first.result()["generation"] == 2
+    first = reload_twice("no Python")
+    with pytest.raises(ipcsrv.ServerError, match="SyntaxError"):
+        ipcsrv.reload(running.path, timeout=support.TIMEOUT)
+    first.result()
+    assert running.call() == b"three"
 
 
 def test_a_version_that_hangs_while_importing_is_given_up(server: ServerFactory, version: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import HandlerImportError
 from ..folders import working_folder
+from .values import name_of
 
 Handler = Callable[..., Any]
 
@@ -76,7 +77,7 @@ class HandlerSource:
         """The handler; raises `HandlerImportError` with the traceback."""
         if self.callable is not None:
             return self.callable
-        return load(self.target) if self.pickled is None else _unpickle(self.target, self.pickled)
+        return load(self.target) if self.pickled is None else unpickled(self.target, self.pickled)
 
 
 def source_of(handler: str | Handler, *, inherit: bool = False) -> HandlerSource:
@@ -90,16 +91,20 @@ def source_of(handler: str | Handler, *, inherit: bool = False) -> HandlerSource
         return HandlerSource(handler)
     if not callable(handler):
         raise HandlerImportError(repr(handler), reason="it is neither callable nor the text MODULE:NAME")
-    name = f"{getattr(handler, '__module__', '?')}:{getattr(handler, '__qualname__', type(handler).__qualname__)}"
     if inherit:
-        return HandlerSource(name, callable=handler)
+        return HandlerSource(name_of(handler), callable=handler)
+    return HandlerSource(name_of(handler), pickled=pickled(handler))
+
+
+def pickled(function: Callable[..., object], what: str = "handler") -> bytes:
+    """Return a handler or hook as bytes from which another process has it; raises `HandlerImportError`."""
     import pickle
 
     try:
-        return HandlerSource(name, pickled=pickle.dumps(handler))
+        return pickle.dumps(function)
     except Exception as error:
         reason = f"another process cannot find it by name ({error}); define it at the top level of a module"
-        raise HandlerImportError(name, reason=reason) from None
+        raise HandlerImportError(name_of(function), reason=reason, what=what) from None
 
 
 def check_target(target: str) -> None:
@@ -250,11 +255,12 @@ def _is_machinery(filename: str) -> bool:
     return filename == __file__ or filename.startswith("<frozen importlib") or filename == importlib.__file__
 
 
-def _unpickle(target: str, pickled: bytes) -> Handler:
+def unpickled(target: str, pickled: bytes, what: str = "handler") -> Handler:
+    """Return what `pickled` made bytes of; raises `HandlerImportError` under the name `target`."""
     import pickle
 
     try:
         handler: Handler = pickle.loads(pickled)  # from the server's own starter, over a private pipe
     except (Exception, SystemExit):
-        raise HandlerImportError(target, _own_frames()) from None
+        raise HandlerImportError(target, _own_frames(), what=what) from None
     return handler

@@ -208,19 +208,6 @@ class Settings:
         values = {setting.name: getattr(self, setting.name) for setting in TABLE}
         return {name: kinds.show_hook(value) if callable(value) else value for name, value in values.items()}
 
-    def to_json(self) -> str:
-        """The settings as text for another process."""
-        import json
-
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Settings:
-        """What `to_json` wrote, checked again."""
-        import json
-
-        return make(**json.loads(text))
-
 
 TABLE: tuple[Setting, ...] = tuple(Setting(found.name, found.default, **found.metadata) for found in fields(Settings))
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in TABLE}

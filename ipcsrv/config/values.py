@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 # Compiled when they are first used: few starts use them all.
@@ -112,6 +114,7 @@ def parse_file(value: object) -> str:
 
 
 LOG_STREAMS = {"/dev/stderr": 2, "/dev/stdout": 1}  # log files that are standard streams, with their descriptors
+NO_STREAMS = "a server in the background has no standard streams; name a file"  # said of such a log file
 _STREAM_NAMES = {"-": "/dev/stderr"} | {
     f"{folder}/{number}": name for name, number in LOG_STREAMS.items() for folder in ("/dev/fd", "/proc/self/fd")
 }
@@ -146,10 +149,16 @@ def parse_allow(value: object) -> tuple[str, ...]:
         value = str(value)
     if isinstance(value, str):
         value = [value]
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise ValueError("is not a list of users or groups")
-    entries = (part.strip() for entry in value for part in str(entry).split(","))
+    entries = [part.strip() for entry in map(_entry_text, value) for part in entry.split(",")]
     return tuple(_allow_entry(entry) for entry in entries if entry)
+
+
+def _entry_text(entry: object) -> str:
+    if isinstance(entry, str) or (isinstance(entry, int) and not isinstance(entry, bool)):
+        return str(entry)
+    raise ValueError("is not a list of users or groups")
 
 
 def _allow_entry(entry: str) -> str:
@@ -175,10 +184,24 @@ def parse_executor(value: object) -> str:
 
 
 def show_hook(value: object) -> str:
-    """MODULE:CALLABLE of a hook, so that another process can import it."""
-    if isinstance(value, str):
-        return value
-    return f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    """MODULE:CALLABLE of a hook, or what tells people of one that has no such name."""
+    return value if isinstance(value, str) else name_of(value)
+
+
+def name_of(function: object) -> str:
+    """MODULE:CALLABLE of a callable, by which another process can import it.
+
+    An object that is found under no such name gets one that cannot be taken for it.
+    """
+    module = str(getattr(function, "__module__", "?"))
+    if module == "__mp_main__":  # which multiprocessing calls it in its processes
+        module = "__main__"
+    qualified = getattr(function, "__qualname__", type(function).__qualname__)
+    found: object = sys.modules.get(module)
+    for part in qualified.split("."):
+        found = getattr(found, part, None)
+    same = found is function or (isinstance(found, MethodType) and found == function)  # of a class
+    return f"{module}:{qualified}" if same or "<" in qualified else f"{module}:{qualified} (an object)"
 
 
 COUNT = Kind("N", parse_count, str)

@@ -16,11 +16,11 @@ import json
 import os
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from .. import standard_streams
-from ..config.handlers import HandlerSource
+from ..config.handlers import HandlerSource, unpickled
 from ..config.settings import Settings
 from ..errors import IpcError, StartError, to_fields
 from ..master.master import Master
@@ -36,6 +36,7 @@ class Order:
     path: str
     source: HandlerSource
     settings: Settings
+    hooks: dict[str, tuple[str, bytes]]  # of settings that are callables: what each is called, and pickled
     preparation: dict[str, Any] | None  # multiprocessing's: the starter's sys.path and main module; None after a fork
     detached: bool
 
@@ -65,7 +66,8 @@ def _carry_out(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> 
     """Serve, report how it ended, and return the exit status."""
     try:
         _prepare(order.preparation)
-        _serve(order, lifeline, reports)
+        hooks: dict[str, Any] = {name: unpickled(target, data, name) for name, (target, data) in order.hooks.items()}
+        _serve(replace(order, settings=replace(order.settings, **hooks)), lifeline, reports)
     except IpcError as error:
         _send(reports, {"error": to_fields(error)})
         return error.exit_code

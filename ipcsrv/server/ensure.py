@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ..config.settings import Settings
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # seconds between looks at a server that is starting or stopping
-_NOT_COMPARED = frozenset({"workers", "log_file", "chdir"})  # `scale` changes the first; the others are made absolute
+_NOT_COMPARED = frozenset({"workers"})  # which `scale` changes
+_FILES = frozenset({"log_file", "chdir"})
 _CHOICES = ("reload", "restart", "warn", "error")
 _MOST_NAMED = 3  # changed files in a message
 
@@ -51,8 +52,8 @@ def ensure_running(path: Path, handler: str | Handler, *, timeout: float | None 
             over, a start that has begun goes on for at most `startup_timeout`; Ctrl-C ends it at once.
         on_mismatch: What to do where the server that runs is not the one described here.  "reload": have it import the
             changed code again (after an upgrade of ipcsrv it is restarted), and raise `AddressInUse` for another
-            handler or other settings.  "restart": stop it and start this one.  "warn": issue a `RuntimeWarning`.
-            "error": raise `AddressInUse`.
+            handler or other settings.  "restart": stop it and start this one (a server in the foreground is not
+            this call's to stop: `AddressInUse`).  "warn": issue a `RuntimeWarning`.  "error": raise `AddressInUse`.
         **settings: See docs/settings.md.
 
     Returns:
@@ -170,7 +171,7 @@ class _Ensurer:
             warnings.warn(f"{self._path}: {reason}", RuntimeWarning, stacklevel=4)
             return True
         if self._on_mismatch == "error" or (other is not None and self._on_mismatch == "reload"):
-            advice = "stop that server, choose another path, or pass on_mismatch='restart'"
+            advice = "stop that server, choose another path, or call `ensure_running` with on_mismatch='restart'"
             raise AddressInUse(self._path, record.get("pid"), record.get("command"), f"{reason}; {advice}")
         if self._on_mismatch == "reload" and record.get("version") == __version__:
             return self._reload(record)
@@ -187,9 +188,14 @@ class _Ensurer:
         import json
 
         described = json.loads(json.dumps(wanted.to_dict(), default=str))
-        for name in self._given:
-            if name not in _NOT_COMPARED and described[name] != running.get(name):
-                return f"its {name} is {running.get(name)!r}, not {described[name]!r}"
+        if described["log_file"] is None:
+            described["log_file"] = running.get("log_file")  # any will do
+        for name in self._given.keys() - _NOT_COMPARED:
+            ours, theirs = described[name], running.get(name)
+            if name in _FILES and ours and theirs:
+                ours, theirs = os.path.realpath(ours), os.path.realpath(os.path.join(record.get("cwd") or "", theirs))
+            if ours != theirs:
+                return f"its {name} is {theirs!r}, not {ours!r}"
         return None
 
     def _target(self) -> str:

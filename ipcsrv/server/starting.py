@@ -18,9 +18,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import standard_streams
-from ..config.handlers import source_of
-from ..config.settings import Settings
-from ..config.values import LOG_STREAMS
+from ..config.handlers import pickled, source_of
+from ..config.settings import TABLE, Settings
+from ..config.values import LOG_STREAMS, NO_STREAMS, name_of
 from ..deadline import Deadline
 from ..errors import HandlerImportError, IpcError, SettingsError, StartError, StartTimeout, from_fields
 from ..folders import absolute, working_folder
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 START_MARGIN = 5.0  # seconds that a start may take beyond startup_timeout
 END_PATIENCE = 0.5  # seconds for a start that is given up to end by itself, before it is killed
 _READ_SIZE = 65536
+_MAIN = b"__main__"  # in what is pickled, if it is found by way of the main module
 
 _NO_GUARD = """\
 an attempt has been made to start a server before the current process has finished its bootstrapping phase. \
@@ -83,16 +84,20 @@ def check_program(source: HandlerSource | None = None, *, needs_main: bool = Tru
         raise StartError(_NO_GUARD)
     if getattr(sys, "frozen", False):
         raise StartError(_FROZEN)
-    if in_main(source) and not _main_file():
-        assert source is not None
-        raise HandlerImportError(source.target, reason=_NOT_IMPORTABLE)
+    if source is not None and in_main(source):
+        _require_main_file(source.target)
     if needs_main and _starts_in_bare_main():
         raise StartError(_NO_GUARD)
 
 
 def in_main(source: HandlerSource | None) -> bool:
     """Return whether a handler is found by way of the program's main module."""
-    return source is not None and source.pickled is not None and b"__main__" in source.pickled
+    return source is not None and source.pickled is not None and _MAIN in source.pickled
+
+
+def _require_main_file(target: str, what: str = "handler") -> None:
+    if not _main_file():
+        raise HandlerImportError(target, reason=_NOT_IMPORTABLE, what=what)
 
 
 def _main_file() -> str | None:
@@ -265,7 +270,7 @@ def _fork(path: str, source: HandlerSource, settings: Settings) -> Start | None:
     def run(descriptor: int) -> int:
         from .background import Order, serve_forked
 
-        return serve_forked(Order(path, source, settings, None, detached=True), descriptor)
+        return serve_forked(Order(path, source, settings, {}, None, detached=True), descriptor)
 
     forked = lifecycle.fork_detached(run, settings.log_file)
     return None if forked is None else Start(settings, *forked, None)
@@ -310,10 +315,18 @@ def _order(path: str, source: HandlerSource, settings: Settings, detached: bool,
         preparation = spawn.get_preparation_data("ipcsrv-master")
     preparation["dir"] = cwd or working_folder() or os.sep
     preparation.pop("authkey", None)  # a secret of the starter's own
-    if not in_main(source):
-        preparation.pop("init_main_from_path", None)  # the handler is not in the main module: leave that alone
+    values = {setting.name: getattr(settings, setting.name) for setting in TABLE}
+    hooks = {name: (name_of(value), pickled(value, name)) for name, value in values.items() if callable(value)}
+    needs_main = in_main(source)
+    for name, (target, data) in hooks.items():
+        if _MAIN in data:
+            needs_main = True
+            _require_main_file(target, name)
+    if not needs_main:
+        preparation.pop("init_main_from_path", None)  # nothing is in the main module: leave that alone
         preparation.pop("init_main_from_name", None)
-    return Order(path, source, Settings.from_json(settings.to_json()), preparation, detached)  # hooks by their names
+    without: dict[str, Any] = dict.fromkeys(hooks)
+    return Order(path, source, replace(settings, **without), hooks, preparation, detached)
 
 
 def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeout: float | None = None,
@@ -338,7 +351,7 @@ def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeou
         IpcError: What kept it from listening, as for `Server.start`.
     """
     if settings.log_file in LOG_STREAMS:
-        raise SettingsError("a server in the background has no standard streams; name a file", name="log_file")
+        raise SettingsError(NO_STREAMS, name="log_file")
     log_file = default_log_file(path) if settings.log_file is None else absolute(settings.log_file)
     settings, path = replace(settings, log_file=log_file), absolute(path)
     started, record = start(path, source_of(target), settings, Deadline(timeout), detached=True, may_fork=may_fork,

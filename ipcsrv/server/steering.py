@@ -13,12 +13,12 @@ from ..errors import (
     ConnectionLost,
     IpcError,
     NotListening,
-    PathNotFound,
     ServerError,
     SettingsError,
     StartError,
 )
 from ..folders import absolute
+from ..platform import client as platform
 from ..platform import lifecycle
 from ..platform.log_file import open_log
 from ..state import State
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..client.sync import Path
+    from ..config.settings import Settings
 
 STOP_MARGIN = 5.0  # seconds that a stop may take beyond drain_timeout
 NOW_PATIENCE = 2.0  # seconds for a server to stop at once by itself, before it is killed
@@ -179,16 +180,22 @@ def find_record(path: str) -> dict[str, Any] | None:
     return {**answer, "workers": [worker.get("pid") for worker in answer.get("workers", ())]}
 
 
-def no_server(path: str) -> NotListening:
+def no_server(path: str) -> IpcError:
     """Return the error for a path without a server.
 
     Args:
         path: The path.
 
     Returns:
-        `PathNotFound` where nothing is there, else `NotListening`.
+        What a client that connects is told: `PathNotFound`, `NotListening`, `InvalidPath`.
     """
-    return (NotListening if os.path.lexists(path) else PathNotFound)(path)
+    try:
+        platform.attempt(path).close()
+    except IpcError as error:
+        return error
+    except OSError:
+        pass
+    return NotListening(path)
 
 
 def _remove_remains(path: str) -> NoReturn:
@@ -258,19 +265,36 @@ def restart(path: Path, timeout: float | None = None) -> dict[str, Any]:
     Example:
         >>> ipcsrv.restart("./z.sock")
     """
-    from ..config.settings import make
     from .starting import start_daemon
 
     path, deadline = absolute(path), Deadline(timeout)
     record = find_record(path)
     if record is None:
         raise no_server(path)
-    # All that can be known is looked at before it is stopped, or there would be no server at all.
+    settings = _startable(path, record)
+    stop(path, timeout=deadline.remaining())
+    return start_daemon(path, record["handler"], settings, timeout=deadline.remaining(), cwd=record["cwd"])
+
+
+def _startable(path: str, record: dict[str, Any]) -> Settings:
+    """Return the settings of a server that can be started again; raises where that can be known not to work.
+
+    All is looked at before the server is stopped, or there would be no server at all.
+    """
+    from ..config.handlers import source_of
+    from ..config.settings import make
+
     if not record.get("detached"):
         raise SettingsError(f"{path}: the server runs in the foreground; stop it and run it again, or use `reload`")
     if not os.path.isdir(record["cwd"]):
         raise StartError(f"the folder it was started in, {record['cwd']}, is gone")
-    os.close(open_log(record["log_file"]))
     settings = make(**{**record["settings"], "log_file": record["log_file"]})
-    stop(path, timeout=deadline.remaining())
-    return start_daemon(path, record["handler"], settings, timeout=deadline.remaining(), cwd=record["cwd"])
+    if settings.chdir and not os.path.isdir(os.path.join(record["cwd"], settings.chdir)):
+        raise StartError(f"the folder that it changes to, {settings.chdir}, is gone")
+    hooks = {name: value for name, value in record["settings"].items() if name.startswith("on_") and value}
+    for what, name in {"handler": record["handler"], **hooks}.items():
+        if name.startswith("__main__:"):
+            raise SettingsError(f"{path}: its {what} is in the program that started it; start it from there")
+    source_of(record["handler"])
+    os.close(open_log(record["log_file"]))
+    return settings

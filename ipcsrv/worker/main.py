@@ -16,7 +16,7 @@ from ..config import fingerprint
 from ..config.handlers import Handler, HandlerSource
 from ..config.settings import Settings
 from ..config.values import show_hook
-from ..errors import HandlerImportError, IpcError
+from ..errors import HandlerImportError, IpcError, SettingsError
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
@@ -122,7 +122,11 @@ def load_handler(job: Job) -> Handler:
 def load_checked(source: HandlerSource, settings: Settings) -> Handler:
     """Import handler and hooks from the server's folder and check them; also for `--check-config`."""
     if settings.chdir is not None:
-        os.chdir(settings.chdir)
+        try:
+            os.chdir(settings.chdir)
+        except OSError as error:
+            reason = f"cannot change to the folder {settings.chdir}: {error.strerror}"
+            raise SettingsError(reason, name="chdir") from None
     if settings.executor is None:
         loaded = source.load()
         check_signature(source.target, loaded)

@@ -101,6 +101,22 @@ def test_another_handler_or_setting_is_refused(sock_path: str, words: Path) -> N
     assert ipcsrv.call(sock_path) == b"one"
 
 
+def test_another_folder_or_log_is_another_server(
+    sock_path: str, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (words / name).mkdir()
+    log = words / "log"
+    assert ensure(sock_path, chdir=words / "one", log_file=log)
+    monkeypatch.chdir(words)
+    assert not ensure(sock_path, chdir="one", log_file="log", on_mismatch="error")
+    assert not ensure(sock_path, chdir="one", log_file=None, on_mismatch="error")
+    with pytest.raises(ipcsrv.AddressInUse, match=r"its chdir is .*one', not '.*two'"):
+        ensure(sock_path, chdir="two", log_file=log, on_mismatch="error")
+    with pytest.raises(ipcsrv.AddressInUse, match="its log_file is"):
+        ensure(sock_path, chdir="one", log_file="another", on_mismatch="reload")
+
+
 def test_restart_starts_what_was_described(sock_path: str, words: Path) -> None:
     ensure(sock_path)
     before = ipcsrv.status(sock_path)["pid"]

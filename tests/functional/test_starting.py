@@ -283,3 +283,78 @@ def test_start_that_fails_at_once_is_no_address_in_use(mark: str, sock_path: str
     said = [caller.communicate(timeout=support.TIMEOUT) for caller in callers]
     assert all(line.startswith(b"True cannot load handler broken:f: ZeroDivisionError") for line, _ in said), said
     assert os.listdir(os.path.dirname(sock_path)) == []
+
+
+def test_library_names_a_missing_folder(sock_path: str) -> None:
+    said = "cannot change to the folder /nowhere: No such file"
+    with pytest.raises(ipcsrv.IpcError, match=said):
+        ipcsrv.ensure_running(sock_path, "zlib:compress", chdir="/nowhere", log_file=os.devnull)
+    with pytest.raises(ipcsrv.IpcError, match=said):
+        ipcsrv.Server(sock_path, "zlib:compress", chdir="/nowhere").start()
+
+
+# -- hooks that are callables -----------------------------------------------------------------------------------------
+
+HOOKS = """
+import functools, os
+
+def note(text, *_):
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write(text + "\\n")
+
+class Noting:
+    def __init__(self):
+        note("made")
+    def __call__(self, *arguments):
+        note("instance")
+    def method(self, *arguments):
+        note("method")
+
+def handle(request):
+    return b"ok"
+"""
+
+PROGRAM_WITH_HOOKS = """
+import functools, sys
+import ipcsrv, hooked
+
+def in_main(*_):
+    hooked.note("main")
+
+if __name__ == "__main__":
+    path, way, method, hook = sys.argv[1:]
+    settings = {"workers": 1, "start_method": method, "log_level": "critical", hook: {
+        "instance": hooked.Noting(), "partial": functools.partial(hooked.note, "partial"),
+        "method": hooked.Noting().method, "main": in_main, "lambda": lambda *_: None}[way]}
+    try:
+        with ipcsrv.Server(path, "hooked:handle", **settings):
+            ipcsrv.call(path)
+    except ipcsrv.IpcError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("way", ["instance", "partial", "method", "main"])
+def test_hook_that_is_any_callable_is_the_one_that_runs(sock_path: str, tmp_path: Path, way: str, method: str) -> None:
+    done, notes = run_with_hooks(tmp_path, sock_path, way, method, "on_request_start")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert notes == [*["made"] * 2, way]  # made by the program, and by no process of the server
+
+
+def test_hook_that_no_process_can_find_is_refused(sock_path: str, tmp_path: Path) -> None:
+    done, _ = run_with_hooks(tmp_path, sock_path, "lambda", "fork", "on_worker_start")
+    assert done.stdout.startswith("HandlerImportError cannot load on_worker_start __main__:<lambda>: another process")
+
+
+def run_with_hooks(
+    folder: Path, path: str, way: str, method: str, hook: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a program whose server has this hook; also returns what hooks have noted."""
+    (folder / "hooked.py").write_text(HOOKS)
+    (folder / "program.py").write_text(PROGRAM_WITH_HOOKS)
+    notes = folder / "notes"
+    env = {**environment("", folder), "NOTES": os.fspath(notes)}
+    done = subprocess.run([sys.executable, folder / "program.py", path, way, method, hook], env=env, text=True,
+                          capture_output=True, timeout=support.TIMEOUT, check=False)  # fmt: skip
+    return done, notes.read_text().split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -320,13 +321,21 @@ def test_none_in_words_is_none_where_that_is_allowed(word: str) -> None:
 
 def test_settings_go_through_json_unchanged() -> None:
     chosen = settings.make(**{name: value for name, (value, _) in SAMPLES.items()})
-    assert settings.Settings.from_json(chosen.to_json()) == chosen
+    assert settings.make(**json.loads(json.dumps(chosen.to_dict()))) == chosen
 
 
-def test_a_hook_that_is_a_callable_goes_through_json_by_its_name() -> None:
+def test_a_hook_that_is_a_callable_is_shown_by_its_name() -> None:
     chosen = settings.make(on_worker_start=support.run_python)
     assert chosen.on_worker_start is support.run_python
-    assert settings.Settings.from_json(chosen.to_json()).on_worker_start == "support:run_python"
+    assert chosen.to_dict()["on_worker_start"] == "support:run_python"
+
+
+def test_a_hook_without_a_name_is_not_shown_by_that_of_something_else() -> None:
+    chosen = settings.make(on_worker_start=functools.partial(support.run_python, ""))
+    shown = chosen.to_dict()["on_worker_start"]
+    assert shown == "functools:partial (an object)"
+    with pytest.raises(SettingsError, match="on_worker_start"):
+        settings.make(on_worker_start=shown)
 
 
 def test_a_path_object_is_as_good_as_text(tmp_path: Path) -> None:

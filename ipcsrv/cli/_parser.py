@@ -235,10 +235,10 @@ def whole_number(least: int, most: int) -> Any:
 def add_path(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     """Add the operand of every command about a server."""
     help = "the server's socket (on Windows: the path that its pipe is named after)"
-    parser.add_argument("path", metavar="PATH", nargs=nargs, help=help, type=_socket_path)
+    parser.add_argument("path", metavar="PATH", nargs=nargs, help=help, type=socket_path)
 
 
-def _socket_path(text: str) -> str:
+def socket_path(text: str) -> str:
     """Return the operand PATH; raises UsageError for an address of another form, unless a file has that name."""
     path = text.removeprefix(_OPERAND)
     address = _NETWORK_ADDRESS.fullmatch(path)

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ..config import files, settings
+from ..config.values import LOG_STREAMS, NO_STREAMS
 from ..errors import SettingsError
-from ._parser import add_path, add_settings
+from ._parser import add_path, add_settings, socket_path
 from .messages import UsageError
 
 _NOTES = (
@@ -63,6 +64,8 @@ def read_program(arguments: argparse.Namespace) -> Program:
         given.setdefault("log_level", arguments.verbosity)
     chosen, sources = settings.load(given, environ=os.environ, files=[file] if file else [], how="flag")
     named = files.operands(file) if file else {}
+    if "path" in named:
+        socket_path(named["path"])
     if target is None and path is not None and "path" in named and _TARGET.fullmatch(path):
         path, target = None, path
     _check_folder(chosen, sources)
@@ -115,10 +118,29 @@ def check(program: Program, command: str) -> str:
     """Import the handler and the hooks as a worker would; returns what was checked, in one line."""
     path, target = operands(program, command)
     from ..config.handlers import source_of
+    from ..platform.server import Admission
     from ..worker.main import load_checked
 
-    load_checked(source_of(target), program.settings)
+    with naming_sources(program):
+        Admission(program.settings.allow)
+        _check_log(program.settings.log_file, in_background=command == "start")
+        load_checked(source_of(target), program.settings)
     return f"{program.file or 'the configuration'} is valid: {path} serves {target}"
+
+
+def _check_log(file: str | None, *, in_background: bool) -> None:
+    """Refuse a log that the server could not open, as far as that is known without making it."""
+    if file is None:
+        return
+    if file in LOG_STREAMS:
+        if in_background:
+            raise SettingsError(NO_STREAMS, name="log_file")
+        return
+    folder = os.path.dirname(os.path.abspath(file))
+    if not os.path.isdir(folder):
+        raise SettingsError(f"there is no folder {folder}", name="log_file")
+    if os.path.isdir(file):
+        raise SettingsError(f"{file} is a folder", name="log_file")
 
 
 def settings_table(program: Program) -> str:

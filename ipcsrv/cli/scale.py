@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser)
     most = int(BY_NAME["workers"].maximum or 0)
     parser.add_argument("workers", metavar="N", type=whole_number(1, most), help="the number of workers")
-    parser.epilog = "The change lasts until the server stops; a restart uses the setting `workers` again."
+    parser.epilog = ("The change lasts until the server stops; a restart uses the setting `workers` again. The largest "
+                     "number is twice that setting, and at least 32.")
 
 
 def run(arguments: argparse.Namespace) -> int:

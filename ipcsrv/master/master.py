@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -456,7 +455,6 @@ class Master:
         """Have `size` workers, as far as that is possible."""
         if self._draining_until is None and self.settings.workers:
             self.processes.obey(self.processes.supervisor.scale(size, monotonic()))
-            self.settings = replace(self.settings, workers=self.processes.supervisor.size)
             self.dispatcher.pump()
 
     def accept_control(self) -> None:

@@ -215,6 +215,10 @@ def test_project_file_is_not_read_with_operands(project: Path, sock_path: str) -
         ("on_worker_start = 'words:begin'", "cannot load on_worker_start words:begin"),
         ("chdir = '/nowhere'", "ipcsrv.toml, line 4: the folder /nowhere does not exist"),
         ("path = 3", "path: 3 is not text"),
+        ("path = 'unix:/tmp/x'", "use /tmp/x"),
+        ("allow = 'no-such-user'", "there is no user 'no-such-user' on this system"),
+        ("allow = [['root']]", "is not a list of users or groups"),
+        ("log_file = '/nowhere/log'", "ipcsrv.toml, line 4: log_file: there is no folder /nowhere"),
     ],
 )
 def test_check_config_imports_but_does_not_serve(change: str, said: str, project: Path, sock_path: str) -> None:
@@ -246,10 +250,11 @@ def test_start_and_stop_return_when_done(sock_path: str, tmp_path: Path) -> None
 def test_restart_keeps_the_settings(daemon_path: str, tmp_path: Path) -> None:
     started(daemon_path, "--log-file", str(tmp_path / "log"), "--backlog", "77")
     before = status(daemon_path)
+    assert support.run_command("scale", daemon_path, "3").returncode == 0
     assert support.run_command("restart", daemon_path).returncode == 0
     after = status(daemon_path)
     assert after["pid"] != before["pid"]
-    assert after["settings"] == before["settings"]
+    assert (after["settings"], after["workers_wanted"]) == (before["settings"], before["workers_wanted"])
 
 
 def test_restart_of_a_foreground_server_is_refused(echo_server: support.RunningServer) -> None:
@@ -258,6 +263,18 @@ def test_restart_of_a_foreground_server_is_refused(echo_server: support.RunningS
     assert b"runs in the foreground" in done.stderr
     assert b"or use `reload`" in done.stderr
     assert echo_server.call(b"still here") == b"still here"
+
+
+def test_folder_that_has_gone_is_named_before_anything_is_stopped(daemon_path: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert started(daemon_path, "--log-file", str(tmp_path / "log"), "--chdir", str(folder)).returncode == 0
+    folder.rmdir()
+    for command in ("reload", "restart"):
+        done = support.run_command(command, daemon_path)
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+        assert os.fsencode(folder) in done.stderr and b"folder" in done.stderr
+    assert support.run_command("call", daemon_path, "x").stdout == b"x"
 
 
 def test_restart_keeps_the_folder_of_the_server(

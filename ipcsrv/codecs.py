@@ -12,7 +12,7 @@ A decorated function stays importable by its name, so `MODULE:NAME` leads to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .client.sync import CallOptions, Path
-
-_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the import
 
 Function = Callable[..., Any]
 
@@ -47,7 +45,7 @@ def json_handler(function: Function) -> Function:
         ... def add(request):
         ...     return {"sum": request["a"] + request["b"]}
     """
-    return _handler(function, json.loads, _dump_json)
+    return _handler(function, _load_json, _dump_json)
 
 
 def text_handler(function: Function) -> Function:
@@ -91,7 +89,7 @@ def call_json(path: Path, value: Any = None, timeout: float | None = None, **opt
     """
     response = client.call(path, _dump_json(value), timeout, **options)
     try:
-        return json.loads(response)
+        return _load_json(response)
     except ValueError as error:
         raise ProtocolError(f"the response is not JSON: {error}", str(path)) from None
 
@@ -100,23 +98,27 @@ def _handler(function: Function, load: Callable[[bytes], Any], dump: Callable[[A
     def respond(result: Any) -> Any:
         return result if result is QUIT else dump(result)
 
-    if getattr(getattr(function, "__code__", None), "co_flags", 0) & _COROUTINE:
-
-        @wraps(function)
-        async def handle_async(request: bytes) -> Any:
-            return respond(await function(load(request)))
-
-        return handle_async
+    async def respond_later(result: Awaitable[Any]) -> Any:
+        return respond(await result)
 
     @wraps(function)
     def handle(request: bytes) -> Any:
-        return respond(function(load(request)))
+        result = function(load(request))
+        return respond_later(result) if hasattr(result, "__await__") else respond(result)
 
     return handle
 
 
+def _load_json(data: bytes) -> Any:
+    return json.loads(data, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _dump_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _dump_text(text: Any) -> bytes:

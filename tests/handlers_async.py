@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ipcsrv
 from ipcsrv import Request
 
 REQUESTS: list[bytes] = []
@@ -162,3 +163,28 @@ async def decorated(request: bytes) -> bytes:
     """An async handler behind a plain wrapper."""
     await asyncio.sleep(0)
     return b"decorated " + request
+
+
+async def streams_then_waits(request: bytes) -> AsyncIterator[bytes]:
+    """Send something, then nothing any more."""
+    yield b"begun"
+    await _waits()
+
+
+async def _waits() -> None:
+    await asyncio.sleep(60)
+
+
+async def _same(_: object, value: object) -> object:
+    await asyncio.sleep(0)
+    return value
+
+
+class _Same:
+    async def __call__(self, value: object) -> object:
+        return await _same(None, value)
+
+
+json_decorated = ipcsrv.json_handler(logged(functools.partial(_same, None)))
+json_partial = ipcsrv.json_handler(functools.partial(_same, None))
+json_object = ipcsrv.json_handler(_Same())

@@ -144,5 +144,6 @@ def check_signature(target: str, handler: Any) -> None:
 
 def is_async(handler: Any) -> bool:
     """Return whether calling `handler` gives a coroutine or an async generator, as far as its definition tells."""
-    candidates = (handler, inspect.unwrap(handler), inspect.getattr_static(type(handler), "__call__", None))
+    functions = (handler, inspect.unwrap(handler))
+    candidates = (*functions, *(inspect.getattr_static(type(found), "__call__", None) for found in functions))
     return any(inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found) for found in candidates)

@@ -165,6 +165,9 @@ def _suspended_at(awaited: Any) -> list[traceback.FrameSummary]:
     lines: list[traceback.FrameSummary] = []
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+        if frame is not None and frame.f_code is _next.__code__ and hasattr(frame.f_locals["iterator"], "ag_frame"):
+            awaited = frame.f_locals["iterator"]  # what its __anext__ returns does not lead to it
+            continue
         if frame is not None and frame.f_globals.get("__name__") != __name__:
             lines += traceback.extract_stack(frame, 1)
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
@@ -176,7 +179,10 @@ async def _awaited(awaitable: Any) -> Any:
 
 
 async def _next(iterator: Any) -> Any:
-    return await anext(iterator, _END)
+    try:
+        return await type(iterator).__anext__(iterator)
+    except StopAsyncIteration:
+        return _END
 
 
 async def _bounded(closing: Any) -> None:

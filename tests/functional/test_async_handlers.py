@@ -85,6 +85,20 @@ def test_async_handler_is_cancelled_at_its_deadline(server: ServerFactory, tmp_p
     running.output.wait_for("await asyncio.sleep(60)")
 
 
+def test_log_says_where_a_stream_waited_at_its_deadline(server: ServerFactory) -> None:
+    running = server("handlers_async:streams_then_waits", "--workers", "1", "--request-timeout", "0.3")
+    with pytest.raises((ipcsrv.HandlerTimeout, ipcsrv.ConnectionLost)):
+        running.call()
+    running.output.wait_for("await _waits()")
+    running.output.wait_for("await asyncio.sleep(60)")
+
+
+@pytest.mark.parametrize("name", ["json_decorated", "json_partial", "json_object"])
+def test_json_handler_awaits_whatever_is_async(ipcsrv_server: PluginFactory, name: str) -> None:
+    server = ipcsrv_server(f"handlers_async:{name}", workers=1)
+    assert ipcsrv.call_json(server.path, {"a": 1}) == {"a": 1}
+
+
 @pytest.mark.parametrize("name", [b"stubborn", b"block"])
 def test_worker_is_killed_when_cancelling_does_not_help(server: ServerFactory, name: bytes) -> None:
     running = server("handlers_async:dispatch", "--workers", "1", "--request-timeout", "0.3")

@@ -1058,6 +1058,17 @@ def test_json_goes_in_and_out(sock_path: str) -> None:
     assert add.__name__ == "add"
 
 
+def test_json_has_no_nan(sock_path: str) -> None:
+    same = ipcsrv.json_handler(lambda value: value)
+    for constant in (b"NaN", b"[Infinity]"):
+        with pytest.raises(ValueError, match="is not JSON"):
+            same(constant)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        ipcsrv.json_handler(lambda value: float("nan"))(b"1")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        ipcsrv.call_json(sock_path, float("inf"))
+
+
 def test_response_that_is_not_json_is_a_protocol_error(sock_path: str) -> None:
     with serving(sock_path, answer(message(b"no JSON"))), pytest.raises(ProtocolError, match="not JSON"):
         ipcsrv.call_json(sock_path, 1)

@@ -148,14 +148,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import what `name` needs, once: from then on it is an ordinary attribute."""
-    if name == "aio":
-        return _module("aio")
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(_module(_MODULE_OF[name]), name)
-    return value
+if not TYPE_CHECKING:  # or a type checker would believe in any name
+
+    def __getattr__(name: str) -> object:
+        """Import what `name` needs, once: from then on it is an ordinary attribute."""
+        if name == "aio":
+            return _module("aio")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(_module(_MODULE_OF[name]), name)
+        return value
 
 
 def _module(name: str) -> object:

@@ -80,7 +80,8 @@ def _summary(facts: dict[str, Any]) -> Iterator[Line]:
     yield Line(_row("clients", clients_text(facts)))
     totals = facts["totals"]
     failed, restarts = totals["requests"] - totals["ok"], _text.plural(totals["worker_restarts"], "worker restart")
-    yield Line(_row("total", f"{_text.count(totals['requests'])} requests, {_text.count(failed)} failed, {restarts}"))
+    requests = _text.counted(totals["requests"], "request")
+    yield Line(_row("total", f"{requests}, {_text.count(failed)} failed, {restarts}"))
     error = facts["last_error"]
     yield Line(_row("error", last_error(error) if error else "none"), "warning" if error else "quiet")
 

@@ -52,9 +52,9 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def connections(number: int) -> str:
-    """Return a number of connections, shortened as `count` does."""
-    return f"{count(number)} connection{'' if number == 1 else 's'}"
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, shortened as `count` does."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def rate(per_second: float | None) -> str:

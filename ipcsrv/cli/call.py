@@ -54,11 +54,13 @@ def run(arguments: Arguments | argparse.Namespace) -> int:
         request = os.fsencode(data)
     with _connection(arguments, deadline) as connection:
         last = b"\n"
-        for piece in connection.stream(request, deadline):
-            _print(piece)
-            last = bytes(piece[-1:]) or last
-        if last != b"\n" and os.isatty(standard_streams.OUTPUT):
-            _print(b"\n")  # or the shell's prompt would follow the response on the same line
+        try:
+            for piece in connection.stream(request, deadline):
+                _print(piece)
+                last = bytes(piece[-1:]) or last
+        finally:
+            if last != b"\n" and os.isatty(standard_streams.OUTPUT):
+                _print(b"\n")  # or the shell's prompt, or an error, would follow the response on the same line
     return 0
 
 

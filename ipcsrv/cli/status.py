@@ -161,14 +161,20 @@ def worker_state(worker: dict[str, Any]) -> str:
 
 def _totals(facts: dict[str, Any], width: int) -> Lines:
     totals, minute = facts["totals"], facts["latency"]["last_minute"]
-    yield _row("requests", f"{_text.count(totals['requests'])} on {_text.connections(totals['connections'])}, "
+    connections = _text.counted(totals["connections"], "connection")
+    yield _row("requests", f"{_text.count(totals['requests'])} on {connections}, "
                f"{_text.rate(minute['requests_per_second'])}/s in the last minute"), ""  # fmt: skip
     yield _row("bytes", f"{_text.size(totals['bytes_in'])} in, {_text.size(totals['bytes_out'])} out"), ""
-    results = [f"{_text.count(totals[name])} {name.replace('_', ' ')}" for name in _RESULTS if totals[name]]
+    results = [_result(name, totals[name]) for name in _RESULTS if totals[name]]
     for line in _text.wrapped(_row("results", ""), results or ["none yet"], width):
         yield line, ""
     restarts = _text.plural(totals["worker_restarts"], "worker restart")
     yield _row("other", f"{_text.plural(totals['probes'], 'probe')}, {restarts}"), ""
+
+
+def _result(name: str, number: int) -> str:
+    words = name.replace("_", " ")
+    return f"{_text.count(number)} {words.removesuffix('s') if number == 1 else words}"
 
 
 def _latency(latency: dict[str, Any]) -> Lines:

@@ -37,7 +37,8 @@ def _not_listening(path: str) -> IpcError:
         return error
     except OSError:
         pass  # its queue is full
-    return ServerError("control", "the server has no control socket; its log says why", path)
+    reason = "the server has no control socket: it was started with --no-control, or its log says why"
+    return ServerError("control", reason, path)
 
 
 def answer_of(data: bytes, path: str) -> dict[str, Any]:

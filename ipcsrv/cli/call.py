@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+    from typing import Any
 
     from ..deadline import Deadline
     from ._light import Arguments
@@ -47,12 +48,14 @@ def run(arguments: Arguments | argparse.Namespace) -> int:
             from .messages import UsageError
 
             raise UsageError("standard input is closed", "give the request as an argument")
-        request: bytes | Iterator[bytes] = _standard_input(arguments.path, deadline)
+        request: bytes | Iterator[bytes] | None = None
     elif data.startswith("@"):
         request = _contents(data[1:])
     else:
         request = os.fsencode(data)
     with _connection(arguments, deadline) as connection:
+        if request is None:
+            request = _standard_input(connection, deadline)
         last = b"\n"
         try:
             for piece in connection.stream(request, deadline):
@@ -90,14 +93,22 @@ def _contents(name: str) -> Iterator[bytes]:
     return pieces()
 
 
-def _standard_input(path: str, deadline: Deadline) -> Iterator[bytes]:
-    """Yield standard input piece by piece; raises CallTimeout for a piece that does not come before the deadline."""
+def _standard_input(connection: client.Connection, deadline: Deadline) -> Iterator[Any]:
+    """Yield standard input piece by piece, and `ANSWERED` where the server speaks first.
+
+    Raises CallTimeout for a piece that does not come before the deadline.
+    """
     progress = Progress.NOTHING_SENT
     while True:
         try:
-            piece = platform.read_within(standard_streams.INPUT, _CHUNK, deadline)
+            piece = platform.read_within(standard_streams.INPUT, _CHUNK, deadline, connection._stream)
         except TimeoutError:
-            raise CallTimeout(path, deadline.timeout, progress) from None
+            raise CallTimeout(connection.path, deadline.timeout, progress) from None
+        if piece is None:
+            from ..client.exchanging import ANSWERED
+
+            yield ANSWERED
+            continue
         if not piece:
             return
         yield piece

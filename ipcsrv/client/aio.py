@@ -553,6 +553,6 @@ async def _packets(parts: AsyncIterable[Buffer]) -> AsyncIterator[Buffers]:
     yield [FLUSH]
 
 
-async def _awaited(parts: Iterable[Buffers]) -> AsyncIterator[Buffers]:
+async def _awaited(parts: Iterable[Buffers | None]) -> AsyncIterator[Buffers]:
     for part in parts:
-        yield part
+        yield part or []

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from ..platform.client import Stream
 
     Buffers = list[bytes | memoryview]
-    Parts = Iterator[Buffers]
+    Parts = Iterator[Buffers | None]  # None for ANSWERED
 
 RECEIVE_SIZE = 65536  # bytes
+ANSWERED = object()  # a part of a request: there is no more yet, and the server has said something, or closed
 
 
 def outgoing(data: Buffer | Iterable[Buffer]) -> tuple[Buffers, Parts | None]:
@@ -40,7 +41,7 @@ def outgoing(data: Buffer | Iterable[Buffer]) -> tuple[Buffers, Parts | None]:
 
 def _packets(parts: Iterator[Buffer]) -> Parts:
     for part in parts:
-        yield encode_data(part)
+        yield None if part is ANSWERED else encode_data(part)
     yield [FLUSH]
 
 
@@ -141,15 +142,18 @@ class Exchange(PendingExchange):
             if self._buffers:
                 break  # the server takes no more: it may have sent the reason
         else:
-            self.sending = False
+            self.sending = self._parts is not None
         return None
 
     def _next_part(self) -> bool:
-        """Get something to send from the parts; False when there is no more."""
+        """Get something to send from the parts; False when there is no more, or not yet."""
         while not self._buffers and self._parts is not None:
-            buffers = next(self._parts, None)
-            if buffers is None:
+            try:
+                buffers = next(self._parts)
+            except StopIteration:
                 self._parts = None
-            else:
-                self._buffers = buffers
+                break
+            if buffers is None:
+                break
+            self._buffers = buffers
         return bool(self._buffers)

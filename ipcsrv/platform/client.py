@@ -13,9 +13,10 @@ systems keep them light.  What a system must offer (implemented in `unix` and in
     What is at the path; sends nothing and raises nothing.
 `trusted(peer, trust) -> bool`
     Whether a server with these credentials is one's own, root's, or named by `trust` (docs/protocol.md section 5).
-`read_within(descriptor, size, deadline) -> bytes`
-    At most `size` bytes of what comes on a descriptor that others made (standard input), `b""` at its end;
-    `TimeoutError` past the deadline; the descriptor must not be read again then.
+`read_within(descriptor, size, deadline, stream=None) -> bytes | None`
+    At most `size` bytes of what comes on a descriptor that others made (standard input), `b""` at its end, None where
+    nothing has come and the server has said something on `stream`, or ended it. `TimeoutError` past the deadline; the
+    descriptor must not be read again then.
 `write_all(descriptor, data)`
     Write all of `data` to a descriptor that others made (standard output), however long that takes;
     `BrokenPipeError` where its reader has gone.

@@ -188,7 +188,7 @@ class Start:
         """
         while b"\n" not in self._buffer:
             data = platform.read_within(self._reports, _READ_SIZE, deadline)
-            if not data:
+            if not data:  # its end
                 return {}
             self._buffer += data
         line, self._buffer = self._buffer.split(b"\n", 1)

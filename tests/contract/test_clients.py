@@ -114,6 +114,23 @@ def test_garbage_is_reported_as_the_library_does(sanitized_client: Path, sock_pa
             assert (reply, *run([str(sanitized_client)], "call", sock_path, "x")) == (reply, *expected(sock_path, b"x"))
 
 
+@pytest.mark.parametrize("timeout", [[], ["--timeout", "20"]], ids=["no limit", "20 s"])
+@pytest.mark.parametrize(
+    ("reply", "outcome"), [(message(b"early"), 0), (packet(b"ERR denied no"), 5), (b"", 3)],
+    ids=["a response", "a failure", "the end"])  # fmt: skip
+def test_a_server_that_speaks_first_is_heard_while_input_is_silent(
+    client_command: Command, sock_path: str, reply: bytes, outcome: int, timeout: list[str]
+) -> None:
+    def at_once(connection: socket.socket) -> None:
+        connection.sendall(reply)
+
+    with serving(sock_path, at_once), client(client_command, "call", sock_path, *timeout) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.wait(support.TIMEOUT) == outcome
+        assert process.stdout.read() == (b"early" if outcome == 0 else b"")
+        assert (process.stderr.read() == b"") is (outcome == 0)
+
+
 def test_a_response_comes_out_before_its_end(client_command: Command, sock_path: str) -> None:
     go_on = threading.Event()
 

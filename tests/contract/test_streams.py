@@ -237,6 +237,24 @@ def test_a_foreign_pipe_on_which_nothing_comes_times_out() -> None:
     os.close(reading)
 
 
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_foreign_pipe_is_read_until_the_server_speaks(
+    pair: tuple[Stream, serving.AcceptedConnection], timeout: float | None
+) -> None:
+    stream, accepted = pair
+    reading, writing = os.pipe()
+    accepted.send(b"said")
+    for _ in range(2):
+        assert platform.read_within(reading, 100, Deadline(timeout), stream) is None
+    assert stream.recv(100) == b"said"
+    os.write(writing, b"here")
+    assert platform.read_within(reading, 100, Deadline(timeout), stream) == b"here"
+    accepted.close()
+    assert platform.read_within(reading, 100, Deadline(timeout), stream) is None
+    os.close(writing)
+    os.close(reading)
+
+
 def test_a_foreign_pipe_is_written_to_its_end() -> None:
     data = bytes(range(256)) * 4000
     reading, writing = os.pipe()

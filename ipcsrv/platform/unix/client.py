@@ -87,11 +87,12 @@ def milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else -int(-seconds * 1000 // 1)
 
 
-def _poller(stream: Stream | int, *, writable: bool) -> select.poll:
+def _poller(*streams: Stream | int, writable: bool) -> select.poll:
     import select  # only here: most calls never wait with a deadline
 
     poller = select.poll()
-    poller.register(stream, select.POLLIN | select.POLLOUT if writable else select.POLLIN)
+    for stream in streams:
+        poller.register(stream, select.POLLIN | select.POLLOUT if writable else select.POLLIN)
     return poller
 
 
@@ -325,12 +326,16 @@ def _uid_named(name: str) -> int | None:
         return None
 
 
-def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
+def read_within(descriptor: int, size: int, deadline: Deadline, stream: Stream | None = None) -> bytes | None:
     """Read what comes within `deadline` (see the contract)."""
     while True:
-        must_wait = deadline.timeout is not None or not is_blocking(descriptor)
-        if must_wait and not _poller(descriptor, writable=False).poll(milliseconds(deadline.remaining())):
-            raise TimeoutError
+        if stream is not None or deadline.timeout is not None or not is_blocking(descriptor):
+            streams = [] if stream is None else [stream]
+            found = _poller(descriptor, *streams, writable=False).poll(milliseconds(deadline.remaining()))
+            if not found:
+                raise TimeoutError
+            if descriptor not in dict(found):
+                return None
         try:
             return os.read(descriptor, size)
         except BlockingIOError:  # another reader was quicker

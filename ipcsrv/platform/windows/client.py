@@ -216,15 +216,39 @@ def trusted(peer: Peer, trust: Trust = ()) -> bool:
     return any(peer.uid in (name, win32.sid_of_account(name)) for name in named if isinstance(name, str))
 
 
-def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
-    """Read what comes within `deadline` (see the contract).
+_reads: dict[int, tuple[int, list[bytes | OSError]]] = {}  # under way, by descriptor: their events and results
 
-    A pipe that another program made, such as a shell's, has no event for new data.  So a thread reads it, and is
-    left behind where nothing comes.  It reads a handle of its own: to close a descriptor that is being read would wait
-    for the end of that.
-    """
-    if deadline.timeout is None:
+
+def read_within(descriptor: int, size: int, deadline: Deadline, stream: Stream | None = None) -> bytes | None:
+    """Read what comes within `deadline` (see the contract)."""
+    if stream is None and deadline.timeout is None:
         return os.read(descriptor, size)
+    come, found = _reads.pop(descriptor, None) or _begin_read(descriptor, size)
+    arrival = stream and wait_readable(stream.fileno())
+    spoken = stream is not None and arrival is None
+    try:
+        ready = wait_any([come, *([arrival.event] if arrival else [])], 0 if spoken else deadline.remaining())
+    finally:
+        give_up(arrival)
+    if ready == 1 or (ready is None and spoken):
+        _reads[descriptor] = come, found
+        return None
+    if ready is None:
+        raise TimeoutError  # and the event stays, for the thread
+    _winapi.CloseHandle(come)
+    result = found[0]
+    if isinstance(result, OSError):
+        raise result
+    return result
+
+
+def _begin_read(descriptor: int, size: int) -> tuple[int, list[bytes | OSError]]:
+    """Read in a thread; return the event of its end and what it comes to.
+
+    A pipe that another program made, such as a shell's, has no event for new data.  The thread is left behind where
+    nothing comes.  It reads a handle of its own: to close a descriptor that is being read would wait for the end of
+    that.
+    """
     import msvcrt
     from _thread import start_new_thread
 
@@ -246,13 +270,7 @@ def read_within(descriptor: int, size: int, deadline: Deadline) -> bytes:
         set_event(come)
 
     start_new_thread(read, ())
-    if wait_any([come], deadline.remaining()) is None:
-        raise TimeoutError  # and the event stays, for the thread
-    _winapi.CloseHandle(come)
-    result = found[0]
-    if isinstance(result, OSError):
-        raise result
-    return result
+    return come, found
 
 
 def is_blocking(_: int) -> bool:

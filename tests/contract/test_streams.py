@@ -252,6 +252,7 @@ def test_a_foreign_pipe_is_read_until_the_server_speaks(
     accepted.close()
     assert platform.read_within(reading, 100, Deadline(timeout), stream) is None
     os.close(writing)
+    assert platform.read_within(reading, 100, Deadline(PATIENCE)) == b""
     os.close(reading)
 
 

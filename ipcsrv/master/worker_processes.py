@@ -100,7 +100,7 @@ class WorkerProcess:
         self.number, self.slot, self.generation = number, slot, generation
         self.channel: Channel | None = channel
         self.process: Process | None = None
-        self.ready = self.exited = False
+        self.ready = self.exited = self.killed = False
         self.leaving_since: float | None = None
         self.code = "crashed"
         self.reason: str | None = None
@@ -287,7 +287,8 @@ class WorkerProcesses:
         if worker is not None:
             worker.code = command.code
             worker.reason = worker.reason or f"was killed: {command.reason}"
-            if worker.process is None:  # its template does not react
+            worker.killed = True
+            if worker.process is None:  # its template does not react, or has not told yet that it was born
                 self._generations[worker.generation].spawner.kill()
                 return
             log.warning("killing worker %d (pid %d): %s", worker.number, worker.process.pid, command.reason)
@@ -386,8 +387,24 @@ class WorkerProcesses:
             self.obey(self.supervisor.generation_lost(generation, "its template process died", monotonic()))
         for worker in list(self.workers.values()):
             if worker.generation == generation and (worker.channel is None or worker.process is None):
-                self.dead(worker.number, None)
+                self._end_orphan(worker)
         self._forget_generations()
+
+    def _end_orphan(self, worker: WorkerProcess) -> None:
+        """End a worker of which nobody will tell any more; the template may have died before it told of its birth.
+
+        A worker looks at its channel after it has written its pid (`worker.main.work`): one of the two is seen.
+        """
+        self._hear_all(worker)  # what it reported before; the end of its channel leads here too
+        if worker.number not in self.workers:
+            return
+        self._close_channel(worker)
+        words = self.scoreboard.words(worker.slot)
+        if worker.process is not None:
+            worker.process.kill()
+        elif serving.is_same_process(words[board.PID], words[board.START_TICKS]):
+            serving.kill(words[board.PID])
+        self.dead(worker.number, None)
 
     def born(self, number: int, pid: int) -> None:
         """A worker has a process."""
@@ -395,6 +412,8 @@ class WorkerProcesses:
         if worker is None:
             return
         worker.process = Process(pid)
+        if worker.killed:
+            worker.process.kill()
         if self._generations[worker.generation].spawner.reports_late:
             if worker.process.fileno() < 0:  # it has ended already
                 self._exited(worker)
@@ -491,7 +510,7 @@ class WorkerProcesses:
             if message is None:
                 self._close_channel(worker)
                 if self._generations[worker.generation].spawner.lost:
-                    self.dead(worker.number, None)
+                    self._end_orphan(worker)
                 return False
             kind, body, descriptor = message
             if kind not in self._hear_kind or (descriptor is not None and kind is not Kind.RETURNED):
@@ -508,6 +527,7 @@ class WorkerProcesses:
 
     def _distrust(self, worker: WorkerProcess, error: FormatError) -> None:
         """Kill a worker whose messages make no sense: its handler has written to descriptors that are not its own."""
+        worker.killed = True
         if worker.process is not None:
             worker.process.kill()  # first: it may be about to take another client's request
         self._close_channel(worker)

@@ -42,6 +42,8 @@ def work(job: Job, slot: int, channel: Channel, handler: Handler | None) -> None
         serving.dump_stacks_on_request(logs.dump_stream())
         with importing(job, channel):
             worker, stop = prepare(job, slot, channel, handler)
+        if channel.has_ended():
+            end(1)  # the master has given it up, with a template that died
         status = 1
         serving.protect_children(job.queue, channel)
         logs.reopen_on_hangup()
@@ -82,9 +84,9 @@ def prepare(job: Job, slot: int, channel: Channel, handler: Handler | None,
         serving.receive_descriptors()
     slots = board.Scoreboard(job.memory.buffer, job.slots)
     words = slots.words(slot)
-    words[board.PID] = os.getpid()
     words[board.STARTED_NS] = time.monotonic_ns()
     words[board.START_TICKS] = serving.start_ticks(os.getpid())
+    words[board.PID] = os.getpid()  # last: from then on the master can end it (`WorkerProcesses._end_orphan`)
     settings = job.settings
     loaded = handler
     if loaded is None:

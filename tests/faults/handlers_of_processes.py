@@ -43,6 +43,21 @@ if os.environ.get("DIES_OF_FORK"):  # at the next fork, if there is that file: b
             os._exit(0)
 
     os.register_at_fork(before=_take_file, after_in_parent=_die, after_in_child=_stop_master_and_end)
+if os.environ.get("TOLD_LATE"):  # of a fork, while there is that file
+    _told_late = os.environ["TOLD_LATE"]
+
+    def _wait() -> None:
+        until = time.monotonic() + 20
+        while os.path.exists(_told_late) and time.monotonic() < until:
+            time.sleep(0.01)
+
+    os.register_at_fork(after_in_parent=_wait)
+
+
+def leaves_a_thread_if_told_late() -> None:
+    """Starts such a thread as a hook."""
+    if os.path.exists(os.environ["TOLD_LATE"]):
+        leaves_a_thread(b"")
 
 
 def leaves_a_thread(request: bytes) -> bytes:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,39 @@ def test_stop_ends_when_template_and_worker_die(server: ServerFactory, in_backgr
     os.kill(template, signal.SIGKILL)
     assert running.wait(4.0) == 0
     assert isinstance(hung.error(), ipcsrv.IpcError)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.parametrize("told", ["before", "with", "after"])  # the stop
+@pytest.mark.parametrize("method", TEMPLATES)
+def test_stop_ends_a_worker_that_is_just_born(server: ServerFactory, tmp_path: Path, method: str, told: str) -> None:
+    late = tmp_path / "late"
+    options = ["--on-worker-start", "handlers_of_processes:leaves_a_thread_if_told_late", "--start-method", method]
+    running = server("handlers_of_processes:leaves_a_thread", "--workers", "1", *options,
+                     env={"TOLD_LATE": os.fspath(late)})
+    template = load.template_pid(running)
+    late.touch()
+    running.signal(signal.SIGTTIN)
+    load.wait_until(lambda: len(support.children(template)) == 2, "another is forked")
+    processes = running.processes()
+    if told != "after":
+        with stopped(running.pid):
+            late.unlink()
+            load.wait_until(lambda: load.process_state(template) == "S", "its birth is told")
+            if told == "with":
+                running.signal(signal.SIGQUIT)
+    if told != "with":
+        running.signal(signal.SIGQUIT)
+    assert running.wait(10.0) == 0
+    assert support.wait_gone(processes, 5.0) == set()
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Stop a process meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    yield
+    os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("leaves_nothing")

@@ -300,7 +300,7 @@ class StartError(IpcError):
 
     def __init__(self, reason: str, log_path: str | None = None, traceback_text: str | None = None) -> None:
         advice = f"see {log_path}" if log_path else None
-        last = _last_line(traceback_text)
+        last = _innermost(traceback_text) or _last_line(traceback_text)
         cause = None if last and last in reason else last
         super().__init__(_message(("the server did not start", reason, cause), advice))
         self.reason = reason
@@ -455,6 +455,22 @@ def _last_line(text: str | None) -> str | None:
     """Return the last line of a traceback: the exception's type and text."""
     lines = text.strip().splitlines() if text else []
     return lines[-1] if lines else None
+
+
+_STACK = "(most recent call first):"  # in what faulthandler writes
+
+
+def _innermost(text: str | None) -> str | None:
+    """Return where a stack that faulthandler wrote was, outside of the import system; None for a traceback."""
+    if text is None or _STACK not in text:
+        return None
+    current = text.partition("Current thread")[2] or text
+    stack = current.partition(_STACK)[2].partition("\n\n")[0].splitlines()
+    frames = [line for line in stack if line.startswith(_FRAME) and not line.startswith(f"{_FRAME}<")]
+    if not frames:
+        return None
+    file, _, rest = frames[0].removeprefix(_FRAME).partition('", line ')
+    return f"it was at {file}:{rest.partition(' ')[0]}"
 
 
 _FRAME = '  File "'

@@ -191,8 +191,10 @@ class TemplateSpawner:
             self._template.tell_quietly(Kind.REOPEN_LOG)
 
     def kill(self) -> None:
-        """End a template that does not react."""
+        """End a template that does not react, and what the handler's module has started if it is still imported."""
         if self._template is not None:
+            if not self._loaded:
+                serving.kill_family(self._template.pid)
             self._template.kill()
 
     def pids(self) -> set[int]:
@@ -206,7 +208,7 @@ class TemplateSpawner:
             if self._loaded:
                 self._template.tell_quietly(Kind.END)
             else:
-                self._template.kill()
+                self.kill()
 
     def close(self) -> None:
         """Wait for the template, which has nothing left to do."""

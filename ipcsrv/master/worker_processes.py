@@ -292,7 +292,10 @@ class WorkerProcesses:
                 self._generations[worker.generation].spawner.kill()
                 return
             log.warning("killing worker %d (pid %d): %s", worker.number, worker.process.pid, command.reason)
-            worker.process.kill()
+            if worker.ready:
+                worker.process.kill()
+            else:
+                worker.process.kill_family()  # what the handler's module has started at its import, too
 
     def _give_up(self, command: commands.GiveUp) -> None:
         stacks = [found for generation in self._generations.values() if (found := generation.stacks_text())]

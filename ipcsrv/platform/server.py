@@ -28,7 +28,9 @@ tests/contract):
     `eager_poll(poller)`: its `poll`, which may look for events for a moment before it sleeps; `busy_poll_ns()`: for how
     long that is worth it.
 `Process(pid)`
-    A worker or template, for the master: `ask_for_stacks()`, `owes_stacks()`, `kill()`, `close()`.
+    A worker or template, for the master: `ask_for_stacks()`, `owes_stacks()`, `kill()`, `kill_family()`, `close()`.
+`kill_family(pid, itself=True)`
+    End a process with what it has started.
 `SharedMemory(size)`
     `.buffer`, a writable buffer that children see too; travels to a spawned child as an argument.
 In a child: `child_hygiene`, `dump_stacks_on_request`, `end_with_parent`, `end_after`, `protect_children`,

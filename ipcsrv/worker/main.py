@@ -52,6 +52,7 @@ def work(job: Job, slot: int, channel: Channel, handler: Handler | None) -> None
     except BaseException as error:
         if status == START_FAILED:
             tell_failure(channel, error)
+            serving.kill_family(os.getpid(), itself=False)  # what the handler's module has started
         else:
             log.exception("the worker failed")
     leave(status)

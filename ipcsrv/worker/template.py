@@ -68,6 +68,7 @@ def _load(job: Job, channel: Channel) -> Handler:
         fields = pack_fields(reason=str(error), traceback=getattr(error, "traceback_text", None))
         with contextlib.suppress(OSError):
             channel.tell(Kind.LOAD_FAILED, fields)
+        serving.kill_family(os.getpid(), itself=False)  # what the handler's module has started
         raise SystemExit(0) from None
     _warn_about_threads()
     return handler

@@ -285,6 +285,32 @@ def test_start_that_fails_at_once_is_no_address_in_use(mark: str, sock_path: str
     assert os.listdir(os.path.dirname(sock_path)) == []
 
 
+STARTERS = {
+    "start": ["-m", "ipcsrv", "start"], "given up": ["-m", "ipcsrv", "start", "--timeout", "0.7"],
+    "Server": ["-c", "import ipcsrv, sys; ipcsrv.Server(*sys.argv[1:3]).start(timeout=0.7)"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(("starter", "then"), [
+    ("start", "raise OSError"), ("Server", "raise OSError"), ("start", "time.sleep(600)"),
+    ("given up", "time.sleep(600)"), ("Server", "time.sleep(600)"),
+])  # fmt: skip
+def test_failed_start_leaves_nothing_of_what_was_imported(
+    sock_path: str, tmp_path: Path, mark: str, starter: str, then: str, method: str
+) -> None:
+    source = "import multiprocessing, subprocess, sys, time\n"
+    source += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    (tmp_path / "starts.py").write_text(source + then + "\n")
+    env = {**environment(mark, tmp_path), "IPCSRV_START_METHOD": method, "IPCSRV_STARTUP_TIMEOUT": "1"}
+    done = subprocess.run([sys.executable, *STARTERS[starter], sock_path, "starts:f"], env=env, capture_output=True,
+                          timeout=support.TIMEOUT, check=False)  # fmt: skip
+    assert done.returncode != 0
+    if then != "raise OSError" and starter == "start" and method != "spawn":
+        assert f"{tmp_path / 'starts.py'}:3".encode() in done.stderr
+    assert support.wait_gone(support.marked_processes(mark), timeout=1.0) == set()
+
+
 def test_library_names_a_missing_folder(sock_path: str) -> None:
     said = "cannot change to the folder /nowhere: No such file"
     with pytest.raises(ipcsrv.IpcError, match=said):

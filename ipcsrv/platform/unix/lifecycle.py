@@ -207,23 +207,35 @@ def kill(pid: int) -> None:
 def end_start(pid: int, patience: float) -> None:
     """End a server of this process's children that is still starting, with all that it has started.
 
-    It is asked to stop, which ends a template that imports; if it has not ended within `patience` seconds, it and its
-    session are killed.  A second Ctrl-C kills them at once.
+    It is asked to stop, which ends a template that imports, and has `patience` seconds for that; then it is killed with
+    its descendants.  What is left of its session, if it has one, is what the handler's module has started, and is
+    killed too.  A second Ctrl-C does that at once.
     """
     try:
         _signal(pid, signal.SIGTERM)
         _signal(pid, signal.SIGCONT)
         until = time.monotonic() + patience
         with _descriptor_of(pid) as process:
-            while not _reaped(pid):
-                if time.monotonic() >= until:
-                    break
+            while not _has_ended(pid) and time.monotonic() < until:
                 _wait(process, 0.05)
     finally:
-        if not _reaped(pid):
-            kill(pid)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        if not _has_ended(pid):
+            from .processes import kill_family  # seldom: it imports much
+
+            kill_family(pid)
+        kill(pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended; it is not reaped yet, so that its pid still stands for its session."""
+    if not hasattr(os, "waitid"):  # macOS, before Python 3.13
+        return _reaped(pid)
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def _reaped(pid: int) -> bool:

@@ -18,6 +18,7 @@ import resource
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -263,8 +264,59 @@ def is_same_process(pid: int, ticks: int) -> bool:
 
 def kill(pid: int) -> None:
     """End a process at once."""
+    _signal(pid, signal.SIGKILL)
+
+
+_LONGEST_LOOK = 0.2  # seconds
+
+
+def kill_family(pid: int, *, itself: bool = True) -> None:
+    """End a process and its descendants at once (Linux; elsewhere the process alone).
+
+    They are stopped first, so that none starts another meanwhile.  A process whose parent has ended is nobody's
+    descendant.  multiprocessing's resource trackers are left out: they end when the others have, and remove what those
+    have left.  itself: end the process too, and not only what it has started.
+    """
+    found: dict[int, int] = {}
+    until = time.monotonic() + _LONGEST_LOOK
+    while time.monotonic() < until:
+        new = [member for member in _descendants(pid, itself) if member not in found]
+        for member in new:
+            found[member] = start_ticks(member)
+            _signal(member, signal.SIGSTOP)
+        if not new and all(_state(member) in "TZ" for member in found):
+            break
+    for member, started in found.items():
+        if start_ticks(member) == started:
+            _signal(member, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
+
+
+def _descendants(pid: int, itself: bool) -> list[int]:
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children", "rb") as file:
+                    found += [child for child in map(int, file.read().split()) if not _is_tracker(child)]
+    return found[not itself :]
+
+
+def _is_tracker(pid: int) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return b"multiprocessing.resource_tracker" in file.read()
+    return False
+
+
+def _state(pid: int) -> str:
+    """Return the state of a process as proc_pid_stat(5) has it; Z where it is gone."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read(4096).rpartition(b")")[2].split()[0].decode()
+    return "Z"
 
 
 def anonymous_file(name: str) -> int:
@@ -318,6 +370,11 @@ class Process:
     def kill(self) -> None:
         """End it at once."""
         self._send(signal.SIGKILL)
+
+    def kill_family(self) -> None:
+        """End it at once, with what it has started."""
+        kill_family(self.pid)
+        self.kill()
 
     def close(self) -> None:
         """It has been reaped."""

@@ -285,6 +285,12 @@ def kill(pid: int) -> None:
     process.close()
 
 
+def kill_family(pid: int, *, itself: bool = True) -> None:
+    """End a process at once; what it has started ends with the master's job object."""
+    if itself:
+        kill(pid)
+
+
 class Process:
     """A worker as the master knows it: an open process, which keeps its pid from being another's."""
 
@@ -323,6 +329,10 @@ class Process:
         with contextlib.suppress(OSError):
             if self._handle != _NO_HANDLE:
                 _TerminateProcess(self._handle, _KILLED)
+
+    def kill_family(self) -> None:
+        """End it at once (see `kill_family`)."""
+        self.kill()
 
     def close(self) -> None:
         """It has been reaped."""

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
@@ -117,7 +117,7 @@ class Master:
         signals = self._signal_inbox() if threading.current_thread() is threading.main_thread() else None
         try:
             if signals is not None:
-                self.watch(signals.fileno(), lambda: self._on_signals(signals))
+                self.watch(signals.fileno(), lambda: self.obey_signals(signals.receive()))
             self.rendezvous.claim(self.record(), self._adopted)
             self._claimed = True
             self.processes.obey(self.processes.supervisor.start(monotonic()))
@@ -137,13 +137,17 @@ class Master:
             raise SocketStolen(self.rendezvous.path)
 
     def _signal_inbox(self) -> SignalInbox:
-        names = set(_SIGNALS)
-        if self._has_terminal:  # then these are the terminal's, and mean nothing here
-            names -= serving.TERMINAL_SIGNALS
-            serving.ignore(serving.TERMINAL_SIGNALS)
+        names = self.take_signals()
         if self.pid == 1:
             names.add("SIGCHLD")
         return SignalInbox(sorted(names))
+
+    def take_signals(self) -> set[str]:
+        """Return the names of the signals that mean something here, and ignore those that are the terminal's alone."""
+        if not self._has_terminal:
+            return set(_SIGNALS)
+        serving.ignore(serving.TERMINAL_SIGNALS)
+        return set(_SIGNALS) - serving.TERMINAL_SIGNALS
 
     def record(self) -> dict[str, Any]:
         """Return what the lock file and `status` say of this server."""
@@ -316,8 +320,9 @@ class Master:
         if self._callbacks.pop(key, None) is not None:
             self._poller.unregister(key)
 
-    def _on_signals(self, signals: SignalInbox) -> None:
-        for name in signals.receive():
+    def obey_signals(self, names: Iterable[str]) -> None:
+        """Do what these signals ask for."""
+        for name in names:
             if name == "SIGCHLD":
                 self._reap_orphans(monotonic())
             elif name in _SIGNALS:

@@ -16,10 +16,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ..config.handlers import Handler
 from ..config.settings import Settings
+from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
 from ..platform.server import Channel
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from ..master.master import Master
     from ..master.spawner import Facts
+
+log = logs.get("ipcsrv.worker")
 
 _UNHURRIED = 365 * 86400.0  # seconds
 INTERRUPTED = 130  # as the exit status of a process that Ctrl-C ended
@@ -119,11 +122,16 @@ def _run_beside(master: Master, engagements: queue.SimpleQueue[Engagement | None
             engagements.put(None)
 
     thread = threading.Thread(target=run_master, name="ipcsrv-master")
-    with _interrupts_stop(master):
+    with _signals(master) as stop:
         thread.start()
-        while (engagement := engagements.get()) is not None:
-            _work(engagement)
-        thread.join()
+        try:
+            while (engagement := engagements.get()) is not None:
+                _work(engagement)
+        except BaseException:
+            stop()
+            raise
+        finally:
+            thread.join()
     if failures:
         raise failures[0]
 
@@ -135,7 +143,7 @@ def _work(engagement: Engagement) -> None:
         try:
             worker, stop = worker_main.prepare(engagement.job, engagement.slot, engagement.channel, None,
                                                _leaving_interrupts)
-        except Exception as error:
+        except BaseException as error:
             worker_main.tell_failure(engagement.channel, error)
             status = START_FAILED
         else:
@@ -143,6 +151,9 @@ def _work(engagement: Engagement) -> None:
                 worker_main.serve(worker, engagement.channel, stop)
             except KeyboardInterrupt:
                 status = INTERRUPTED
+            except BaseException:
+                log.exception("the worker failed")
+                status = 1
         engagement.ending.tell(Kind.EXIT, pack_pair(0, status))
 
 
@@ -163,26 +174,51 @@ def _leaving_interrupts(handler: Handler) -> Handler:
 
 
 @contextlib.contextmanager
-def _interrupts_stop(master: Master) -> Iterator[None]:
-    """The first Ctrl-C drains, as ever; the next ones are a `KeyboardInterrupt` for the handler, or the debugger."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _signals(master: Master) -> Iterator[Callable[[], None]]:
+    """Have signals mean what they mean with workers, in the main thread; yields a function that stops the master."""
     reader, writer = os.pipe()
     master.watch_lifeline(serving.lifeline(reader))
     ours = open(writer, "wb", buffering=0)  # noqa: SIM115
+    in_main = threading.current_thread() is threading.main_thread()
+    try:
+        with _handled(master, ours) if in_main else contextlib.nullcontext():
+            yield ours.close  # the end of the lifeline, which the master's thread sees
+    finally:
+        os.close(reader)
+        ours.close()
+
+
+@contextlib.contextmanager
+def _handled(master: Master, lifeline: IO[bytes]) -> Iterator[None]:
+    """The first Ctrl-C drains; the next ones, and SIGQUIT, are a `KeyboardInterrupt` for the handler or the debugger.
+
+    The master's thread is told of the others.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
     def interrupted(number: int, _: object) -> None:
-        if not ours.closed:
-            ours.close()  # the end of the lifeline, which the master's thread sees
+        if not lifeline.closed:
+            lifeline.close()
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    def told(number: int, _: object) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(writer, bytes([number]))
+        if signal.Signals(number).name == "SIGQUIT":
+            raise KeyboardInterrupt
+
+    handlers: dict[int, Any] = {signal.SIGINT: interrupted, signal.SIGTERM: interrupted}
+    others = [getattr(signal, name) for name in master.take_signals() if hasattr(signal, name)]
+    if set(others) - handlers.keys():  # Windows has none
+        handlers = dict.fromkeys(others, told) | handlers
+        master.watch(reader, lambda: master.obey_signals(signal.Signals(number).name for number in os.read(reader, 64)))
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(reader)
-        ours.close()
+        os.close(writer)

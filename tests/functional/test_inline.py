@@ -80,6 +80,53 @@ def test_second_ctrl_c_reaches_a_handler_that_does_not_end(server: ServerFactory
     assert stuck.wait() == 0
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of Unix")
+@pytest.mark.usefixtures("leaves_nothing")
+def test_signals_mean_what_they_mean_with_workers(server: ServerFactory, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    running = server("handlers_for_tests:hang_if_asked", "--workers", "0", "--log-file", str(log))
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU"):
+        running.signal(getattr(signal, name))
+        support.wait_until(lambda name=name: f"received {name}" in log.read_text(), name)
+    log.rename(tmp_path / "rotated")
+    running.signal(signal.SIGUSR1)
+    support.wait_until(log.exists, "the log is made anew")
+    assert running.call(b"x") == b"x"
+
+    def hang() -> None:
+        with pytest.raises(ipcsrv.IpcError):
+            running.call(b"hang")
+
+    hung = threading.Thread(target=hang)
+    hung.start()
+    support.wait_until(lambda: running.status()["workers"][0]["state"] == "busy", "it hangs")  # type: ignore[index]
+    running.signal(signal.SIGQUIT)
+    assert running.wait() == 0
+    hung.join(support.TIMEOUT)
+
+
+@pytest.mark.parametrize("where", ["import", "hook", "handler"])
+@pytest.mark.usefixtures("leaves_nothing")
+def test_any_exception_ends_it_cleanly(sock_path: str, tmp_path: Path, where: str) -> None:
+    (tmp_path / "raises.py").write_text(
+        "import asyncio, os\n"
+        "def fail(): raise asyncio.CancelledError('no Exception')\n"
+        "def handle(request): return fail()\n"
+        "if os.environ['WHERE'] == 'import': fail()\n"
+    )
+    hook = ["--on-worker-start", "raises:fail"] if where == "hook" else []
+    env = {"WHERE": where, "PYTHONPATH": os.pathsep.join([str(tmp_path), support.environment()["PYTHONPATH"]])}
+    running = support.RunningServer(sock_path, "raises:handle", "--workers", "0", *hook, env=env)
+    if where == "handler":
+        running.wait_until_listening()
+        with pytest.raises(ipcsrv.HandlerError, match="CancelledError: no Exception"):
+            running.call()
+        assert running.stop() == 0
+    else:
+        assert running.wait() in (1, 2)
+        running.output.wait_for("CancelledError: no Exception")
+
+
 def test_reload_and_scale_say_why_not(server: ServerFactory) -> None:
     running = server("handlers_for_tests:echo", "--workers", "0")
     for command in ({"command": "reload"}, {"command": "scale", "workers": 2}):

@@ -53,9 +53,9 @@ class Progress(str):
 
     #: No byte of the request was sent: a repetition is safe.
     NOTHING_SENT: Progress
-    #: Some or all of the request was sent, nothing was received: the request may have been executed.
+    #: Some of the request was sent, or all of it and nothing was received: the request may have been executed.
     REQUEST_SENT: Progress
-    #: Part of the response was received: the request was executed.
+    #: The whole request was sent and part of the response was received: the request was executed.
     RESPONSE_BEGUN: Progress
 
     def __new__(cls, value: str) -> Progress:
@@ -211,8 +211,8 @@ class ConnectionLost(IpcError, ConnectionError):
     exit_code = 3
 
     def __init__(self, path: str | None = None, progress: Progress = Progress.NOTHING_SENT) -> None:
-        when = "in the middle of the response" if progress is Progress.RESPONSE_BEGUN else "before a response"
-        super().__init__(_message((path, f"connection closed {when}"), _ADVICE[progress]), path)
+        closed = "connection closed before the response was complete"
+        super().__init__(_message((path, closed), _ADVICE[progress]), path)
         self.progress = progress
 
 
@@ -353,18 +353,15 @@ class HandlerError(ServerError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__("handler", message, path)
-        raised = message.rstrip()
-        if ": " not in raised:  # an exception without a text: `KeyboardInterrupt:`
-            raised = raised.removesuffix(":")
-        self._explain(f"handler raised {raised}".rstrip(), "the traceback is in the server's log (`ipcsrv logs`)")
+        self._explain(f"handler raised {message}".rstrip(), "the traceback is in the server's log (`ipcsrv logs`)")
 
 
 class HandlerTimeout(HandlerError):
-    """The handler took longer than the server's `request_timeout`."""
+    """The handler took longer than `request_timeout`, or the request than `read_timeout`; `message` says which."""
 
     def __init__(self, message: str, path: str | None = None) -> None:
         ServerError.__init__(self, "timeout", message, path)
-        self._explain(_message(("handler timed out", message)), "its stack is in the server's log (`ipcsrv logs`)")
+        self._explain(_message(("timed out", message)), "see the server's log (`ipcsrv logs`)")
 
 
 class HandlerCrashed(HandlerError):
@@ -432,7 +429,7 @@ _BY_CODE = {
 
 def from_reply(code: str, message: str, path: str | None = None) -> ServerError:
     """Return the error for a failure reply; for an unknown code (of a newer server) a plain `ServerError`."""
-    known = _BY_CODE.get(code)
+    known, message = _BY_CODE.get(code), message.rstrip()
     return known(message, path) if known else ServerError(code, message, path)
 
 

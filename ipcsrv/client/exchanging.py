@@ -14,7 +14,8 @@ from ..protocol.pktline import FLUSH, Assembly, encode, encode_data
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeVar
 
     from typing_extensions import Buffer
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     Buffers = list[bytes | memoryview]
     Parts = Iterator[Buffers | None]  # None for ANSWERED
+    T = TypeVar("T")
 
 RECEIVE_SIZE = 65536  # bytes
 ANSWERED = object()  # a part of a request: there is no more yet, and the server has said something, or closed
@@ -88,6 +90,8 @@ class PendingExchange:
         return CallTimeout(self._path, self._deadline.timeout, self._progress())
 
     def _progress(self) -> Progress:
+        if self.sent and self.sending:  # a handler runs only when it has the whole request
+            return Progress.REQUEST_SENT
         return self._machine.progress if self.sent else Progress.NOTHING_SENT
 
 
@@ -119,24 +123,24 @@ class Exchange(PendingExchange):
         return response.join()
 
     def _receive_more(self) -> None:
+        data = self._send() if self.sending else None
+        if data is None:
+            data = self._done(self._stream.receive, RECEIVE_SIZE)
+        self.receive(data or b"")
+
+    def _done(self, operation: Callable[[T, Deadline], bytes | None], argument: T) -> bytes | None:
+        """Do this to the stream. What the parts of the request raise is not caught with it: it is not the server's."""
         try:
-            data = self._send() if self.sending else None
-            if data is None:
-                data = self._stream.receive(RECEIVE_SIZE, self._deadline)
+            return operation(argument, self._deadline)
         except TimeoutError:
             raise self.timed_out() from None
         except ConnectionError:
-            data = b""
-        self.receive(data)
+            return b""
 
     def _send(self) -> bytes | None:
         """Send the rest of the request; what came while that had to wait, or None when there is no more to send."""
         while self._buffers or self._next_part():
-            first = self._buffers[0]
-            try:
-                data = self._stream.transfer(self._buffers, self._deadline)
-            finally:
-                self.sent = self.sent or not self._buffers or self._buffers[0] is not first
+            data = self._done(self._transfer, self._buffers)
             if data is not None:
                 return data
             if self._buffers:
@@ -144,6 +148,13 @@ class Exchange(PendingExchange):
         else:
             self.sending = self._parts is not None
         return None
+
+    def _transfer(self, buffers: Buffers, deadline: Deadline) -> bytes | None:
+        first = buffers[0]
+        try:
+            return self._stream.transfer(buffers, deadline)
+        finally:
+            self.sent = self.sent or not buffers or buffers[0] is not first
 
     def _next_part(self) -> bool:
         """Get something to send from the parts; False when there is no more, or not yet."""

@@ -16,7 +16,7 @@ systems keep them light.  What a system must offer (implemented in `unix` and in
 `read_within(descriptor, size, deadline, stream=None) -> bytes | None`
     At most `size` bytes of what comes on a descriptor that others made (standard input), `b""` at its end, None where
     nothing has come and the server has said something on `stream`, or ended it. `TimeoutError` past the deadline; the
-    descriptor must not be read again then.
+    descriptor must not be read again then. Any other `OSError` of standard input has that name for its file (on Unix).
 `write_all(descriptor, data)`
     Write all of `data` to a descriptor that others made (standard output), however long that takes;
     `BrokenPipeError` where its reader has gone.

@@ -30,7 +30,7 @@ def describe(error: BaseException) -> str:
         text = str(error)[:MOST_TEXT]
     except BaseException as inner:
         return f"{name}: (its text cannot be made: {type_name(inner)})"
-    return f"{name}: {text}"
+    return f"{name}: {text}" if text.strip() else name
 
 
 def type_name(thing: object) -> str:

@@ -343,8 +343,8 @@ def test_call_sends_data_and_prints_the_response(
         (b"0010ERR denied n", 5, "denied"),
         (b"001dERR handler ValueError: x", 1, "handler raised ValueError: x; the traceback is in the server's log"),
         (b"0014ERR crashed died", 1, "the handler's process died: died; the request may have been executed"),
-        (b"000cpart", 3, "connection closed in the middle of the response"),
-        (b"", 3, "connection closed before a response"),
+        (b"000cpart", 3, "part of the response was received, so the request was executed"),
+        (b"", 3, "connection closed before the response was complete"),
         (b"what is this", 1, "protocol error"),
     ],
 )

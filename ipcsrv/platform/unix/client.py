@@ -15,6 +15,7 @@ import _socket
 import errno
 import os
 
+from ... import standard_streams
 from ...buffers import discard
 from ...errors import Denied, InvalidPath, NotListening, PathNotFound
 from ...peer import Peer
@@ -340,6 +341,10 @@ def read_within(descriptor: int, size: int, deadline: Deadline, stream: Stream |
             return os.read(descriptor, size)
         except BlockingIOError:  # another reader was quicker
             continue
+        except OSError as error:
+            if descriptor == standard_streams.INPUT:
+                error.filename = "standard input"  # or its failure would look like the server's
+            raise
 
 
 def is_blocking(descriptor: int) -> bool:

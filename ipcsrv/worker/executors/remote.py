@@ -23,7 +23,7 @@ from ...peer import Peer
 from ...request import QUIT, Request
 from ..adapters import adapt, check_signature, without_own_frames
 from ..exchange import as_bytes_like, chunk_bytes
-from ..failures import Failure
+from ..failures import Failure, describe
 from . import Call, Receive, Result
 
 _MOST_HANDLERS = 8  # of one thread; each reload of each server that uses the engine has one
@@ -59,7 +59,7 @@ def run(call: Call, cancelled: Callable[[], bool], send: Receive | None = None) 
         return Result(code=failure.code, text=failure.message)
     except BaseException as error:
         lines = traceback.format_exception(type(error), error, without_own_frames(error))
-        return Result(code="handler", text=f"{type(error).__name__}: {error}"[:1000], traceback="".join(lines))
+        return Result(code="handler", text=describe(error), traceback="".join(lines))
 
 
 def _handler(blob: bytes) -> tuple[Handler, int | None]:

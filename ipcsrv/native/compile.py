@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ def compile_client(output: str | os.PathLike[str], flags: Sequence[str] = ()) ->
 
 
 def messages_header() -> str:
-    """The header `messages.h`: a text and an exit code for each error, and the table of failure replies."""
+    """The header `messages.h`: texts and exit codes of errors, failure replies, and which characters are escaped."""
     sys.path.insert(0, str(FOLDER.parent.parent))
     try:
         return "\n".join(_lines()) + "\n"
@@ -65,15 +65,40 @@ def _lines() -> Iterator[str]:
         yield f"#define TEXT_{name} {_literal(str(error))}"
         yield f"#define EXIT_{name} {error.exit_code}"
     yield "static const struct failure { const char *code, *text; int exit_code; } failures[] = {"
-    for code in (*errors._BY_CODE, _FIRST):
+    for code in (*errors._BY_CODE, "control", _FIRST):
         reply = errors.from_reply(code, _SECOND, _PATH)
         shown = "NULL" if code == _FIRST else f'"{code}"'
         yield f"    {{{shown}, {_literal(str(reply))}, {reply.exit_code}}},"
     yield "};"
+    yield "enum progress { NOTHING_SENT, REQUEST_SENT, RESPONSE_BEGUN };"
+    steps = (errors.Progress.NOTHING_SENT, errors.Progress.REQUEST_SENT, errors.Progress.RESPONSE_BEGUN)
+    yield from _texts("TIMEOUT", [errors.CallTimeout(_PATH, float(_NUMBER), progress) for progress in steps])
+    yield from _texts("LOST", [errors.ConnectionLost(_PATH, progress) for progress in steps])
+    yield "struct range { unsigned first, last; };"
+    yield from _ranges("unprintable", lambda character: not character.isprintable())
+    yield from _ranges("spaces", str.isspace)
+
+
+def _texts(name: str, made: Sequence[IpcError]) -> Iterator[str]:
+    """The texts of one error, by `enum progress`, and its exit code."""
+    yield f"static const char *const TEXTS_{name}[] = {{{', '.join(_literal(str(error)) for error in made)}}};"
+    yield f"#define EXIT_{name} {made[0].exit_code}"
+
+
+def _ranges(name: str, holds: Callable[[str], bool]) -> Iterator[str]:
+    """The characters for which `holds`, as a table of ranges that ends with one above all."""
+    ranges: list[list[int]] = []
+    for code in filter(lambda code: holds(chr(code)), range(sys.maxunicode + 1)):
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    shown = ", ".join(f"{{{first}, {last}}}" for first, last in [*ranges, [sys.maxunicode + 1] * 2])
+    yield f"static const struct range {name}[] = {{{shown}}};"
 
 
 def _examples() -> Iterator[tuple[str, IpcError]]:
-    """Return every error that the C client reports, made with the stand-ins."""
+    """Return the errors that have one text each, made with the stand-ins."""
     from ipcsrv import errors
     from ipcsrv.peer import Peer
 
@@ -83,10 +108,6 @@ def _examples() -> Iterator[tuple[str, IpcError]]:
     yield "NO_ACCESS", errors.Denied("its socket's mode does not let this user in", _PATH)
     yield "UNTRUSTED", errors.Untrusted(_PATH, Peer(1, _NUMBER, 1), "you or root")
     yield "PROTOCOL_ERROR", errors.ProtocolError(_FIRST)
-    for progress in (errors.Progress.NOTHING_SENT, errors.Progress.REQUEST_SENT, errors.Progress.RESPONSE_BEGUN):
-        name = progress.upper().replace("-", "_")
-        yield f"TIMEOUT_{name}", errors.CallTimeout(_PATH, float(_NUMBER), progress)
-        yield f"LOST_{name}", errors.ConnectionLost(_PATH, progress)
 
 
 def _literal(text: str) -> str:

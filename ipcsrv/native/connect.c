@@ -219,8 +219,8 @@ int connect_trusted(const char *path, const struct deadline *deadline, bool wait
     }
     if (connection == REFUSED_BUSY && wait_if_busy) {
         char text[32];
-        complain(TEXT_TIMEOUT_NOTHING_SENT, path, shown_timeout(deadline, text), "");
-        *exit_code = EXIT_TIMEOUT_NOTHING_SENT;
+        complain(TEXTS_TIMEOUT[NOTHING_SENT], path, shown_timeout(deadline, text), "");
+        *exit_code = EXIT_TIMEOUT;
         return -1;
     }
     if (connection < 0) {

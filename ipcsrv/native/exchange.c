@@ -39,7 +39,7 @@ struct state {
     bool long_packet;         /* too long for a failure reply */
     char part[MAX_FAILURE];   /* of a shorter packet */
     size_t part_used;
-    char held[MAX_FAILURE + 1]; /* a packet that is a failure reply if the end of file follows */
+    char held[MAX_FAILURE]; /* a packet that is a failure reply if the end of file follows */
     size_t held_used;
     bool complete;
 
@@ -198,25 +198,30 @@ static int decode(struct state *s, const char *data, size_t size) {
     return 0;
 }
 
+/* A handler runs only when it has the whole request: part of a response says so only then. */
+static enum progress progress(const struct state *s) {
+    bool whole = s->request_ended && s->packet_sent == s->packet_used;
+    return !s->sent ? NOTHING_SENT : whole && s->received ? RESPONSE_BEGUN : REQUEST_SENT;
+}
+
 /* The server closed where a flush was due: its reason, if the last packet is one. */
 static int explain_end(struct state *s) {
     flush_out(s);
     if (!s->held_used || s->left || s->header_used) {
-        const char *text = s->received ? TEXT_LOST_RESPONSE_BEGUN : s->sent ? TEXT_LOST_REQUEST_SENT : TEXT_LOST_NOTHING_SENT;
-        complain(text, s->path, "", "");
-        return EXIT_LOST_NOTHING_SENT;
+        complain(TEXTS_LOST[progress(s)], s->path, "", "");
+        return EXIT_LOST;
     }
-    for (size_t i = 0; i < s->held_used; i++)
-        if (s->held[i] == '\0')
-            s->held[i] = ' ';
-    s->held[s->held_used] = '\0';
-    char *code = s->held + 4, *message = strchr(code, ' ');
-    if (message != NULL)
-        *message++ = '\0';
+    struct span code = {s->held + 4, s->held_used - 4}, message = {"", 0};
+    const char *space = memchr(code.data, ' ', code.size);
+    if (space != NULL) {
+        message = (struct span){space + 1, code.size - (size_t)(space + 1 - code.data)};
+        code.size = (size_t)(space - code.data);
+    }
     const struct failure *failure = failures;
-    while (failure->code != NULL && strcmp(failure->code, code) != 0)
+    while (failure->code != NULL &&
+           (strlen(failure->code) != code.size || memcmp(failure->code, code.data, code.size) != 0))
         failure++;
-    complain(failure->text, s->path, code, message ? message : "");
+    complain_of(failure->text, s->path, code, message);
     return failure->exit_code;
 }
 
@@ -260,8 +265,12 @@ static void next_packet(struct state *s) {
 
 static int read_input(struct state *s) {
     ssize_t size = read(0, s->packet + 4, MAX_DATA);
-    if (size < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : complain_system(errno);
+    if (size < 0) {
+        if (errno == EAGAIN || errno == EINTR)
+            return 0;
+        complain("\1: \2", "standard input", strerror(errno), "");
+        return EXIT_FAILED;
+    }
     frame(s, (size_t)size, size == 0);
     return 0;
 }
@@ -279,9 +288,8 @@ static void send_packet(struct state *s) {
 static int timed_out(struct state *s) {
     char text[32];
     flush_out(s);
-    complain(s->received ? TEXT_TIMEOUT_RESPONSE_BEGUN : s->sent ? TEXT_TIMEOUT_REQUEST_SENT : TEXT_TIMEOUT_NOTHING_SENT,
-             s->path, shown_timeout(s->deadline, text), "");
-    return EXIT_TIMEOUT_NOTHING_SENT;
+    complain(TEXTS_TIMEOUT[progress(s)], s->path, shown_timeout(s->deadline, text), "");
+    return EXIT_TIMEOUT;
 }
 
 /* Wait for what can be done next, and do it. */

@@ -25,6 +25,13 @@
 
 /* Write `ipcsrv: TEXT` as one line to standard error. In `text`, \1 stands for `path`, \2 for `first`, \3 for `second`. */
 void complain(const char *text, const char *path, const char *first, const char *second);
+/* The same with parts that may hold NUL, as what a server sent. */
+struct span {
+    const char *data;
+    size_t size;
+};
+struct span span_of(const char *text);
+void complain_of(const char *text, const char *path, struct span first, struct span second);
 /* Say why a system call failed; returns EXIT_FAILED. */
 int complain_system(int number);
 /* Allocate, or exit. */

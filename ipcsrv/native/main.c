@@ -16,7 +16,6 @@
 struct options {
     const char *operands[2];
     int operand_count;
-    const char *autostart;
     bool worker;
     struct deadline deadline;
 };
@@ -81,8 +80,6 @@ static bool parse(int argc, char **argv, struct options *options) {
         } else if (strcmp(argv[i], "--timeout") == 0 || strcmp(argv[i], "-t") == 0) {
             if (!parse_timeout(argv[++i], &options->deadline))
                 return false;
-        } else if (strcmp(argv[i], "--autostart") == 0) {
-            options->autostart = argv[++i];
         } else {
             return false;
         }
@@ -95,19 +92,27 @@ static void interrupted(int number) {
     _exit(EXIT_INTERRUPTED);
 }
 
-static int call(const struct options *options, char **argv) {
+/* Ctrl-C ends the command quietly; it stays ignored in a background job of a shell (sh(1), "Signals"). */
+static void end_at_interrupt(void) {
+    struct sigaction given;
+    if (sigaction(SIGINT, NULL, &given) == 0 && given.sa_handler != SIG_IGN)
+        signal(SIGINT, interrupted);
+}
+
+/* HOST:PORT or a URL, perhaps: Python looks closer. */
+static bool may_be_address(const char *path) {
+    return strchr(path, ':') != NULL && path[0] != '/' && path[0] != '.' && path[1] != ':';
+}
+
+static int call(const struct options *options) {
     const char *path = options->operands[0], *data = options->operands[1];
     int code;
     struct sink output = {NULL, 0, 0};
-    int connection = connect_trusted(path, &options->deadline, options->autostart == NULL, &code);
-    if (connection < 0) {
-        if ((code == REFUSED_DEAD || code == REFUSED_ABSENT || code == REFUSED_BUSY) && options->autostart != NULL)
-            return exec_python(argv); /* which starts it */
+    int connection = connect_trusted(path, &options->deadline, true, &code);
+    if (connection < 0)
         return code < 0 ? explain_refusal(path, code) : code;
-    }
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
-    signal(SIGINT, interrupted);
     struct request request = {NULL, 0};
     if (data != NULL)
         request = (struct request){data, strlen(data)};
@@ -130,7 +135,6 @@ static int ping(const struct options *options, char **argv) {
     int code, connection = connect_trusted(path, &deadline, false, &code);
     if (connection < 0)
         return exec_python(argv);
-    signal(SIGINT, interrupted);
     code = exchange(connection, path, (struct request){question, strlen(question)}, &deadline, &sink);
     if (code)
         return code;
@@ -153,7 +157,9 @@ int main(int argc, char **argv) {
         return warm(argc, argv);
     if (!parse(argc, argv, &options))
         return exec_python(argv);
-    bool one = options.operand_count == 1, extra = options.autostart != NULL || options.worker;
+    if (options.operand_count >= 1 && may_be_address(options.operands[0]))
+        return exec_python(argv);
+    bool one = options.operand_count == 1;
     bool file = options.operand_count == 2 && options.operands[1][0] == '@', terminal = isatty(STDOUT_FILENO);
     if (file || (terminal && strcmp(command, "call") == 0)) /* where a newline may have to follow the response */
         return exec_python(argv);
@@ -161,11 +167,12 @@ int main(int argc, char **argv) {
     if (no_input)
         return exec_python(argv); /* which explains it */
     open_closed_streams();
+    end_at_interrupt();
     if (strcmp(command, "call") == 0 && options.operand_count >= 1 && !options.worker)
-        return call(&options, argv);
-    if (strcmp(command, "is-active") == 0 && one && !extra && !options.deadline.set)
+        return call(&options);
+    if (strcmp(command, "is-active") == 0 && one && !options.worker && !options.deadline.set)
         return is_active(&options);
-    if (strcmp(command, "ping") == 0 && one && options.autostart == NULL)
+    if (strcmp(command, "ping") == 0 && one)
         return ping(&options, argv);
     return exec_python(argv);
 }

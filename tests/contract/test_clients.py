@@ -74,6 +74,12 @@ REPLIES: list[bytes] = [
     packet(b"ERR denied no"), packet(b"ERR new-one odd"), packet(b"ERR stopping now") + b"0004",
     packet(b"ERR timeout ") + b"00", packet(b"ERR ") + packet(b"more") + FLUSH, message(b"one") + message(b"two"),
     packet(b"ERR handler " + b"m" * 1088), packet(b"ERR handler " + b"m" * 1089),
+    packet(b"ERR handler KeyboardInterrupt: "), packet(b"ERR handler"), packet(b"ERR busy \t"), packet(b"ERR "),
+    packet(b"ERR control x"), packet(b"ERR control"), packet(b"ERR na\0me a\0b"), packet(b"ERR na:\n"),
+    packet(b"ERR too-large \n\r\n \x85\xc2\x85x\xe2\x80\xa9y\xe3\x80\x80"),
+    *(packet(b"ERR denied " + text) for text in (
+        b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xf0\x9f\x98x", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80",
+        b"\xf8\xff", b"\xe0\x80\x80", "\u061c\u3000\ue000\u0378\U000e0001\U0001f600\U0010ffff\u00ad".encode())),
 ]  # fmt: skip
 
 
@@ -189,6 +195,36 @@ def test_a_refusal_in_the_middle_of_a_request(client_command: Command, sock_path
         assert run(client_command, "call", sock_path, input=b"x" * 4_000_000) == expected(sock_path, b"x" * 4_000_000)
 
 
+@pytest.mark.parametrize("request_data", [b"", b"x" * 4_000_000])
+def test_a_part_of_a_response_before_the_whole_request_is_no_execution(
+    client_command: Command, sock_path: str, request_data: bytes
+) -> None:
+    closed = threading.Event()
+
+    def hasty(connection: socket.socket) -> None:
+        read_exactly(connection, 100_000 if request_data else 0)
+        connection.sendall(packet(b"part"))
+        connection.shutdown(socket.SHUT_RDWR)
+        closed.set()
+
+    with serving(sock_path, hasty), client(client_command, "call", sock_path) as process:
+        assert request_data or closed.wait(support.TIMEOUT)  # before the end of standard input is sent
+        output, said = process.communicate(request_data, timeout=support.TIMEOUT)
+    progress = ipcsrv.errors.Progress.REQUEST_SENT if request_data else ipcsrv.errors.Progress.NOTHING_SENT
+    assert (process.returncode, output) == (3, b"part")
+    assert said.decode() == line(ipcsrv.ConnectionLost(sock_path, progress))
+
+
+def test_a_reset_of_standard_input_is_not_the_servers(client_command: Command, sock_path: str) -> None:
+    ours, given = socket.socketpair()
+    with given, serving(sock_path, silent):
+        given.sendall(b"unread")
+        ours.close()
+        done = subprocess.run([*client_command, "call", sock_path], stdin=given, capture_output=True,
+                              timeout=support.TIMEOUT, env=support.environment())
+    assert (done.returncode, done.stderr.decode()) == (1, line("standard input: Connection reset by peer"))
+
+
 @pytest.mark.parametrize("begun", [b"", b"0008pi"])
 def test_a_silent_server_is_given_up_at_the_deadline(client_command: Command, sock_path: str, begun: bytes) -> None:
     def script(connection: socket.socket) -> None:
@@ -218,7 +254,9 @@ def test_a_path_without_a_server_says_why(client_command: Command, sock_dir: str
             listener.bind(path)
     loop = os.path.join(sock_dir, "loop")
     os.symlink(loop, loop)
-    absent = [os.path.join(sock_dir, name) for name in ("none", "plain/below", "f" * 200, "a\n\x1b\xe9")]
+    names = ("none", "plain/below", "f" * 200, "a\n\x1b\xe9", "\u061c\ue000", "d/" * 2100 + "s")
+    strange = [os.fsdecode(name) for name in (b"\xff\xc3", b"\xed\xb3\xbf")]
+    absent = [os.path.join(sock_dir, name) for name in (*names, *strange)]
     for path in (*absent, stale, sock_dir, plain, datagrams, loop, ""):
         with pytest.raises(ipcsrv.IpcError) as caught:
             ipcsrv.connect(path, 0.05)
@@ -287,6 +325,26 @@ def test_ctrl_c_is_quiet_and_exits_130(client_command: Command, sock_path: str) 
         assert (process.communicate(timeout=support.TIMEOUT)[1], process.returncode) == (b"", 130)
 
 
+def test_an_ignored_ctrl_c_stays_ignored(client_command: Command, sock_path: str) -> None:
+    """As in a background job of a shell without job control."""
+    def interrupting(connection: socket.socket) -> None:
+        read_message(connection)
+        process.send_signal(signal.SIGINT)
+        connection.sendall(message(b"done"))
+
+    shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    with serving(sock_path, interrupting), client([*shell, *client_command], "call", sock_path, "x") as process:
+        assert (*process.communicate(timeout=support.TIMEOUT), process.returncode) == (b"done", b"", 0)
+
+
+@pytest.mark.parametrize("command", ["call", "is-active", "ping"])
+def test_a_network_address_is_refused_by_all(client_command: Command, command: str) -> None:
+    for address in ("localhost:80", "http://x/y", ":80", "unix:/x"):
+        code, output, said = run(client_command, command, address)
+        assert (code, output) == (2, b"")
+        assert "is a network address; " in said or "PATH is a path without `unix:`; use /x" in said
+
+
 def test_a_reader_that_goes_away_ends_the_call(client_command: Command, sock_path: str) -> None:
     with serving(sock_path, endless), client(client_command, "call", sock_path, "x") as process:
         assert process.stdout is not None
@@ -302,6 +360,13 @@ def test_what_is_not_plain_is_the_python_commands(sanitized_client: Path, sock_p
     with serving(sock_path, echo):
         assert run(native, "call", sock_path, "--timeout", "20s", "--", "-x") == (0, b"-x", "")
     assert run(native, "call")[0] == 2
+
+
+def test_autostart_refuses_another_handler(client_command: Command, server: ServerFactory) -> None:
+    running = server("handlers_for_tests:echo")
+    code, output, said = run(client_command, "call", running.path, "x", "--autostart", "handlers_for_tests:pid")
+    assert (code, output) == (6, b"")
+    assert "its handler is handlers_for_tests:echo, not handlers_for_tests:pid" in said
 
 
 def test_ping_asks_the_control_socket(sanitized_client: Path, server: ServerFactory) -> None:

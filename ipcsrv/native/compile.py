@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ipcsrv.errors import IpcError
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("main.c", "errors.c", "connect.c", "exchange.c", "program.c", "warm.c")
+SOURCES = ("main.c", "errors.c", "connect.c", "exchange.c", "autostart.c", "program.c", "warm.c")
 FLAGS = ("-O2", "-std=c99", "-D_DEFAULT_SOURCE", "-Wall", "-Wextra", "-Wno-missing-field-initializers")
 
 # Stand-ins for the arguments of an error, and what complain() has in their place.

@@ -1,7 +1,7 @@
 /* ipcsrvc: the commands of ipcsrv that are worth a process without Python (docs/native-client.md).
  *
- * Messages in errors.c, connecting in connect.c, one exchange in exchange.c, `warm` in program.c and
- * warm.c, the other commands in main.c.
+ * Messages in errors.c, connecting in connect.c, one exchange in exchange.c, `--autostart` in autostart.c,
+ * `warm` in program.c and warm.c, the other commands in main.c.
  */
 #ifndef IPCSRVC_H
 #define IPCSRVC_H
@@ -82,7 +82,20 @@ struct sink {
 int exchange(int connection, const char *path, struct request request, const struct deadline *deadline,
              struct sink *sink);
 
+/* autostart.c */
+
+/* Whether the server's record says that it serves this handler, by this version, with the code that is there now. */
+bool is_current(const char *path, const char *handler);
+
 /* program.c */
+
+struct text {
+    char *data;
+    size_t size;
+};
+
+/* Read a file until its end, or until there are `limit` bytes; `data` is NULL where there is none, else NUL follows. */
+struct text read_file(const char *path, size_t limit);
 
 struct program {
     bool is_module;    /* MODULE:MAIN */

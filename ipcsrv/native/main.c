@@ -16,6 +16,7 @@
 struct options {
     const char *operands[2];
     int operand_count;
+    const char *autostart;
     bool worker;
     struct deadline deadline;
 };
@@ -80,6 +81,8 @@ static bool parse(int argc, char **argv, struct options *options) {
         } else if (strcmp(argv[i], "--timeout") == 0 || strcmp(argv[i], "-t") == 0) {
             if (!parse_timeout(argv[++i], &options->deadline))
                 return false;
+        } else if (strcmp(argv[i], "--autostart") == 0) {
+            options->autostart = argv[++i];
         } else {
             return false;
         }
@@ -104,13 +107,18 @@ static bool may_be_address(const char *path) {
     return strchr(path, ':') != NULL && path[0] != '/' && path[0] != '.' && path[1] != ':';
 }
 
-static int call(const struct options *options) {
+static int call(const struct options *options, char **argv) {
     const char *path = options->operands[0], *data = options->operands[1];
     int code;
     struct sink output = {NULL, 0, 0};
-    int connection = connect_trusted(path, &options->deadline, true, &code);
-    if (connection < 0)
+    if (options->autostart != NULL && !is_current(path, options->autostart))
+        return exec_python(argv); /* which compares it closer, and reloads it */
+    int connection = connect_trusted(path, &options->deadline, options->autostart == NULL, &code);
+    if (connection < 0) {
+        if ((code == REFUSED_DEAD || code == REFUSED_ABSENT || code == REFUSED_BUSY) && options->autostart != NULL)
+            return exec_python(argv); /* which starts it */
         return code < 0 ? explain_refusal(path, code) : code;
+    }
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
     struct request request = {NULL, 0};
@@ -159,7 +167,7 @@ int main(int argc, char **argv) {
         return exec_python(argv);
     if (options.operand_count >= 1 && may_be_address(options.operands[0]))
         return exec_python(argv);
-    bool one = options.operand_count == 1;
+    bool one = options.operand_count == 1, extra = options.autostart != NULL || options.worker;
     bool file = options.operand_count == 2 && options.operands[1][0] == '@', terminal = isatty(STDOUT_FILENO);
     if (file || (terminal && strcmp(command, "call") == 0)) /* where a newline may have to follow the response */
         return exec_python(argv);
@@ -169,10 +177,10 @@ int main(int argc, char **argv) {
     open_closed_streams();
     end_at_interrupt();
     if (strcmp(command, "call") == 0 && options.operand_count >= 1 && !options.worker)
-        return call(&options);
-    if (strcmp(command, "is-active") == 0 && one && !options.worker && !options.deadline.set)
+        return call(&options, argv);
+    if (strcmp(command, "is-active") == 0 && one && !extra && !options.deadline.set)
         return is_active(&options);
-    if (strcmp(command, "ping") == 0 && one)
+    if (strcmp(command, "ping") == 0 && one && options.autostart == NULL)
         return ping(&options, argv);
     return exec_python(argv);
 }

@@ -28,11 +28,6 @@ static const char *const startup_variables[] = {
 
 /* -- text ---------------------------------------------------------------------------------------------------------- */
 
-struct text {
-    char *data;
-    size_t size;
-};
-
 static void append(struct text *text, const char *data, size_t size) {
     char *more = realloc(text->data, text->size + size + 1);
     if (more == NULL)
@@ -48,8 +43,7 @@ static void append_string(struct text *text, const char *string) {
     append(text, string, strlen(string) + 1);
 }
 
-/* Read a whole file; `data` is NULL where there is none. */
-static struct text read_file(const char *path, size_t limit) {
+struct text read_file(const char *path, size_t limit) {
     struct text text = {NULL, 0};
     char buffer[1 << 14];
     int file = open(path, O_RDONLY | O_CLOEXEC);

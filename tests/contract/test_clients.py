@@ -369,6 +369,30 @@ def test_autostart_refuses_another_handler(client_command: Command, server: Serv
     assert "its handler is handlers_for_tests:echo, not handlers_for_tests:pid" in said
 
 
+@pytest.mark.parametrize("name", ["words", "wörds"])  # JSON escapes the second
+def test_autostart_runs_the_current_code(
+    client_command: Command, sock_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    try:
+        for word in ("one", "another"):
+            (tmp_path / f"{name}.py").write_text(f"def say(request):\n    return b'{word}'\n")
+            for _ in range(2):
+                got = run(client_command, "call", sock_path, "x", "--autostart", f"{name}:say")
+                assert got == (0, word.encode(), "")
+    finally:
+        support.run_command("stop", sock_path)
+
+
+def test_autostart_starts_no_python_for_a_current_server(
+    sanitized_client: Path, server: ServerFactory, tmp_path: Path
+) -> None:
+    alone = shutil.copy(sanitized_client, tmp_path)
+    call = ["env", f"PATH={tmp_path}", alone, "call", server("handlers_for_tests:upper").path, "x", "--autostart"]
+    assert run(call, "handlers_for_tests:upper") == (0, b"X", "")
+    assert run(call, "handlers_for_tests:echo")[0] == 1
+
+
 def test_ping_asks_the_control_socket(sanitized_client: Path, server: ServerFactory) -> None:
     running = server()
     assert run([str(sanitized_client)], "ping", running.path) == (0, b"", "")

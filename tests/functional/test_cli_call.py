@@ -168,19 +168,6 @@ def test_autostart_starts_a_server_once(sock_path: str) -> None:
     assert stopped.returncode == 0
 
 
-def test_autostart_runs_the_current_code(sock_path: str, tmp_path: Path) -> None:
-    module = tmp_path / "words.py"
-    call = ("call", sock_path, "x", "--autostart", "words:say")
-    path = os.pathsep.join([str(tmp_path), support.environment()["PYTHONPATH"]])
-    try:
-        for word in ("one", "another"):
-            module.write_text(f"def say(request):\n    return b'{word}'\n")
-            done = support.run_command(*call, PYTHONPATH=path)
-            assert (done.stdout, done.stderr) == (word.encode(), b"")
-    finally:
-        support.run_command("stop", sock_path)
-
-
 def test_autostart_ends_at_the_timeout_of_the_call(sock_path: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
     path = os.pathsep.join([str(tmp_path), support.environment()["PYTHONPATH"]])

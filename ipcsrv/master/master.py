@@ -125,6 +125,7 @@ class Master:
             self._loop()
         finally:
             self._close()
+            serving.wake_resource_tracker()
             if signals is not None:
                 if self._own_process:
                     serving.ignore(_SIGNALS)  # the end of the interpreter would set the default actions

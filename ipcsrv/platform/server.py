@@ -34,7 +34,8 @@ tests/contract):
 `SharedMemory(size)`
     `.buffer`, a writable buffer that children see too; travels to a spawned child as an argument.
 In a child: `child_hygiene`, `dump_stacks_on_request`, `end_with_parent`, `end_after`, `protect_children`,
-`call_in_forked_children`. Before one is started: `start_resource_tracker`.
+`call_in_forked_children`. Before one is started: `start_resource_tracker`; at the end:
+`wake_resource_tracker`.
 """
 
 # The names of each system's modules are the contract: what one of them adds belongs in the list above.

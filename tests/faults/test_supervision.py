@@ -75,6 +75,18 @@ def test_stop_ends_a_worker_that_is_just_born(server: ServerFactory, tmp_path: P
     assert support.wait_gone(processes, 5.0) == set()
 
 
+@pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_stop_leaves_no_process_that_was_stopped(server: ServerFactory, method: str) -> None:
+    running = server(ECHO, "--workers", "1", "--start-method", method, "--drain-timeout", "1")
+    processes = running.processes()
+    for pid in processes - {running.pid}:
+        os.kill(pid, signal.SIGSTOP)
+    running.signal(signal.SIGQUIT)
+    assert running.wait() == 0
+    assert support.wait_gone(processes, 2.0) == set()
+
+
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """Stop a process meanwhile."""

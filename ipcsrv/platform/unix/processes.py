@@ -190,6 +190,13 @@ def start_resource_tracker() -> None:
     resource_tracker.ensure_running()
 
 
+def wake_resource_tracker() -> None:
+    """Let it go on, if someone has stopped it (SIGSTOP): it would outlive the server."""
+    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    if (pid := getattr(tracker, "_pid", None)) is not None:
+        _signal(pid, signal.SIGCONT)
+
+
 _in_forked_children: list[Callable[[], object]] = []
 
 

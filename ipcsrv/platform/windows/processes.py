@@ -201,6 +201,10 @@ def start_resource_tracker() -> None:
     """Nothing: multiprocessing has none here."""
 
 
+def wake_resource_tracker() -> None:
+    """Nothing: multiprocessing has none here."""
+
+
 def call_in_forked_children(callback: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
     """Nothing: a process cannot be forked here."""
     return contextlib.nullcontext()

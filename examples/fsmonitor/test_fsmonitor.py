@@ -281,6 +281,10 @@ def test_linked_worktree_has_its_own_monitor(tree: Tree) -> None:
         linked.compare()
     status = commands.details(repository.Repository.find(str(linked.root)).socket)
     assert status is not None and status["worktree"] == str(linked.root)
+    tree.git("worktree", "move", "--force", "../linked", "../elsewhere")
+    tree.git("worktree", "add", "--quiet", "--detach", "../linked")
+    linked = Tree(tree.root.parent / "elsewhere", seed=2)
+    assert_followed(linked)
     assert commands.disable(repository.Repository.find(str(linked.root)))
     assert not any(Path(path).exists() for path in repository.Repository.find(str(tree.root)).sockets())
 
@@ -301,7 +305,24 @@ def test_submodule_and_its_parent_are_both_right(tree: Tree, folder: Path) -> No
     for each in (tree, submodule):
         each.compare()
     assert "M sub" in tree.git("status", "--short")
+    tree.git("mv", "sub", "moved")
+    submodule.root.mkdir()
+    submodule = Tree(tree.root / "moved", seed=4)
+    assert_followed(submodule)
+    hook = repository.Repository.find(str(submodule.root)).hook
+    for folder, status in ((submodule.root, 0), (tree.root, 1)):  # `git mv` runs it in the superproject
+        done = subprocess.run([hook, "2", "0"], cwd=folder, stdout=subprocess.DEVNULL, check=False)
+        assert done.returncode == status
     commands.disable(repository.Repository.find(str(submodule.root)))
+
+
+def assert_followed(moved: Tree) -> None:
+    """Check that the monitor of a work tree that was moved is right, and watches the new place."""
+    moved.compare()
+    (moved.root / "first").write_text("changed where it is now\n")
+    moved.compare()
+    status = commands.details(repository.Repository.find(str(moved.root)).socket)
+    assert status is not None and (status["worktree"], status["problem"]) == (str(moved.root), "")
 
 
 def test_monitor_ends_when_the_work_tree_is_deleted(tree: Tree) -> None:
@@ -353,13 +374,63 @@ def test_enable_refuses_what_cannot_work(
     assert said.endswith("configure core.worktree there\n")
 
 
-def test_another_work_tree_of_the_same_git_folder_is_looked_at(tree: Tree, folder: Path) -> None:
-    enable(tree, "--hook")
-    tree.git("status")
-    shutil.copytree(tree.root, folder / "other", ignore=shutil.ignore_patterns(".git"), symlinks=True)
-    (folder / "other" / "first").write_text("changed\n")
-    said = tree.git("--git-dir", str(tree.root / ".git"), "--work-tree", str(folder / "other"), "status", "--short")
+@pytest.mark.parametrize("is_named", [True, False])
+def test_another_work_tree_of_the_same_git_folder_is_looked_at(monitored: Tree, tmp_path: Path, is_named: bool) -> None:
+    tree, other = monitored, tmp_path / "other"
+    for _ in range(2):
+        tree.git("status")
+    shutil.copytree(tree.root, other, ignore=shutil.ignore_patterns(".git"), symlinks=True)
+    (other / "first").write_text("changed\n")
+    named = [f"--work-tree={other}"] if is_named else []
+    command = ["git", f"--git-dir={tree.root / '.git'}", *named, "status", "--short"]
+    said = subprocess.run(command, cwd=tree.root if is_named else other, text=True, check=True,
+                          stdout=subprocess.PIPE).stdout  # fmt: skip
     assert " M first" in said.splitlines()
+    tree.compare()
+
+
+def test_only_the_repository_says_what_is_watched(tree: Tree, folder: Path) -> None:
+    enable(tree, "--hook")
+    socket = str(tree.root / ".git" / repository.SOCKET_NAME)
+    commands.stop(socket)
+    tree.git("-c", f"core.worktree={folder}", "status")  # which starts the monitor
+    status = commands.details(socket)
+    assert status is not None and status["worktree"] == str(tree.root)
+
+
+@pytest.mark.parametrize("name", ["e\\.git", ".GIT", "git~1", ".g\u200cit"])
+def test_name_that_git_ignores_in_an_answer_is_seen(monitored: Tree, name: str) -> None:
+    path = monitored.root / "ignored" / name
+    path.parent.mkdir(exist_ok=True)
+    for _ in range(2):
+        monitored.compare()
+    path.touch()
+    monitored.compare()
+    path.unlink()
+    path.mkdir()
+    for inner in ("1", "2"):
+        (path / inner).touch()
+        monitored.compare()
+    shutil.rmtree(path)
+    monitored.compare()
+
+
+def test_repository_that_is_made_and_broken_from_inside_is_seen(monitored: Tree) -> None:
+    inner = monitored.root / "inner"
+    for name in ("refs", "objects"):
+        (inner / ".git" / name).mkdir(parents=True)
+    (inner / "f").touch()
+
+    def listed() -> str:
+        return monitored.git("-c", "status.showUntrackedFiles=all", "status", "--short")
+
+    for _ in range(3):
+        assert "inner/f" in listed()
+    (inner / ".git" / "HEAD").write_text("ref: refs/heads/one\n")
+    assert "inner/f" not in listed()
+    (inner / ".git" / "HEAD").unlink()
+    assert "inner/f" in listed()
+    shutil.rmtree(inner)
 
 
 def test_stop_and_start_keep_what_is_configured(tree: Tree) -> None:
@@ -401,7 +472,7 @@ def watched(folder: Path) -> Iterator[tuple[Path, watcher.Watcher, Callable[[], 
     root = folder / "w"
     (root / "a" / "b").mkdir(parents=True)
     clock = Clock()
-    found = watcher.Watcher(root, clock)
+    found = watcher.Watcher(lambda: str(root), clock)
     moment = clock()
 
     def changes() -> list[bytes] | None:
@@ -431,7 +502,9 @@ def test_git_folder_is_not_watched(watched: Watched) -> None:
     assert changes() == []
     (root / "a" / ".git").mkdir()
     (root / "a" / ".git" / "HEAD").write_text("")
-    assert changes() == [b"a", b"a/*", b"a/.git/"]
+    assert set(changes() or []) == {b"a", b"a/", b"a/*", b"a/.git/"}
+    changes()
+    assert changes() == [b"a/", b"a/*"]  # each time: a change in its `.git` may make it a repository, or none
     assert found.folders == 3
 
 
@@ -481,6 +554,24 @@ def test_limit_of_watches_is_said(
     assert (changes(), found.problem) == ([], "")
 
 
+def test_folder_that_is_mounted_twice_makes_everything_suspect(folder: Path) -> None:
+    for name in ("a", "m"):
+        (folder / "w" / name).mkdir(parents=True)
+    script = "mount --bind w/a w/m || exit 77; exec " + shlex.join([sys.executable, "-c", MOUNTED])
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("mounting is not allowed here")
+    assert done.stdout == "None the folder is mounted at a second place of the tree\n", done.stderr
+
+
+MOUNTED = """
+from fsmonitor.watcher import Watcher
+found = Watcher(lambda: "w")
+print(found.changes_since(10 ** 30)[1], found.problem.partition(":")[0])
+"""
+
+
 def test_too_many_changes_make_everything_suspect(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     root, _, changes = watched
     monkeypatch.setattr(watcher, "MOST_CHANGES", 5)
@@ -499,7 +590,7 @@ def test_deleted_tree_makes_everything_suspect(watched: Watched) -> None:
 
 def test_tree_is_watched_after_a_parent_was_renamed(folder: Path) -> None:
     (folder / "old" / "w" / "a").mkdir(parents=True)
-    found = watcher.Watcher(folder / "old" / "w")
+    found = watcher.Watcher(lambda: str(folder / "old" / "w"))
     (folder / "old").rename(folder / "new")
     root = folder / "new" / "w"
     (root / "a" / "b").mkdir()

@@ -29,11 +29,12 @@ KEYS = ("core.fsmonitor", "core.fsmonitorHookVersion", "core.untrackedCache")
 HOOK = """\
 #!/bin/sh
 # Git's fsmonitor hook, protocol version 2 (githooks(5)): print what has changed since the token $2.
-# Written by `fsmonitor enable`, removed by `fsmonitor disable`.
-[ "$1" = 2 ] && [ -z "$GIT_WORK_TREE" ] || exit 1  # with --work-tree it may be another one
+# Written by `fsmonitor enable`, removed by `fsmonitor disable`. Where it fails, Git looks at every file.
 dir=${{GIT_DIR:-.git}}
 [ -d "$dir" ] || read -r _ dir <"$dir"  # a linked work tree or a submodule: "gitdir: FOLDER"
-ask() {{ {call} "$dir/{socket}" "$2" --timeout "$1" 2>/dev/null; }}
+# Not for another user, nor in the place of another repository: Git runs a submodule's hook in the superproject too.
+[ "$1" = 2 ] && [ -O "$dir" ] && {{ [ "$dir" -ef "${{0%/*}}" ] || [ "$dir/.." -ef "${{0%/*}}/worktrees" ]; }} || exit 1
+ask() {{ {call} "$dir/{socket}" "$2 $PWD" --timeout "$1" 2>/dev/null; }}  # from which work tree, too
 ask {first} "$2" && exit
 case $? in
 3) {start} "$dir" >&2 ;;  # no server

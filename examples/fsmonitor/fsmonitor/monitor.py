@@ -2,8 +2,10 @@
 
 The conversation is that of Git's own monitor (git-fsmonitor--daemon(1), githooks(5)): the request is a token of an
 earlier answer, the response a new token and the changed paths, each ended by NUL; the path `/` means that everything
-may have changed. A token is a moment, `<boot id>:<nanoseconds of the monotonic clock>`, so every worker understands the
-tokens of all others, of a crashed one too.
+may have changed. The hook adds a space and the work tree that Git means; for another one than the configured one the
+answer is `/` with a token that no monitor knows, since the index now says what is true of the other one. A token is a
+moment, `<boot id>:<nanoseconds of the monotonic clock>`, so every worker understands the tokens of all others, of a
+crashed one too.
 
 A token that came with `/` ends in `:all`. Git's untracked cache does not take part in that answer unless the command
 lists untracked files (`git checkout` does not), and would be believed from the next answer on. So what is asked next,
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,15 @@ from .watcher import Watcher
 
 EVERYTHING = b"\0/\0"
 AFTER_EVERYTHING = b":all"
+ANOTHER_WORK_TREE = b"another-work-tree" + EVERYTHING
 
 
 class Monitor:
-    """Answers for one work tree."""
+    """Answers for one work tree, which `locate` finds."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, locate: Callable[[], str]) -> None:
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        self._watcher = Watcher(root)
+        self._watcher = Watcher(locate)
 
     def __call__(self, request: bytes) -> Any:
         if request == b"quit":  # what `git fsmonitor--daemon stop` sends
@@ -40,7 +44,10 @@ class Monitor:
             return json.dumps(self._status()).encode()
         if request == b"flush":
             self._watcher.forget()
-        return self._answer(bytes(request))
+        token, _, worktree = bytes(request).partition(b" ")
+        if worktree and not self._watcher.is_at(worktree):
+            return ANOTHER_WORK_TREE
+        return self._answer(token)
 
     def _answer(self, token: bytes) -> bytes:
         moment, mark = self._parsed(token)
@@ -69,4 +76,4 @@ class Monitor:
 
 def monitor(path: str) -> Monitor:
     """Return the handler of the server at `path`, a socket in a Git folder; called once in each worker."""
-    return Monitor(worktree_of(os.path.dirname(path)))
+    return Monitor(lambda: worktree_of(os.path.dirname(path)))

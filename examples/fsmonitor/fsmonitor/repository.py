@@ -45,9 +45,10 @@ def worktree_of(git_dir: str) -> str:
             return os.path.dirname(os.path.join(git_dir, file.read().rstrip("\n")))  # of `git worktree add`
     except FileNotFoundError:
         pass
-    configured = git("--git-dir", git_dir, "config", "core.worktree", may_fail=True).rstrip("\n")  # of a submodule
-    if configured:
-        return os.path.normpath(os.path.join(git_dir, configured))
+    for scope in ("--worktree", "--local"):  # of a submodule; Git takes it from no other place either
+        configured = git("--git-dir", git_dir, "config", scope, "core.worktree", may_fail=True).rstrip("\n")
+        if configured:
+            return os.path.normpath(os.path.join(git_dir, configured))
     if os.path.basename(os.path.realpath(git_dir)) == ".git":
         return os.path.dirname(os.path.realpath(git_dir))
     raise RepositoryError(f"{git_dir} does not say where its work tree is; configure core.worktree there")

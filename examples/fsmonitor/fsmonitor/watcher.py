@@ -12,16 +12,23 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 
 from . import inotify
 from .mounts import Mounts
+from .repository import RepositoryError
 
 _APPEARED = inotify.CREATE | inotify.MOVED_TO | inotify.ATTRIB
 _VANISHED = inotify.DELETE | inotify.MOVED_FROM
 _GONE = "the folder was moved or deleted"
 _LOST = inotify.OVERFLOW | inotify.UNMOUNT
+
+#: Names that Git ignores in an answer, so that nothing can be said of what is in such a folder: `.git` and what other
+#: systems take for it (`verify_path` in Git's read-cache.c). A backslash is a separator here.
+_IGNORED_BY_GIT = re.compile(rb"(?:^|[/\\])(?:\.git|git~1)[. ]*(?:$|[:/\\])", re.IGNORECASE)
+_NOT_ASCII = re.compile(rb"[^ -~]+")  # with core.protectHFS some of these characters do not count
 
 MOST_CHANGES = 100_000  # remembered paths; with more, everything is suspect once
 RETRY_NS = 60 * 1_000_000_000  # between attempts to watch a tree that could not be watched
@@ -30,16 +37,17 @@ log = logging.getLogger("fsmonitor")
 
 
 class Watcher:
-    """The changes below `root`, an existing folder; `clock` gives nanoseconds that never go back.
+    """The changes below the folder that `locate` names; `clock` gives nanoseconds that never go back.
 
-    `problem` says why nothing is watched, or is empty: then `changes_since` knows nothing.
+    `problem` says why nothing is watched, or is empty. While it says something, `changes_since` knows nothing.
     """
 
-    def __init__(self, root: str | os.PathLike[str], clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self.root = os.fsencode(root)
-        self.problem = ""
+    def __init__(self, locate: Callable[[], str], clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self.root = b""
+        self.problem = self._logged = ""
+        self._locate = locate
         self._clock = clock
-        self._mounts = Mounts(os.path.realpath(self.root))
+        self._mounts: Mounts | None = None
         self._events: inotify.Inotify | None = None
         self._root_fd = -1
         self._begin()
@@ -56,7 +64,13 @@ class Watcher:
     def close(self) -> None:
         """Release every watch and descriptor."""
         self._stop()
-        self._mounts.close()
+
+    def is_at(self, folder: bytes) -> bool:
+        """Return whether `folder` is the root; a root that was moved there is watched from now on."""
+        asked = _identity(folder)
+        if asked != self._identity and asked == self._located():
+            self.forget()
+        return asked is not None and asked == self._identity
 
     def forget(self) -> None:
         """Watch the tree anew: everything is suspect."""
@@ -71,14 +85,15 @@ class Watcher:
         # Before the events are read: another process, asked next, may have read those of the time in between by now.
         now = self._clock()
         self._drain()
-        if self.problem or moment < self._began:
+        if self.problem or self._ignored or moment < self._began:
             return self._clock(), None  # the caller looks at everything, so at what happened until now
         changed = []
         for path in reversed(self._changed_at):  # in the order of time
             if self._changed_at[path] <= moment:
                 break
             changed.append(path)
-        return now, changed + [part for path in self._unreadable for part in (path + b"/", path + b"/*")]
+        always = self._unreadable | self._repositories
+        return now, changed + [part for path in always for part in (path + b"/", path + b"/*")]
 
     # -- beginning and ending ------------------------------------------------------------------------------------------
 
@@ -86,17 +101,24 @@ class Watcher:
         self._path_of: dict[int, bytes] = {}
         self._watch_of: dict[bytes, int] = {}
         self._unreadable: set[bytes] = set()
+        self._repositories: set[bytes] = set()  # what happens in the `.git` of each has no event
+        self._ignored: set[bytes] = set()
         self._changed_at: dict[bytes, int] = {}
         self._attempted = self._clock()
         self.problem = ""
+        self._identity: tuple[int, int] | None = None
         try:
+            self.root = os.fsencode(self._locate())  # anew: linked work trees and submodules may be moved
+            self._mounts = Mounts(os.path.realpath(self.root))
             # Through a descriptor the tree is found even after a folder above it was renamed.
             self._root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._identity = _identity(self._root_fd)
             self._events = inotify.Inotify()
             self._scan(b"")
             if b"" not in self._watch_of:
                 raise FileNotFoundError(errno.ENOENT, "the folder is gone", os.fsdecode(self.root))
-        except OSError as error:
+            self._logged = ""
+        except (OSError, RepositoryError) as error:
             self._give_up(_explained(error))
         self._began = self._clock()  # not before: until now a change could escape
 
@@ -104,6 +126,9 @@ class Watcher:
         if self._events is not None:
             self._events.close()
             self._events = None
+        if self._mounts is not None:
+            self._mounts.close()
+            self._mounts = None
         if self._root_fd >= 0:
             os.close(self._root_fd)
             self._root_fd = -1
@@ -113,6 +138,11 @@ class Watcher:
         self._stop()
         self._watch_of.clear()
         self.problem = problem
+        if problem == _GONE:
+            self._identity = None
+        if problem == self._logged:
+            return
+        self._logged = problem
         log.warning("cannot watch %s: %s; every answer is that everything may have changed", os.fsdecode(self.root),
                     problem)
 
@@ -120,10 +150,10 @@ class Watcher:
 
     def _drain(self) -> None:
         """Take in what the kernel has queued."""
-        if self._mounts.changed():
+        if self._mounts is not None and self._mounts.changed():
             self.forget()
         elif self._events is None:
-            if self._clock() - self._attempted > RETRY_NS:
+            if self._identity is None or self._clock() - self._attempted > RETRY_NS:
                 self._begin()
         elif os.fstat(self._root_fd).st_nlink == 0:  # no event of a folder's end comes while a descriptor is open
             self._give_up(_GONE)
@@ -132,6 +162,13 @@ class Watcher:
                 self._take(self._events.queued())
             except OSError as error:
                 self._give_up(_explained(error))
+
+    def _located(self) -> tuple[int, int] | None:
+        """What is now at the place where the root should be."""
+        try:
+            return _identity(os.fsencode(self._locate()))
+        except RepositoryError:
+            return None
 
     def _take(self, events: Iterable[inotify.Event]) -> None:
         changed: set[bytes] = set()
@@ -150,8 +187,10 @@ class Watcher:
                     self._give_up(_GONE)
                     return
                 continue  # the folder itself: its parent's watch tells the same by name
-            if name == b".git" and folder == b"":
-                continue
+            if name == b".git":
+                if folder == b"":
+                    continue
+                (self._repositories.discard if mask & _VANISHED else self._repositories.add)(folder)
             changed |= self._paths(folder, name, mask)
             if mask & inotify.IS_FOLDER and name != b".git":
                 path = _joined(folder, name)
@@ -169,8 +208,8 @@ class Watcher:
         """What an event makes suspect."""
         path = _joined(folder, name)
         suspect = {path + b"/"} if mask & inotify.IS_FOLDER else {path}
-        if name[:4].lower() in (b".git", b"git~"):
-            suspect.add(_joined(folder, b"*"))  # Git takes no notice of some paths of this kind
+        if _is_ignored_by_git(name):
+            suspect.add(_joined(folder, b"*"))
         if name == b".git":
             suspect.add(folder)  # a repository inside this one appears or vanishes
         return suspect
@@ -193,14 +232,20 @@ class Watcher:
         suspect, stack = set(), [top]
         while stack:
             folder = stack.pop()
-            location = b"/proc/self/fd/%d/%s" % (self._root_fd, folder or b".")
+            location = self._location(folder)
             suspect.add(_joined(folder, b"*"))
-            self._unreadable.discard(folder)
+            self._forget_kinds(folder)
+            if _is_ignored_by_git(folder):
+                self._ignored.add(folder)
             try:
                 self._add(folder, self._events.watch(location))
                 with os.scandir(location) as entries:  # after the watch: what is not listed yet will be an event
-                    stack += [_joined(folder, entry.name) for entry in entries
-                              if entry.name != b".git" and entry.is_dir(follow_symlinks=False)]
+                    for entry in entries:
+                        if entry.name != b".git":
+                            if entry.is_dir(follow_symlinks=False):
+                                stack.append(_joined(folder, entry.name))
+                        elif folder:
+                            self._repositories.add(folder)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # gone again, or another kind of file by now: an event will tell
             except PermissionError:
@@ -209,9 +254,14 @@ class Watcher:
                     self._unreadable.add(folder)
         return suspect
 
+    def _location(self, folder: bytes) -> bytes:
+        return b"/proc/self/fd/%d/%s" % (self._root_fd, folder or b".")
+
     def _add(self, folder: bytes, watch: int) -> None:
         before = self._path_of.get(watch)
         if before is not None and before != folder and self._watch_of.get(before) == watch:
+            if _identity(self._location(before)) == _identity(self._location(folder)):  # one watch cannot tell which
+                raise OSError(errno.ELOOP, "the folder is mounted at a second place of the tree", os.fsdecode(folder))
             del self._watch_of[before]
         self._path_of[watch] = folder
         self._watch_of[folder] = watch
@@ -226,13 +276,32 @@ class Watcher:
         """End the watch of a folder that is not there any more; a moved one takes those below with it."""
         assert self._events is not None
         prefix = folder + b"/"
-        below_it = [path for path in (*self._watch_of, *self._unreadable) if path.startswith(prefix)] if below else []
+        known = (*self._watch_of, *self._unreadable, *self._ignored)
+        below_it = [path for path in known if path.startswith(prefix)] if below else []
         for path in (folder, *below_it):
-            self._unreadable.discard(path)
+            self._forget_kinds(path)
             if path in self._watch_of:
                 watch = self._watch_of[path]
                 self._drop(watch)
                 self._events.unwatch(watch)
+
+
+    def _forget_kinds(self, folder: bytes) -> None:
+        for folders in (self._unreadable, self._repositories, self._ignored):
+            folders.discard(folder)
+
+
+def _identity(folder: bytes | int) -> tuple[int, int] | None:
+    """Device and inode of a folder that is there, by whatever path."""
+    try:
+        found = os.stat(folder)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_ignored_by_git(path: bytes) -> bool:
+    return _IGNORED_BY_GIT.search(_NOT_ASCII.sub(b"", path)) is not None
 
 
 def _joined(folder: bytes, name: bytes) -> bytes:
@@ -243,7 +312,9 @@ def _parents(path: bytes) -> list[bytes]:
     return [path[:position] for position in range(len(path)) if path[position : position + 1] == b"/"]
 
 
-def _explained(error: OSError) -> str:
+def _explained(error: OSError | RepositoryError) -> str:
+    if isinstance(error, RepositoryError):
+        return str(error)
     if error.errno == errno.ENOSPC:
         return "the limit of watched folders is reached; raise it with `sysctl fs.inotify.max_user_watches=1048576`"
     if error.errno == errno.EMFILE:

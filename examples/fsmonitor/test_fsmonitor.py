@@ -286,7 +286,8 @@ def test_linked_worktree_has_its_own_monitor(tree: Tree) -> None:
     linked = Tree(tree.root.parent / "elsewhere", seed=2)
     assert_followed(linked)
     assert commands.disable(repository.Repository.find(str(linked.root)))
-    assert not any(Path(path).exists() for path in repository.Repository.find(str(tree.root)).sockets())
+    for git_dir in repository.Repository.find(str(tree.root)).git_dirs():
+        assert not Path(git_dir, repository.SOCKET_NAME).exists()
 
 
 def test_submodule_and_its_parent_are_both_right(tree: Tree, folder: Path) -> None:
@@ -352,6 +353,82 @@ def test_disable_restores_the_configuration(tree: Tree, capsys: pytest.CaptureFi
     assert (tree.root / ".git" / "config").read_text() == before
     assert set(os.listdir(tree.root / ".git")) == files
     assert main(["disable", str(tree.root)]) == 0
+
+
+def test_disable_finds_what_was_enabled_before_sparse_checkout(tree: Tree) -> None:
+    enable(tree, "--hook")
+    tree.git("sparse-checkout", "set", "--no-cone", "/first")  # turns on configurations of work trees
+    enable(tree, "--hook")
+    assert main(["disable", str(tree.root)]) == 0
+    assert "fsmonitor" not in tree.git("config", "--list").lower()
+    assert not (tree.root / ".git" / "fsmonitor-hook").exists()
+
+
+def test_disable_of_one_work_tree_leaves_the_others_alone(tree: Tree) -> None:
+    tree.git("config", "extensions.worktreeConfig", "true")
+    tree.git("worktree", "add", "--quiet", "../linked", "two")
+    linked = Tree(tree.root.parent / "linked", seed=2)
+    found = [repository.Repository.find(str(each.root)) for each in (tree, linked)]
+    for each in (tree, linked):
+        enable(each, "--hook")
+    assert commands.disable(found[1])
+    assert [commands.details(each.socket) is not None for each in found] == [True, False]
+    assert main(["disable", str(linked.root)]) == 0  # for the second time
+    assert os.access(found[0].hook, os.X_OK)
+    for each in (tree, linked):
+        each.compare()
+    assert commands.disable(found[0])
+    assert not os.path.exists(found[0].hook)
+
+
+def test_enable_that_fails_leaves_nothing(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (tree.root / ".git" / "config").read_text(), set(os.listdir(tree.root / ".git"))
+    for option in ("--idle-exit=nan", "--idle-exit=-1", "--workers=0"):
+        with pytest.raises(SystemExit):
+            main(["enable", "--hook", option, str(tree.root)])
+    (tree.root / ".git" / repository.SOCKET_NAME).mkdir()  # no server can start there
+    assert main(["enable", "--hook", str(tree.root)]) == 1
+    (tree.root / ".git" / repository.SOCKET_NAME).rmdir()
+    left = set(os.listdir(tree.root / ".git")) - {repository.SOCKET_NAME + ".ipcsrv.lock"}
+    assert ((tree.root / ".git" / "config").read_text(), left) == before
+
+
+def test_commands_at_the_same_time_wait_for_each_other(
+    tree: Tree, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "bin").mkdir()
+    (folder / "bin" / "git").write_text(SLOW_GIT.format(git=shutil.which("git")))
+    (folder / "bin" / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    running = [subprocess.Popen([sys.executable, "-m", "fsmonitor", verb, str(tree.root)], stdout=subprocess.DEVNULL)
+               for verb in ("enable", "enable", "disable")]  # fmt: skip
+    assert [each.wait(60) for each in running] == [0, 0, 0]
+    assert not (folder / "overlap").exists()
+
+
+SLOW_GIT = """#!/bin/sh
+case "$*" in *--replace-all*)
+    mkdir "$HOME/writing" || touch "$HOME/overlap"
+    sleep 0.1
+    {git} "$@"
+    status=$?
+    rmdir "$HOME/writing"
+    exit $status
+esac
+exec {git} "$@"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work in the repository of another user")
+def test_root_is_no_user_of_the_monitor_of_another_user(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    enable(tree, "--hook")
+    commands.stop(str(tree.root / ".git" / repository.SOCKET_NAME))
+    subprocess.run(["git", "config", "--global", "safe.directory", "*"], check=True)
+    subprocess.run(["chown", "--recursive", "65534", str(tree.root)], check=True)
+    done = subprocess.run(["git", "status"], cwd=tree.root, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert main(["status", str(tree.root)]) == 0
+    assert "belongs to user 65534" in capsys.readouterr().out
 
 
 def test_enable_refuses_what_cannot_work(

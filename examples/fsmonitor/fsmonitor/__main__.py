@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ if __package__ in (None, ""):  # run by its file name, as the hook does
 
 import ipcsrv
 from fsmonitor import commands
-from fsmonitor.repository import Repository, RepositoryError
+from fsmonitor.repository import WAY, Repository, RepositoryError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,15 +29,29 @@ def _parser() -> argparse.ArgumentParser:
     start = verbs.add_parser("start", help="start the monitor unless it runs; the hook does so when needed")
     start.add_argument("--git-dir", action="store_true", help="REPO is the Git folder of the work tree")
     for command in (enable, start):
-        command.add_argument("--idle-exit", type=float, metavar="SECONDS",
+        command.add_argument("--idle-exit", type=_seconds, metavar="SECONDS",
                              help="stop after so long without a question (default: 3600 with a hook, else never)")
-        command.add_argument("--workers", type=int, default=1, help="processes, each with watches of its own (1)")
+        command.add_argument("--workers", type=_count, default=1, help="processes, each with watches of its own (1)")
     verbs.add_parser("stop", help="stop the monitor")
     verbs.add_parser("disable", help="restore Git's configuration, and stop the monitor")
     verbs.add_parser("status", help="say what is configured and what runs")
     for command in verbs.choices.values():
         command.add_argument("repo", metavar="REPO", nargs="?", default=".", help="a folder of the repository (.)")
     return parser
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+
+
+def _count(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if (count := int(text)) > 0:
+            return count
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +70,7 @@ def _run(asked: argparse.Namespace) -> int:
         return 0
     repository = Repository.find(asked.repo)
     if asked.command == "start":
-        by_hook = repository.get(f"{commands.SECTION}.way") == "hook"
+        by_hook = repository.get(WAY) == "hook"
         idle_exit = commands.IDLE_EXIT if by_hook and asked.idle_exit is None else asked.idle_exit
         commands.start(repository.git_dir, idle_exit=idle_exit, workers=asked.workers)
     elif asked.command == "stop":

@@ -8,19 +8,29 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import ipcsrv
 
 from . import mounts
-from .repository import OLDEST_GIT, SOCKET_NAME, Repository, RepositoryError, git, git_has_ipc, git_version, worktree_of
+from .repository import (
+    OLDEST_GIT,
+    SECTION,
+    SOCKET_NAME,
+    WAY,
+    Repository,
+    RepositoryError,
+    git_has_ipc,
+    git_version,
+    worktree_of,
+)
 
 IDLE_EXIT = 3600.0  # seconds without a question, for a monitor that a hook can start again
 STARTUP_TIMEOUT = 600.0  # seconds for the watches of a large tree on a cold disk
 FIRST_TIMEOUT = 0.5  # seconds for nearly every answer; a socket that a killed monitor left refuses for so long
 ANSWER_TIMEOUT = 10  # seconds that a hook waits; then Git looks at every file
-SECTION = "fsmonitor"
 NO_START_ON_DEMAND = """\
 Where no monitor listens, this Git starts its own: run `fsmonitor enable` again after a restart of the machine,
 or use --hook, or the systemd units of this example, with which the first question starts the monitor."""
@@ -98,11 +108,24 @@ def stop(path: str) -> None:
 
 def enable(repository: Repository, *, way: str | None = None, idle_exit: float | None = None, workers: int = 1,
            untracked_cache: bool = True) -> str:
-    """Configure Git to ask a monitor, and start that; return "ipc" or "hook".
+    """Configure Git to ask a monitor, and start that; return "ipc" or "hook". One that fails leaves nothing behind.
 
     way: "ipc" or "hook", None asks the Git that is there.  idle_exit: seconds.
     """
     _check(repository)
+    with repository.locked():
+        was_enabled = repository.get(WAY) is not None
+        try:
+            return _enable(repository, way, idle_exit, workers, untracked_cache)
+        except BaseException:
+            if not was_enabled:
+                _disable(repository)
+            raise
+
+
+def _enable(
+    repository: Repository, way: str | None, idle_exit: float | None, workers: int, untracked_cache: bool
+) -> str:
     has_ipc = git_has_ipc()
     if way == "ipc" and not has_ipc:
         raise RepositoryError("this Git was built without IPC support; use --hook")
@@ -111,32 +134,48 @@ def enable(repository: Repository, *, way: str | None = None, idle_exit: float |
     if chosen == "ipc":
         _take_over(repository, idle_exit, workers)
         repository.set("core.fsmonitor", "true")
-        Path(repository.hook).unlink(missing_ok=True)
+        _remove_unused_hook(repository)
     else:
         _write_hook(repository, IDLE_EXIT if idle_exit is None else idle_exit, workers)
-        repository.set("core.fsmonitor", shlex.quote(repository.hook))  # Git gives it to a shell
+        repository.set("core.fsmonitor", _as_configured(repository.hook))
         repository.set("core.fsmonitorHookVersion", "2")
         if details(repository.socket) is None:
             stop(repository.socket)  # Git's own
         start(repository.git_dir, idle_exit=IDLE_EXIT if idle_exit is None else idle_exit, workers=workers)
     if untracked_cache and repository.effective("core.untrackedCache") is None:
         repository.set("core.untrackedCache", "true")
-    repository.set(f"{SECTION}.way", chosen)
+    repository.set(WAY, chosen)
     return chosen
 
 
 def disable(repository: Repository) -> bool:
-    """Restore what was configured, and stop the monitors; return False if it was not enabled."""
-    was_enabled = repository.get(f"{SECTION}.way") is not None
+    """Restore what was configured, and stop the monitors; return False if it was not enabled.
+
+    A work tree with a configuration of its own (`extensions.worktreeConfig`) is disabled alone.
+    """
+    with repository.locked():
+        return _disable(repository)
+
+
+def _disable(repository: Repository) -> bool:
+    was_enabled = repository.get(WAY) is not None
     if was_enabled:
         for key in KEYS:
             repository.set(key, repository.get(_saved(key)))
-        git("config", repository._scope(), "--remove-section", SECTION, folder=repository.worktree, may_fail=True)
-    Path(repository.hook).unlink(missing_ok=True)
-    for path in repository.sockets():
-        if details(path) is not None:
+        repository.remove_section()
+    _remove_unused_hook(repository)
+    for git_dir in repository.git_dirs():
+        path = os.path.join(git_dir, SOCKET_NAME)
+        if repository.effective(WAY, git_dir) is None and details(path) is not None:
             stop(path)
     return was_enabled
+
+
+def _remove_unused_hook(repository: Repository) -> None:
+    """Remove the hook unless a work tree of the repository has Git run it."""
+    used = [repository.effective("core.fsmonitor", git_dir) for git_dir in repository.git_dirs()]
+    if _as_configured(repository.hook) not in used:
+        Path(repository.hook).unlink(missing_ok=True)
 
 
 def _check(repository: Repository) -> None:
@@ -155,14 +194,18 @@ def _check(repository: Repository) -> None:
 
 def _save(repository: Repository) -> None:
     """Remember the configuration as it was before the first `enable`."""
-    if repository.get(f"{SECTION}.way") is None:
+    if repository.get(WAY) is None:
         for key in KEYS:
             repository.set(_saved(key), repository.get(key))
-        repository.set(f"{SECTION}.way", "none")
+        repository.set(WAY, "none")
 
 
 def _saved(key: str) -> str:
     return f"{SECTION}.saved-{key.replace('.', '-')}"
+
+
+def _as_configured(hook: str) -> str:
+    return shlex.quote(hook)  # Git gives it to a shell
 
 
 def _take_over(repository: Repository, idle_exit: float | None, workers: int) -> None:
@@ -186,21 +229,25 @@ def _write_hook(repository: Repository, idle_exit: float, workers: int) -> None:
              "--workers", str(workers), "--git-dir"]  # fmt: skip
     text = HOOK.format(call=shlex.join(call), start=shlex.join(begin), first=FIRST_TIMEOUT, timeout=ANSWER_TIMEOUT,
                        socket=SOCKET_NAME)
-    new = Path(repository.hook + ".new")
-    new.write_text(text)
-    new.chmod(0o755)
-    new.replace(repository.hook)
+    descriptor, new = tempfile.mkstemp(prefix="fsmonitor-hook.", dir=repository.common_dir)
+    with open(descriptor, "w") as file:
+        file.write(text)
+    os.chmod(new, 0o755)
+    os.replace(new, repository.hook)
 
 
 def describe(repository: Repository) -> list[str]:
     """Return what there is to know, as lines."""
-    way = repository.get(f"{SECTION}.way")
+    way = repository.get(WAY)
     configured = repository.effective("core.fsmonitor")
     lines = [f"work tree  {repository.worktree}",
              f"enabled    {'no' if way is None else 'by ' + way}",
              f"Git asks   {configured or 'no monitor'}"]  # fmt: skip
     found = details(repository.socket)
-    if found is not None:
+    owner = os.stat(repository.git_dir).st_uid
+    if owner != os.geteuid():
+        lines.append(f"monitor    is not asked by this user: the Git folder belongs to user {owner}")
+    elif found is not None:
         lines.append(f"monitor    runs, {found['folders']} folders watched")
         if found["problem"]:
             lines.append(f"problem    {found['problem']}")
@@ -208,6 +255,6 @@ def describe(repository: Repository) -> list[str]:
         lines.append("monitor    another one answers, such as Git's own; run `enable` to replace it")
     else:
         lines.append("monitor    does not run" + ("; the next Git command starts it" if way == "hook" else ""))
-    if way == "hook" and (configured != shlex.quote(repository.hook) or not os.access(repository.hook, os.X_OK)):
+    if way == "hook" and (configured != _as_configured(repository.hook) or not os.access(repository.hook, os.X_OK)):
         lines.append(f"problem    Git cannot run {repository.hook}; run `enable` again")
     return lines

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 SOCKET_NAME = "fsmonitor--daemon.ipc"  # where Git looks for a monitor, in the repository's own folder
 OLDEST_GIT = (2, 39)
+SECTION = "fsmonitor"  # of the configuration
+WAY = f"{SECTION}.way"  # "hook" or "ipc" where the monitor is enabled
 
 
 class RepositoryError(Exception):
@@ -82,35 +87,57 @@ class Repository:
         """The path of the hook, one for all work trees."""
         return os.path.join(self.common_dir, "fsmonitor-hook")
 
-    def sockets(self) -> list[str]:
-        """Return the paths of the monitors of all work trees of the repository, whether they run or not."""
+    def git_dirs(self) -> list[str]:
+        """Return the Git folders of all work trees of the repository."""
         linked = os.path.join(self.common_dir, "worktrees")
         names = os.listdir(linked) if os.path.isdir(linked) else []
-        folders = [self.common_dir, *(os.path.join(linked, name) for name in sorted(names))]
-        return [os.path.join(folder, SOCKET_NAME) for folder in folders]
+        return [self.common_dir, *(os.path.join(linked, name) for name in sorted(names))]
 
     def shares_configuration(self) -> bool:
         """Return whether a setting made here applies to several work trees."""
-        return len(self.sockets()) > 1 and self._scope() == "--local"
+        return len(self.git_dirs()) > 1 and self.scope == "--local"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Exclude other commands that change the configuration of the repository."""
+        import fcntl  # not on Windows, where `enable` says what to do instead
+
+        descriptor = os.open(self.common_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     # -- configuration ------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> str | None:
         """Return the value that this repository itself configures, not the user or the system."""
-        value = git("config", self._scope(), "-z", "--get", key, folder=self.worktree, may_fail=True)
+        value = git("config", self.scope, "-z", "--get", key, folder=self.worktree, may_fail=True)
         return value.rstrip("\0") if value else None
 
     def set(self, key: str, value: str | None) -> None:
         """Configure a value for this repository; None removes it."""
         if value is not None:
-            git("config", self._scope(), "--replace-all", key, value, folder=self.worktree)
+            git("config", self.scope, "--replace-all", key, value, folder=self.worktree)
         elif self.get(key) is not None:
-            git("config", self._scope(), "--unset-all", key, folder=self.worktree)
+            git("config", self.scope, "--unset-all", key, folder=self.worktree)
 
-    def effective(self, key: str) -> str | None:
-        """Return the value that Git uses here, wherever it is configured."""
-        return git("config", "-z", "--get", key, folder=self.worktree, may_fail=True).rstrip("\0") or None
+    def remove_section(self) -> None:
+        """Remove what the monitor itself keeps in the configuration."""
+        git("config", self.scope, "--remove-section", SECTION, folder=self.worktree, may_fail=True)
 
-    def _scope(self) -> str:
+    def effective(self, key: str, git_dir: str | None = None) -> str | None:
+        """Return the value that Git uses here, or in the work tree of `git_dir`, wherever it is configured."""
+        value = git("--git-dir", git_dir or self.git_dir, "config", "-z", "--get", key, may_fail=True)
+        return value.rstrip("\0") or None
+
+    @functools.cached_property
+    def scope(self) -> str:
+        """Where the monitor is enabled; if it is not, where a setting belongs that is for this work tree alone."""
         own = git("config", "--type=bool", "extensions.worktreeConfig", folder=self.worktree, may_fail=True)
-        return "--worktree" if own.strip() == "true" else "--local"
+        if own.strip() != "true":
+            return "--local"
+        # That is also turned on later: by `git sparse-checkout set`.
+        ways = [git("config", scope, WAY, folder=self.worktree, may_fail=True) for scope in ("--worktree", "--local")]
+        return "--local" if ways[1] and not ways[0] else "--worktree"

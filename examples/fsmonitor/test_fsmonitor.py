@@ -437,6 +437,7 @@ def test_enable_refuses_what_cannot_work(
     assert main(["enable", str(folder)]) == 1  # no repository
     subprocess.run(["git", "init", "--quiet", "--bare", "bare"], check=True)
     assert main(["enable", "bare"]) == 1
+    assert main(["start", "--git-dir", "bare"]) == 1
     subprocess.run(["git", "init", "--quiet", "r"], check=True)
     monkeypatch.setattr(commands, "git_version", lambda: (2, 30, 2))
     assert main(["enable", "r"]) == 1
@@ -447,7 +448,7 @@ def test_enable_refuses_what_cannot_work(
     subprocess.run(["git", "init", "--quiet", "--separate-git-dir=apart", "separate"], check=True)
     assert main(["enable", "separate"]) == 1
     said = capsys.readouterr().err
-    assert said.count("fsmonitor: ") == 5
+    assert said.count("fsmonitor: ") == 6
     assert said.endswith("configure core.worktree there\n")
 
 

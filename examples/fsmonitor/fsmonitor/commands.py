@@ -60,8 +60,10 @@ esac && ask {timeout} "$2"
 def start(git_dir: str, *, idle_exit: float | None = IDLE_EXIT, workers: int = 1) -> bool:
     """Start the monitor of a work tree unless it runs; return whether this call started it.
 
-    git_dir: the Git folder of the work tree; idle_exit: seconds, None for never.  Raises as `ipcsrv.ensure_running`.
+    git_dir: the Git folder of the work tree; idle_exit: seconds, None for never.  Raises as `ipcsrv.ensure_running`,
+    and RepositoryError if the folder has no work tree.
     """
+    worktree_of(git_dir)
     # Not the work tree: Python would import what a cloned repository brings along.
     os.chdir(git_dir)
     path = os.path.join(os.getcwd(), SOCKET_NAME)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -108,6 +110,16 @@ class Member:
     def terminate(self) -> None:
         """Have it leave in good order."""
         self.process.terminate()
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """For the block, the process does nothing; its kernel still accepts connections for it."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)  # until it has stopped
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     @property
     def pid(self) -> int:

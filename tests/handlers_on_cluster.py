@@ -35,6 +35,18 @@ def fail(rest: str, request: Request) -> bytes:
     raise LookupError(rest)
 
 
+class Silent(Exception):
+    """An exception that cannot be printed."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def fail_silently(rest: str, request: Request) -> bytes:
+    """Raise what cannot be printed."""
+    raise Silent
+
+
 def big(rest: str, request: Request) -> Iterator[bytes]:
     """A stream of so many kilobytes."""
     return (b"x" * 1000 for _ in range(int(rest)))

@@ -21,6 +21,7 @@ import ipcsrv
 pytest.importorskip("distributed", reason="needs ipcsrv[dask]")
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="speaks to Unix sockets")
 
+import distributed  # noqa: E402
 from cluster import Cluster, Member  # noqa: E402
 
 HANDLER = "handlers_on_cluster:handle"
@@ -206,17 +207,77 @@ def test_lost_request_is_repeated_with_retries(cluster: Cluster, server: ServerF
     cluster.replace_worker(lost)
 
 
-def test_uploaded_module_is_replaced_by_reload(cluster: Cluster, server: ServerFactory, tmp_path: Path) -> None:
-    package = tmp_path / "uploaded_package"
-    package.mkdir()
-    (package / "__init__.py").write_text("from .words import handle\n")
-    (package / "words.py").write_text("def handle(request):\n    return b'first'\n")
-    running = server("uploaded_package:handle", "--workers", "1", "--executor", f"dask:{cluster.address}",
-                     "--upload-module", "--chdir", str(tmp_path))
-    assert running.call(b"") == b"first"
-    (package / "words.py").write_text("def handle(request):\n    return b'second version'\n")
+def package(folder: Path, answer: str) -> Path:
+    """Write the package `uploaded`, whose handler imports a part of it when it runs."""
+    own = folder / "uploaded"
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "__init__.py").write_text(
+        f"def handle(request):\n    from .words import word\n    return word if word == b{answer!r} else b'mixed'\n")
+    (own / "words.py").write_text(f"word = b{answer!r}\n")
+    return folder
+
+
+def uploading(cluster: Cluster, folder: Path) -> list[str]:
+    """Return the arguments of a server that uploads `package`."""
+    return ["uploaded:handle", "--workers", "1", "--executor", f"dask:{cluster.address}", "--upload-module",
+            "--chdir", os.fspath(folder)]
+
+
+def uploads(cluster: Cluster) -> list[str]:
+    """Return what the scheduler would give to a Dask worker that comes now."""
+    with distributed.Client(cluster.address, set_as_default=False) as client:
+        plugins: list[str] = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins))
+    return [name for name in plugins if name.startswith("ipcsrv")]
+
+
+def test_uploaded_module_is_replaced_by_reload_and_restart(cluster: Cluster, server: ServerFactory,
+                                                           tmp_path: Path) -> None:
+    running = server(*uploading(cluster, package(tmp_path, "first")))
+    assert {running.call(b"") for _ in range(6)} == {b"first"}  # on both Dask workers
+    package(tmp_path, "second version")
     assert support.run_command("reload", running.path).returncode == 0
     assert running.call(b"") == b"second version"
+    running.stop()
+    running = server(*uploading(cluster, package(tmp_path, "third")))  # its generation is the first one again
+    assert {running.call(b"") for _ in range(6)} == {b"third"}
+
+
+def test_two_servers_upload_different_modules_of_one_name(cluster: Cluster, server: ServerFactory, sock_dir: str,
+                                                          tmp_path: Path) -> None:
+    servers = [server(*uploading(cluster, package(tmp_path / name, name)), path=f"{sock_dir}/{name}") for name in "ab"]
+    assert [running.call(b"") for running in servers * 3] == [b"a", b"b"] * 3
+    for worker in list(cluster.workers):
+        cluster.replace_worker(worker)
+    assert [running.call(b"", timeout=support.TIMEOUT) for running in servers * 3] == [b"a", b"b"] * 3
+
+
+def test_broken_upload_fails_and_is_not_left_behind(cluster: Cluster, server: ServerFactory, tmp_path: Path) -> None:
+    own = package(tmp_path, "good") / "uploaded"
+    os.symlink("me@host.4711", own / ".#words.py")  # an editor's lock
+    os.mkfifo(own / "pipe")
+    running = server(*uploading(cluster, tmp_path))
+    (own / "__init__.py").write_text("import not_there\n")
+    done = support.run_command("reload", running.path)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError: No module named 'not_there'" in done.stderr.decode()
+    assert running.call(b"") == b"good"
+    assert running.stop() == 0
+    (own / "__init__.py").write_text("handler = 3\n")
+    done = support.run_command("start", running.path, *uploading(cluster, tmp_path))
+    assert done.returncode == 2
+    assert "module uploaded has no 'handle'" in done.stderr.decode()
+    support.wait_until(lambda: not uploads(cluster))
+
+
+def test_scheduler_that_does_not_answer_is_unreachable(cluster: Cluster, server: ServerFactory) -> None:
+    with cluster.scheduler.suspended():
+        running = server(HANDLER, "--workers", "1", "--executor", f"dask:{cluster.address}")
+        running.output.wait_for("cannot be reached: the scheduler does not answer within 3 s")
+        assert running.status()["executor"] == {"name": f"dask:{cluster.address}", "state": "unreachable"}
+        with pytest.raises(ipcsrv.ServerBusy, match="the scheduler does not answer"):
+            running.call(b"upper a")
+    running.output.wait_for("is connected")
+    assert running.call(b"upper a", timeout=support.TIMEOUT) == b"A"
 
 
 def test_every_request_is_answered_while_workers_are_replaced(cluster: Cluster, server: ServerFactory,
@@ -260,12 +321,70 @@ def test_every_request_is_answered_while_workers_are_replaced(cluster: Cluster, 
         ("dask", "is not ENGINE:ADDRESS"),
         ("no_such:1", "cannot load executor no_such:1"),
         ("json:1", "has no function connect"),
+        ("dask:nonsense", "is not tcp://HOST:PORT"),
+        ("dask:ftp://host:1", "is not tcp://HOST:PORT"),
+        ("dask:tcp://host:99999", "is not tcp://HOST:PORT"),
+        ("odd_engine:nothing", "odd_engine.connect returned NoneType, which has no method submit"),
+        ("odd_engine:state", "7 is not a valid State"),
     ],
 )
-def test_bad_executor_is_one_line(sock_path: str, executor: str, told: str) -> None:
-    done = support.run_command("run", sock_path, HANDLER, "--workers", "1", "--executor", executor)
-    assert done.returncode == 2
+def test_bad_executor_is_one_line(sock_path: str, executor: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "odd_engine.py").write_text(ODD_ENGINE)
+    done = support.run_command("run", sock_path, HANDLER, "--workers", "1", "--executor", executor, "--chdir", tmp_path)
+    assert done.returncode == (1 if "state" in executor else 2)
     assert told in done.stderr.decode().splitlines()[-1]
+
+
+#: An engine that runs everything at once, and makes mistakes when the request says so.
+ODD_ENGINE = """
+from concurrent.futures import Future
+from ipcsrv.worker.executors import Result, State
+from ipcsrv.worker.executors.remote import run
+
+
+class Odd:
+    def submit(self, call, receive):
+        future = Future()
+        if call.request == b"pieces":
+            receive(b"first ")
+            future.set_result(Result(b"rest", sent=6))
+        elif call.request == b"no traceback":
+            future.set_result(Result(code="handler", text="Odd: told"))
+        elif call.request != b"never":
+            future.set_result(run(call, lambda: False))
+        return future
+
+    def cancel(self, future):
+        raise OSError("cannot cancel")
+
+    def close(self):
+        pass
+
+    def describe(self):
+        return "odd"
+
+
+def connect(address, work, tell):
+    tell(7 if address == "state" else State.CONNECTED, "")
+    return None if address == "nothing" else Odd()
+"""
+
+
+def test_mistakes_of_an_engine_are_told(server: ServerFactory, tmp_path: Path) -> None:
+    (tmp_path / "odd_engine.py").write_text(ODD_ENGINE)
+    running = server(HANDLER, "--workers", "1", "--executor", "odd_engine:1", "--request-timeout", "0.5",
+                     "--chdir", os.fspath(tmp_path))
+    assert running.call(b"pieces") == b"first rest"
+    with pytest.raises(ipcsrv.HandlerTimeout, match="see the server's log"):
+        running.call(b"never")
+    running.output.wait_for("odd_engine:1 cannot cancel a request")
+    running.output.wait_for("cancelled a request on odd_engine:1 after request_timeout")
+    with pytest.raises(ipcsrv.HandlerError, match="Odd: told"):
+        running.call(b"no traceback")
+    running.output.wait_for("the handler failed on odd: Odd: told")
+    with pytest.raises(ipcsrv.HandlerError, match=r"Silent: \(its text cannot be made: ValueError\)"):
+        running.call(b"fail_silently ")
+    running.output.wait_for("in fail_silently")
 
 
 def test_missing_extra_is_named(sock_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

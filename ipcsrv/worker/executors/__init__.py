@@ -1,12 +1,17 @@
 """The seam to an engine that runs handlers elsewhere: `--executor ENGINE:ADDRESS`. In the worker.
 
-An engine is a module: `ENGINE` of this package (`dask`), or any other that can be imported. It has one function,
+An engine is a module: `ENGINE` of this package (`dask`), or any other that can be imported. It has one function, and
+may have a second one,
 
 `connect(address, work, tell) -> Executor`
     Called once per worker, after the fork; returns when the first attempt to connect has succeeded or failed.
     `address` is the text behind the colon, `work` what the server asks of all requests, and `tell(state, reason)` is to
     be called whenever the engine's state changes, from any thread: `State.CONNECTED`, `State.UNREACHABLE`, or
-    `State.CONNECTING` while a lost connection is made again.
+    `State.CONNECTING` while a lost connection is made again. If `work.upload` is not None,
+    `uploaded.check(work.upload, folder)` must have run in each process that is to call `remote.run`; `connect` raises
+    what it has raised.
+`check(address)`
+    Raises `ValueError` with the reason if this cannot be an address; called once, before the server is started.
 
 An `Executor` has four methods:
 
@@ -16,7 +21,7 @@ An `Executor` has four methods:
     thread, before the future ends. An engine without a way for them leaves `send` out; then the result has them all.
     Raises `Unavailable` if the engine cannot be reached, after `PATIENCE` seconds at most. The future ends with `Lost`
     if the engine lost the call after it may have begun: it is repeated only if the user allows that
-    (`executor_retries`) and nothing of its response has come.
+    (`executor_retries`) and nothing of its response has come. `Result.data` of a streamed response is its last piece.
 `cancel(future)`
     Tell the engine that the result is not wanted any more; return at once. `cancelled()`, which `remote.run` was given,
     becomes true.
@@ -44,6 +49,8 @@ from ...config.settings import Settings
 from ...errors import HandlerImportError
 from ...request import Quit
 from ...supervision.scoreboard import EXECUTOR_STATES
+from ..failures import type_name
+from .upload import Upload
 
 CONNECT_TIMEOUT = 3.0  # seconds for an attempt to reach an engine
 PATIENCE = 1.0  # seconds in which a lost connection may be made again before requests are answered with ERR busy
@@ -69,14 +76,15 @@ class Lost(Exception):
 class Work:
     """What is the same for all requests of one worker; travels to the engine pickled, as `blob`.
 
-    target: the handler's name; path, settings: of the server, for a factory; version: changes with the code that was
-    uploaded, and with each generation, so that a process of the engine knows when to load the handler again.
+    target: the handler's name; path, settings: of the server, for a factory; version: changes with each generation, so
+    that a process of the engine loads the handler again; upload: the handler's code, whose digest travels in the blob.
     """
 
     target: str
     path: str
     settings: Settings
     version: str
+    upload: Upload | None = None
 
     @property
     def blob(self) -> bytes:
@@ -84,7 +92,8 @@ class Work:
         import pickle
 
         values = {name: value for name, value in self.settings.to_dict().items() if not name.startswith("on_")}
-        return pickle.dumps((self.target, self.path, values, self.version))
+        digest = "" if self.upload is None else self.upload.digest
+        return pickle.dumps((self.target, self.path, values, self.version, digest))
 
 
 class Call(NamedTuple):
@@ -139,3 +148,18 @@ def engine_of(executor: str) -> Any:
     if not callable(getattr(engine, "connect", None)):
         raise HandlerImportError(executor, reason=f"the module {name} has no function connect", what="executor")
     return engine
+
+
+def connected(executor: str, work: Work, tell: Tell) -> Executor:
+    """Return the connection of one worker to the engine that the setting names.
+
+    Raises:
+        HandlerImportError: what the engine returned has not the methods of an `Executor`.
+    """
+    name, _, address = executor.partition(":")
+    made: Executor = engine_of(executor).connect(address, work, tell)
+    for method in ("submit", "cancel", "close", "describe"):
+        if not callable(getattr(made, method, None)):
+            reason = f"{name}.connect returned {type_name(made)}, which has no method {method}"
+            raise HandlerImportError(executor, reason=reason, what="executor")
+    return made

@@ -1,7 +1,7 @@
 """The engine Dask distributed: `--executor dask:tcp://SCHEDULER:8786`.
 
-`connect` runs in an ipcsrv worker; `run_task`, `Sender` and `Upload` in a Dask worker; `SchedulerPart` in the Dask
-scheduler, which therefore needs ipcsrv installed too.
+`connect` runs in an ipcsrv worker; `run_task`, `Sender` and `UploadPlugin` in a Dask worker; `SchedulerPart` in the
+Dask scheduler, which therefore needs ipcsrv installed too.
 
 Dask repeats a task by itself when the worker that had it is lost, and a task whose result is lost with it. A handler
 may not be repeated unless the user says so, so a plugin of the scheduler makes such a task fail instead.
@@ -14,15 +14,10 @@ has ended takes the same way, and so comes after them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
-import io
 import logging
-import os
-import sys
 import threading
 import uuid
-import zipfile
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
@@ -30,19 +25,32 @@ from typing import Any
 import dask
 import distributed
 from dask._task_spec import Task
+from distributed.comm.addressing import parse_address, parse_host_port
+from distributed.comm.registry import get_backend
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
-from ...config.handlers import current_folder_first
 from ...errors import HandlerImportError
-from . import CONNECT_TIMEOUT, PATIENCE, Call, Lost, Receive, Result, State, Tell, Unavailable, Work, remote
+from . import CONNECT_TIMEOUT, PATIENCE, Call, Lost, Receive, Result, State, Tell, Unavailable, Work, remote, uploaded
+from .upload import Upload
 
 PREFIX = "ipcsrv-"  # of the keys of all tasks
 PIECE = f"{PREFIX}piece"  # the message and the topic of pieces of streamed responses
 LARGEST_PIECE = 4 << 20  # bytes of one message
+MOST_TRACEBACK = 5000  # characters; Dask cuts longer errors
 LOOK_INTERVAL = 0.25  # seconds between two checks of the connection to the scheduler
 RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach it; the last one repeats
 
-_uploaded: dict[str, str] = {}  # module -> digest, in a Dask worker
+
+def check(address: str) -> None:
+    """Raise `ValueError` if this cannot be the address of a scheduler."""
+    scheme, location = parse_address(address)
+    try:
+        get_backend(scheme)
+        host, port = parse_host_port(location)
+    except ValueError as error:
+        raise ValueError(f"it is not tcp://HOST:PORT or tls://HOST:PORT ({error})") from None
+    if not host or not 0 < port < 65536:
+        raise ValueError("it is not tcp://HOST:PORT or tls://HOST:PORT")
 
 
 def connect(address: str, work: Work, tell: Tell) -> DaskExecutor:
@@ -55,10 +63,11 @@ class DaskExecutor:
 
     def __init__(self, address: str, work: Work, tell: Tell) -> None:
         self._address, self._tell = address, tell
-        self._upload = Upload(work.target) if work.settings.upload_module else None
+        self._upload, self._import_time = work.upload, work.settings.startup_timeout / 2
         self._changed = threading.Condition()
         self._client: Any = None
-        self._reason = ""  # why there is none, once an attempt has failed
+        self._reason = ""  # why there is none, once an attempt has failed or takes too long
+        self._broken: CannotImport | None = None  # what the cluster says of the upload
         self._tasks: dict[Future[Result], Any] = {}
         self._receivers: dict[str, Receive] = {}  # by the key of the task
         self._closing = threading.Event()
@@ -69,7 +78,11 @@ class DaskExecutor:
         self._thread = threading.Thread(target=self._keep_connected, name="ipcsrv-executor", daemon=True)
         self._thread.start()
         with self._changed:
-            self._changed.wait_for(self._settled, min(2 * CONNECT_TIMEOUT, work.settings.startup_timeout / 2))
+            self._changed.wait_for(self._settled, work.settings.startup_timeout * 3 / 4)
+        if self._broken is not None:
+            self.close()
+            text, lines = self._broken.args
+            raise HandlerImportError(work.target, lines, text)
 
     def describe(self) -> str:
         """Return the engine and its address."""
@@ -82,7 +95,7 @@ class DaskExecutor:
             self._changed.wait_for(self._settled, patience)
             client, reason = self._client, self._reason
         if client is None:
-            raise Unavailable(reason or "the connection was lost")
+            raise Unavailable(reason or "the connection is being made")
         future: Future[Result] = Future()
         key = f"{PREFIX}{uuid.uuid4().hex}"
         self._receivers[key] = receive
@@ -140,39 +153,61 @@ class DaskExecutor:
             if client is None:
                 delay = next(delays, RETRY_DELAYS[-1])
                 continue
-            self._set(client, "")
-            self._tell(State.CONNECTED, "")
+            self._set(client, "", State.CONNECTED)
             while client.status == "running" and not self._closing.wait(LOOK_INTERVAL):
                 pass
-            self._set(None, "")
+            if self._closing.is_set():
+                return  # `close` has the client
+            self._set(None, "", State.CONNECTING)
+            self._drop(client)
             delays, delay = iter(RETRY_DELAYS), 0.0
-            if not self._closing.is_set():
-                self._tell(State.CONNECTING, "")
-                self._drop(client)
 
     def _try_to_connect(self) -> Any:
         client: Any = None
         try:
-            client = distributed.Client(self._address, timeout=CONNECT_TIMEOUT, set_as_default=False, name="ipcsrv")
-            client.register_plugin(SchedulerPart())
-            client.subscribe_topic(PIECE, self._piece_came)
+            with self._patience(CONNECT_TIMEOUT, "the scheduler does not answer"):
+                client = distributed.Client(self._address, timeout=CONNECT_TIMEOUT, set_as_default=False, name="ipcsrv")
+                client.register_plugin(SchedulerPart())
+                client.subscribe_topic(PIECE, self._piece_came)
             if self._upload is not None:
-                client.register_plugin(self._upload)
+                with self._patience(self._import_time, "not every Dask worker has imported the upload"):
+                    self._send(self._upload, client)
         except Exception as error:
             self._drop(client)
-            self._set(None, _text(error))
-            self._tell(State.UNREACHABLE, self._reason)
+            self._set(None, _text(error), State.UNREACHABLE)
             return None
         return client
+
+    def _send(self, upload: Upload, client: Any) -> None:
+        """Have each Dask worker import the upload; one that cannot says so to each request, and once at the start."""
+        plugin = UploadPlugin(upload)
+        client.sync(client.scheduler.ipcsrv_needs, client=client.id, plugin=plugin.name)
+        try:
+            client.register_plugin(plugin)
+        except CannotImport as error:
+            self._broken = error
+
+    @contextlib.contextmanager
+    def _patience(self, seconds: float, reason: str) -> Iterator[None]:
+        """Tell that the engine is unreachable if the block takes longer; the library has no such limit everywhere."""
+        timer = threading.Timer(seconds, self._set, (None, f"{reason} within {seconds:g} s", State.UNREACHABLE))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()  # it may be telling just now
 
     def _settled(self) -> bool:
         """Return whether there is a connection, or has been no success in the last attempt."""
         return self._client is not None or bool(self._reason)
 
-    def _set(self, client: Any, reason: str) -> None:
+    def _set(self, client: Any, reason: str, state: State) -> None:
         with self._changed:
             self._client, self._reason = client, reason
             self._changed.notify_all()
+        self._tell(state, reason)
 
     def _drop(self, client: Any) -> None:
         if client is not None:
@@ -241,7 +276,26 @@ class SchedulerPart(SchedulerPlugin):
     async def start(self, scheduler: Any) -> None:
         """Take part in what the scheduler does."""
         self._scheduler = scheduler
+        self._uploads: dict[str, set[str]] = {}  # plugin -> clients that need it
         scheduler.stream_handlers[PIECE] = self.forward
+        scheduler.handlers["ipcsrv_needs"] = self.needs
+
+    def needs(self, client: str, plugin: str) -> None:
+        """Note which upload a client is about to register."""
+        if client in self._scheduler.clients:
+            self._uploads.setdefault(plugin, set()).add(client)
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Forget the uploads that only this client needed: Dask workers that come later do not get them."""
+        for plugin, clients in list(self._uploads.items()):
+            clients.discard(client)
+            if not clients:
+                del self._uploads[plugin]
+                scheduler.loop.add_callback(self._unregister, plugin)
+
+    async def _unregister(self, plugin: str) -> None:
+        if plugin not in self._uploads and plugin in self._scheduler.worker_plugins:
+            await self._scheduler.unregister_worker_plugin(None, plugin)
 
     def forward(self, key: str, piece: bytes, worker: str) -> None:
         """Send a piece of a task's response to the client that waits for it."""
@@ -263,45 +317,20 @@ class SchedulerPart(SchedulerPlugin):
             task.run_spec = Task(key, fail)
 
 
-class Upload(WorkerPlugin):
-    """Brings the handler's module, or its package, to every Dask worker, also to those that come later."""
+class CannotImport(Exception):
+    """An uploaded module cannot be imported: text and traceback."""
 
-    def __init__(self, target: str) -> None:
-        self._top = top = target.partition(":")[0].partition(".")[0]
-        with current_folder_first(top):  # as a worker without an executor finds it
-            spec = importlib.util.find_spec(top)
-        if spec is None or spec.origin is None:
-            raise HandlerImportError(target, reason=f"there is no module {top!r} to upload")
-        folders = list(spec.submodule_search_locations or ())
-        if folders:
-            self._data = _zipped(top, folders[0])
-        else:
-            with open(spec.origin, "rb") as source:
-                self._data = source.read()
-        self._digest = hashlib.sha256(self._data).hexdigest()
-        # A ZIP file has a name of its own for each content, because its table of contents is cached by name.
-        self._file = f"{top}-{self._digest[:16]}.zip" if folders else os.path.basename(spec.origin)
-        self.name = f"{PREFIX}upload-{top}"
+
+class UploadPlugin(WorkerPlugin):
+    """Brings an upload to every Dask worker, also to those that come later."""
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+        self.name = f"{PREFIX}upload-{upload.digest}"  # servers that send the same share it
 
     async def setup(self, worker: Any) -> None:
-        """Write and import the file, unless this process has it already."""
-        if _uploaded.get(self._top) == self._digest:
-            return
-        for name in [name for name in sys.modules if name.partition(".")[0] == self._top]:
-            del sys.modules[name]  # reloading a package leaves its submodules as they were
-        await worker.upload_file(self._file, self._data, load=True)
-        _uploaded[self._top] = self._digest
-
-
-def _zipped(top: str, folder: str) -> bytes:
-    """A package's sources as a ZIP file that can be imported from."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for where, folders, files in os.walk(folder):
-            folders[:] = sorted(name for name in folders if name != "__pycache__")
-            for name in sorted(files):
-                path = os.path.join(where, name)
-                inside = zipfile.ZipInfo(os.path.join(top, os.path.relpath(path, folder)))  # with a constant date
-                with open(path, "rb") as source:
-                    archive.writestr(inside, source.read())
-    return buffer.getvalue()
+        """Import the module. What fails is told to the server that sends it; the Dask worker goes on in any case."""
+        try:
+            uploaded.check(self._upload, worker.local_directory)
+        except HandlerImportError as error:
+            raise CannotImport(str(error), (error.traceback_text or "")[-MOST_TRACEBACK:]) from None

@@ -13,18 +13,19 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...config import settings as table
 from ...config.handlers import Handler, load
 from ...peer import Peer
 from ...request import QUIT, Request
-from ..adapters import adapt, check_signature, without_own_frames
+from ..adapters import Adapted, adapt, check_signature
 from ..exchange import as_bytes_like, chunk_bytes
 from ..failures import Failure, describe
+from ..reporting import traceback_of
 from . import Call, Receive, Result
+from .uploaded import use
 
 _MOST_HANDLERS = 8  # of one thread; each reload of each server that uses the engine has one
 
@@ -58,25 +59,35 @@ def run(call: Call, cancelled: Callable[[], bool], send: Receive | None = None) 
     except Failure as failure:
         return Result(code=failure.code, text=failure.message)
     except BaseException as error:
-        lines = traceback.format_exception(type(error), error, without_own_frames(error))
-        return Result(code="handler", text=describe(error), traceback="".join(lines))
+        return Result(code="handler", text=describe(error), traceback=traceback_of(error))
+
+
+class _Loaded(NamedTuple):
+    """A handler, with max_response_size and what `uploaded.use` needs to make its modules the current ones."""
+
+    adapted: Adapted
+    limit: int | None
+    target: str
+    digest: str
 
 
 def _handler(blob: bytes) -> tuple[Handler, int | None]:
     """Return the handler of this thread, and max_response_size."""
-    known: dict[bytes, tuple[Any, int | None]] = _loaded.__dict__.setdefault("handlers", {})
+    known: dict[bytes, _Loaded] = _loaded.__dict__.setdefault("handlers", {})
     if blob not in known:
-        target, path, values, _version = pickle.loads(blob)
+        target, path, values, _version, digest = pickle.loads(blob)
         settings = table.make(**values)
+        use(target, digest)
         found = load(target)
         check_signature(target, found)
         while len(known) >= _MOST_HANDLERS:
-            old, _ = known.pop(next(iter(known)))
-            if old.close is not None:
-                old.close()
-        known[blob] = adapt(found, settings, path), settings.max_response_size
-    adapted, limit = known[blob]
-    return adapted.handler, limit
+            old = known.pop(next(iter(known)))
+            if old.adapted.close is not None:
+                old.adapted.close()
+        known[blob] = _Loaded(adapt(found, settings, path), settings.max_response_size, target, digest)
+    loaded = known[blob]
+    use(loaded.target, loaded.digest)  # for what the handler imports as it runs
+    return loaded.adapted.handler, loaded.limit
 
 
 def _result(response: Any, limit: int | None, cancelled: Callable[[], bool], send: Receive | None) -> Result:

@@ -18,8 +18,11 @@ from ...platform.job import Job
 from ...request import Request
 from ...supervision import scoreboard as board
 from ...supervision.messages import VERDICTS
+from ..exchange import chunk_bytes
 from ..failures import Failure
-from . import Call, Executor, Lost, Result, State, Unavailable, Work, engine_of
+from ..reporting import FAILURES, traceback_of
+from . import Call, Lost, Result, State, Unavailable, Work, connected, engine_of
+from .upload import upload_of
 
 log = logs.get("ipcsrv.worker")
 
@@ -40,9 +43,10 @@ class RemoteHandler:
         self._words = slots.words(slot)
         self._others = [slots.words(number) for number in range(job.slots) if number != slot]
         self._telling = threading.Lock()
-        work = Work(job.source.target, job.path, settings, f"{job.generation}")
+        upload = upload_of(job.source.target) if settings.upload_module else None
+        work = Work(job.source.target, job.path, settings, f"{job.generation}", upload)
         self._blob = work.blob
-        self.executor: Executor = engine_of(self.name).connect(self.name.partition(":")[2], work, self._tell)
+        self.executor = connected(self.name, work, self._tell)
 
     def close(self) -> None:
         """Let go of the engine."""
@@ -77,6 +81,7 @@ class RemoteHandler:
 
     def _tell(self, state: State, reason: str) -> None:
         """Write the engine's state where the master and the other workers see it; log a change once for all."""
+        state = State(state)  # an engine's mistake is told to the engine
         with self._telling:
             before = self._words[board.EXECUTOR]
             if before == state:
@@ -117,20 +122,24 @@ class Response:
 
     def __next__(self) -> bytes:
         """Return the next piece; raises `Failure` for what ends the response early."""
-        piece, self._first = self._first, None
-        if piece is None:
+        piece: Any = self._first
+        self._first = None
+        if piece is None and not self._unwanted:
             piece = self._next_piece()
-        if piece is not None:
-            return piece
-        if not self._unwanted:
-            self._end()
-        raise StopIteration
+        if piece is None and not self._unwanted:
+            piece = self._rest()
+        if piece is None:
+            raise StopIteration
+        return chunk_bytes(piece)
 
     def close(self) -> None:
         """Have the engine stop: nothing more is wanted."""
         self._unwanted = True
         if not self._future.done():
-            self._handler.executor.cancel(self._future)
+            try:
+                self._handler.executor.cancel(self._future)
+            except Exception as error:  # the client is told why its request ends, not this
+                log.error("%s cannot cancel a request: %s", self._handler.name, traceback_of(error))
 
     def _next_piece(self) -> bytes | None:
         """Wait for a piece; None if the future is done or the client has left. Raises `Failure` at the deadline."""
@@ -155,18 +164,21 @@ class Response:
     def _result(self) -> Any:
         """Return the result's data; raises `Lost` or the `Failure` in its place."""
         result = self._future.result()
-        if result.traceback:
-            log.error("the handler failed on %s: %s", self._handler.executor.describe(), result.traceback.rstrip())
+        if result.traceback or result.code == "handler":
+            told = (result.traceback or result.text).rstrip()
+            log.limited("handler failures", logs.ERROR, "the handler failed on %s: %s",
+                        self._handler.executor.describe(), told, burst=FAILURES)
         if result.code:
             raise Failure(result.code, result.text, _COUNTERS.get(result.code, board.HANDLER_ERRORS))
         if result.sent != self._size:
             raise Lost(f"{self._size} of {result.sent} bytes of its response came")
         return result.data
 
-    def _end(self) -> None:
-        """See whether the response is complete: it is too late to repeat the request."""
+    def _rest(self) -> Any:
+        """Return what the result adds to the pieces, or None; it is too late to repeat a request that was lost."""
+        self._unwanted = True
         try:
-            self._result()
+            return self._result() or None
         except Lost as error:
             log.warning("%s lost a request in the middle of its response: %s", self._handler.name, error)
             raise self._handler.crashed(error) from None
@@ -178,4 +190,8 @@ def check(source: HandlerSource, executor: str) -> None:
     if source.target.startswith("__main__:"):
         reason = "is in the program that was started, which another machine does not import; move it to a module"
         raise HandlerImportError(source.target, reason=reason)
-    engine_of(executor)
+    engine = engine_of(executor)
+    try:
+        getattr(engine, "check", lambda address: None)(executor.partition(":")[2])
+    except ValueError as error:
+        raise HandlerImportError(executor, reason=str(error), what="executor") from None

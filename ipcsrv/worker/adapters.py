@@ -97,28 +97,26 @@ def adapt(loaded: Handler, settings: Settings, path: str) -> Adapted:
     return Adapted(loaded)
 
 
-def on_executor(job: Job, slots: Scoreboard, slot: int) -> Adapted:
-    """Return the plain handler of a worker whose requests run on another engine (`executors`)."""
+def on_executor(job: Job, slots: Scoreboard, slot: int, loaded: Handler) -> Adapted:
+    """Return the plain handler of a worker whose requests run on another engine; loaded: what `not_here` returned."""
     from .executors.waiting import RemoteHandler
 
-    handler = RemoteHandler(job, slots, slot)
+    handler = RemoteHandler(job, slots, slot, loaded())
     return Adapted(handler, handler.close, GRACE)
 
 
-def not_here(source: HandlerSource, executor: str) -> Handler:
-    """Return what is loaded where an executor has the handler: nothing that a server calls.
+def not_here(source: HandlerSource, settings: Settings) -> Handler:
+    """Return what is loaded where an executor has the handler: a function that returns the upload, or None.
+
+    It is read once for all workers of a generation, as the code of a handler that runs here is.
 
     Raises:
-        IpcError: the handler has no name by which another process finds it, or there is no such engine.
+        IpcError: the handler has no name by which another process finds it, or there is no such engine or module.
     """
-    from .executors.waiting import check
+    from .executors.waiting import checked
 
-    check(source, executor)
-    return _never_called
-
-
-def _never_called(request: bytes) -> bytes:
-    raise AssertionError
+    upload = checked(source, settings)
+    return lambda: upload
 
 
 def _check_product(target: str, product: Any) -> None:

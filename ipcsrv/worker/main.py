@@ -98,7 +98,8 @@ def prepare(job: Job, slot: int, channel: Channel, handler: Handler | None,
     if start is not None:
         with start_failures(f"on_worker_start {show_hook(settings.on_worker_start)}"):
             start()
-    adapted = adapt(loaded, settings, job.path) if settings.executor is None else on_executor(job, slots, slot)
+    on_engine = settings.executor is not None
+    adapted = on_executor(job, slots, slot, loaded) if on_engine else adapt(loaded, settings, job.path)
     words[board.GRACE_NS] = int(adapted.grace * 1e9)
     handler = between_hooks(around(adapted.handler), settings)
     worker = Worker(settings, handler, job.queue, channel, slots, slot, random.Random())
@@ -134,7 +135,7 @@ def load_checked(source: HandlerSource, settings: Settings) -> Handler:
         loaded = source.load()
         check_signature(source.target, loaded)
     else:
-        loaded = not_here(source, settings.executor)
+        loaded = not_here(source, settings)
     worker_hooks(settings)  # a bad hook is reported here, once, and not by every worker
     between_hooks(loaded, settings)
     return loaded

@@ -260,7 +260,8 @@ def test_broken_upload_fails_and_is_not_left_behind(cluster: Cluster, server: Se
     done = support.run_command("reload", running.path)
     assert done.returncode == 1
     assert "ModuleNotFoundError: No module named 'not_there'" in done.stderr.decode()
-    assert running.call(b"") == b"good"
+    support.kill(running.status()["workers"][0]["pid"])
+    assert running.call(b"") == b"good", "a new worker has the code of its generation"
     assert running.stop() == 0
     (own / "__init__.py").write_text("handler = 3\n")
     done = support.run_command("start", running.path, *uploading(cluster, tmp_path))

@@ -15,7 +15,7 @@ from ipcsrv.config import settings
 from ipcsrv.config.handlers import HandlerSource
 from ipcsrv.worker.executors import Call, Result, Work
 from ipcsrv.worker.executors.remote import run
-from ipcsrv.worker.executors.waiting import check
+from ipcsrv.worker.executors.waiting import checked
 
 closed: list[str] = []
 
@@ -141,4 +141,4 @@ def test_each_thread_has_a_handler_of_its_own() -> None:
 @pytest.mark.parametrize("target", ["__main__:handle", "module:make.<locals>.handle"])
 def test_handler_without_a_name_elsewhere_is_refused(target: str) -> None:
     with pytest.raises(ipcsrv.HandlerImportError):
-        check(HandlerSource(target), "json:1")
+        checked(HandlerSource(target), settings.make(executor="json:1"))

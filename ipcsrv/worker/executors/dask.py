@@ -27,7 +27,9 @@ import distributed
 from dask._task_spec import Task
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
+from distributed.core import clean_exception
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
+from distributed.protocol.pickle import dumps
 
 from ...errors import HandlerImportError
 from . import CONNECT_TIMEOUT, PATIENCE, Call, Lost, Receive, Result, State, Tell, Unavailable, Work, remote, uploaded
@@ -67,7 +69,7 @@ class DaskExecutor:
         self._changed = threading.Condition()
         self._client: Any = None
         self._reason = ""  # why there is none, once an attempt has failed or takes too long
-        self._broken: CannotImport | None = None  # what the cluster says of the upload
+        self._broken: BaseException | None = None  # what the cluster says of the upload
         self._tasks: dict[Future[Result], Any] = {}
         self._receivers: dict[str, Receive] = {}  # by the key of the task
         self._closing = threading.Event()
@@ -81,8 +83,9 @@ class DaskExecutor:
             self._changed.wait_for(self._settled, work.settings.startup_timeout * 3 / 4)
         if self._broken is not None:
             self.close()
-            text, lines = self._broken.args
-            raise HandlerImportError(work.target, lines, text)
+            if isinstance(self._broken, CannotImport):
+                raise HandlerImportError(work.target, self._broken.args[1], self._broken.args[0])
+            raise HandlerImportError(work.target, reason=_text(self._broken))
 
     def describe(self) -> str:
         """Return the engine and its address."""
@@ -179,13 +182,17 @@ class DaskExecutor:
         return client
 
     def _send(self, upload: Upload, client: Any) -> None:
-        """Have each Dask worker import the upload; one that cannot says so to each request, and once at the start."""
+        """Have each Dask worker import the upload, and note what they say if none of them can.
+
+        One that cannot says so to its requests. A single Dask worker must not keep a server from its start.
+        """
         plugin = UploadPlugin(upload)
         client.sync(client.scheduler.ipcsrv_needs, client=client.id, plugin=plugin.name)
-        try:
-            client.register_plugin(plugin)
-        except CannotImport as error:
-            self._broken = error
+        answers = client.sync(client.scheduler.register_worker_plugin, plugin=dumps(plugin), name=plugin.name,
+                              idempotent=False)
+        failures = [answer for answer in answers.values() if answer["status"] == "error"]
+        if failures and len(failures) == len(answers):
+            self._broken = clean_exception(failures[0]["exception"], failures[0]["traceback"])[1]
 
     @contextlib.contextmanager
     def _patience(self, seconds: float, reason: str) -> Iterator[None]:

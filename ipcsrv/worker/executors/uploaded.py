@@ -18,7 +18,7 @@ from types import ModuleType
 
 from ...config.handlers import load
 from ...errors import HandlerImportError
-from ..adapters import check_signature, without_own_frames
+from ..adapters import check_signature
 from .upload import Upload, top_module
 
 _MOST_KEPT = 8  # uploads whose modules are kept while others are used; a dropped one is imported again
@@ -88,7 +88,8 @@ def _import(target: str, top: str, folder: str) -> None:
     try:
         __import__(top)  # leaves no frames of its own in a traceback
     except (Exception, SystemExit) as error:
-        lines = traceback.format_exception(type(error), error, without_own_frames(error))
+        own = error.__traceback__
+        lines = traceback.format_exception(type(error), error, own and own.tb_next)
         raise HandlerImportError(target, "".join(lines)) from None
     finally:
         with contextlib.suppress(ValueError):  # the module has put another list in its place

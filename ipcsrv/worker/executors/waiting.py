@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ...config.handlers import HandlerSource, check_target
+from ...config.settings import Settings
 from ...errors import HandlerImportError
 from ...platform import logs
 from ...platform.job import Job
@@ -22,7 +23,7 @@ from ..exchange import chunk_bytes
 from ..failures import Failure
 from ..reporting import FAILURES, traceback_of
 from . import Call, Lost, Result, State, Unavailable, Work, connected, engine_of
-from .upload import upload_of
+from .upload import Upload, upload_of
 
 log = logs.get("ipcsrv.worker")
 
@@ -35,7 +36,7 @@ _COUNTERS: Final = {"too-large": board.TOO_LARGE, "timeout": board.TIMEOUTS}
 class RemoteHandler:
     """A plain handler that has an engine do the work."""
 
-    def __init__(self, job: Job, slots: board.Scoreboard, slot: int) -> None:
+    def __init__(self, job: Job, slots: board.Scoreboard, slot: int, upload: Upload | None) -> None:
         settings = job.settings
         assert settings.executor is not None
         self.name = settings.executor
@@ -43,7 +44,6 @@ class RemoteHandler:
         self._words = slots.words(slot)
         self._others = [slots.words(number) for number in range(job.slots) if number != slot]
         self._telling = threading.Lock()
-        upload = upload_of(job.source.target) if settings.upload_module else None
         work = Work(job.source.target, job.path, settings, f"{job.generation}", upload)
         self._blob = work.blob
         self.executor = connected(self.name, work, self._tell)
@@ -184,14 +184,16 @@ class Response:
             raise self._handler.crashed(error) from None
 
 
-def check(source: HandlerSource, executor: str) -> None:
-    """Raise what is wrong with the settings before a worker is started; the handler itself is not imported here."""
+def checked(source: HandlerSource, settings: Settings) -> Upload | None:
+    """Return what is to be uploaded; raise what is wrong with the settings before a worker is started."""
+    assert settings.executor is not None
     check_target(source.target)
     if source.target.startswith("__main__:"):
         reason = "is in the program that was started, which another machine does not import; move it to a module"
         raise HandlerImportError(source.target, reason=reason)
-    engine = engine_of(executor)
+    _, _, address = settings.executor.partition(":")
     try:
-        getattr(engine, "check", lambda address: None)(executor.partition(":")[2])
+        getattr(engine_of(settings.executor), "check", lambda address: None)(address)
     except ValueError as error:
-        raise HandlerImportError(executor, reason=str(error), what="executor") from None
+        raise HandlerImportError(settings.executor, reason=str(error), what="executor") from None
+    return upload_of(source.target) if settings.upload_module else None

@@ -46,6 +46,11 @@ def make(path: str) -> Callable[[bytes], bytes]:
     return lambda request: f"{path} {thread}".encode()
 
 
+def make_nothing() -> None:
+    """A factory that fails."""
+    raise LookupError("no such table")
+
+
 def context(request: Request) -> bytes:
     """What the request knows."""
     assert request.peer is not None and request.remaining is not None
@@ -121,6 +126,12 @@ def test_error_has_type_text_and_the_handlers_frames() -> None:
 def test_handler_that_cannot_be_loaded_is_a_handler_error() -> None:
     result = call("no_such_module:handle")
     assert result.code == "handler" and "no module 'no_such_module'" in result.text
+
+
+def test_factory_that_fails_has_its_own_traceback() -> None:
+    result = call("make_nothing()")
+    assert "LookupError: no such table" in result.text
+    assert "in make_nothing" in result.traceback and "adapters.py" not in result.traceback
 
 
 def test_request_has_its_context() -> None:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from ...config import settings as table
 from ...config.handlers import Handler, load
+from ...errors import HandlerImportError
 from ...peer import Peer
 from ...request import QUIT, Request
-from ..adapters import Adapted, adapt, check_signature
+from ..adapters import Adapted, StartFailure, adapt, check_signature
 from ..exchange import as_bytes_like, chunk_bytes
 from ..failures import Failure, describe
 from ..reporting import traceback_of
@@ -58,6 +59,8 @@ def run(call: Call, cancelled: Callable[[], bool], send: Receive | None = None) 
         return _result(handler(request), limit, cancelled, send)
     except Failure as failure:
         return Result(code=failure.code, text=failure.message)
+    except (HandlerImportError, StartFailure) as error:  # whose own frames are not those of the user's code
+        return Result(code="handler", text=describe(error), traceback=error.traceback_text or traceback_of(error))
     except BaseException as error:
         return Result(code="handler", text=describe(error), traceback=traceback_of(error))
 

@@ -120,5 +120,5 @@ def _running(file: str) -> dict[str, Any] | None:
             entry: dict[str, Any] = json.load(stream)
         record = lifecycle.record(entry["path"])
         return entry if record is not None and record.get("pid") == entry["pid"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -1,4 +1,4 @@
-"""Servers in environments that programs are seldom tried in: no /proc, an ASCII locale."""
+"""Servers in environments that programs are seldom tried in: no /proc, a full disk, an ASCII locale."""
 
 from __future__ import annotations
 
@@ -28,11 +28,26 @@ echo hello | "$python" -m ipcsrv call "$path" > /dev/null || exit 2
 "$python" -m ipcsrv stop "$path" || exit 6
 """
 
+ON_A_FULL_DISK = """
+python=$1 folder=$2 free=$3
+mount -t tmpfs -o size=64k none "$folder" || exit 99
+cd "$folder"
+dd if=/dev/zero of=fill bs=1k 2>/dev/null
+truncate -s "-$free" fill
+start() { "$python" -m ipcsrv start ./s zlib:compress --workers 1 --log-file /dev/null > /dev/null; }
+start
+echo $? *
+rm fill
+[ "$(echo *)" != "*" ] || start || exit
+"$python" -m ipcsrv stop ./s
+"""
 
-@pytest.mark.skipif(
-    shutil.which("unshare") is None or not hasattr(os, "geteuid") or os.geteuid() != 0,
-    reason="only root can hide /proc",
+needs_mounts = pytest.mark.skipif(
+    shutil.which("unshare") is None or not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount"
 )
+
+
+@needs_mounts
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_server_works_without_proc(start_method: str, sock_path: str) -> None:
@@ -43,6 +58,22 @@ def test_server_works_without_proc(start_method: str, sock_path: str) -> None:
     if done.returncode == 99:
         pytest.skip("a file system cannot be mounted here")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_mounts
+@pytest.mark.parametrize(("free", "names"), [(0, "7 fill"), (4096, "0 fill s s.control s.ipcsrv.lock")])  # bytes
+def test_start_on_a_full_disk_leaves_nothing_in_the_way(free: int, names: str, sock_dir: str) -> None:
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", ON_A_FULL_DISK, "sh", sys.executable, sock_dir, str(free)],
+        capture_output=True, text=True, env=support.environment(), timeout=support.TIMEOUT,
+    )  # fmt: skip
+    if done.returncode == 99:
+        pytest.skip("a file system cannot be mounted here")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == names
+    if names.startswith("7"):
+        assert f"{sock_dir}/s.ipcsrv.lock cannot be written: No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == (names.startswith("7"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locales of Unix")

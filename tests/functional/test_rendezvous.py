@@ -191,8 +191,9 @@ def test_folder_in_place_of_gits_lock_is_reported_by_name(sock_path: str) -> Non
     assert f"its lock file {sock_path}.lock exists".encode() in done.stderr
 
 
+@at_the_path
 def test_a_lock_that_a_killed_ipcsrv_left_is_cleared(server: ServerFactory, sock_path: str) -> None:
-    Path(sock_path + ".lock").write_bytes(b"ipcsrv\n")
+    os.symlink("ipcsrv", sock_path + ".lock")
     assert server().call(b"x") == b"x"
 
 
@@ -248,3 +249,11 @@ def test_the_lock_file_says_who_holds_the_path(echo_server: support.RunningServe
     assert record["path"] == echo_server.path
     support.wait_until(lambda: set(json.loads(Path(echo_server.path + LOCK).read_bytes() or b"{}")["workers"])
                        == {worker["pid"] for worker in echo_server.status()["workers"]})  # type: ignore[attr-defined]
+
+
+def test_lock_file_of_deep_json_hinders_no_command(echo_server: support.RunningServer) -> None:
+    with open(echo_server.path + LOCK, "r+b") as file:
+        file.write(b"[" * 100_000)
+    for command in (["list"], ["doctor", echo_server.path], ["stop", echo_server.path]):
+        done = support.run_command(*command)
+        assert (command, done.returncode, done.stderr) == (command, 0, b"")

@@ -34,6 +34,7 @@ from .sockets import Listener
 LOCK_SUFFIX = ".ipcsrv.lock"
 CONTROL_SUFFIX = ".control"
 GIT_LOCK_SUFFIX = ".lock"
+GIT_LOCK_TEXT = "ipcsrv"  # what ours links to
 LARGEST_RECORD = 16 << 20  # bytes; it names every file of the handler's code
 GIT_LOCK_PATIENCE = 1.0  # seconds; a Git server holds its lock file for as long as one probe and one bind take
 LOOKER_PATIENCE = 0.05  # seconds; a process that only checks the lock holds it for microseconds
@@ -86,7 +87,11 @@ class Rendezvous:
                 with address(self._name, folder=self._folder, path=self.path):
                     pass  # a name that no socket can have is refused before anything is started
             self._hold(self._take_lock())
-            self.write_record(record)
+            try:
+                self.write_record(record)
+            except OSError as error:
+                reason = f"the lock file {self.lock_path} cannot be written: {error.strerror}"
+                raise InvalidPath(self.path, reason) from None
             if adopted is None:
                 self._must_be_free(self._name)
         except BaseException:
@@ -105,9 +110,13 @@ class Rendezvous:
             self._open_control()
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Put `record` into the lock file, in place of what it says now."""
+        """Put `record` into the lock file, in place of what it says now; OSError (a full disk) leaves that as it is."""
         data = json.dumps(record).encode()
-        os.pwrite(self._lock, data.ljust(os.fstat(self._lock).st_size), 0)  # one write: no reader gets half of it
+        size = os.fstat(self._lock).st_size
+        more = len(data) - size
+        if more > 0 and os.pwrite(self._lock, b" " * more, size) < more:  # spaces after it change nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.pwrite(self._lock, data.ljust(size), 0)  # one write: no reader gets half of it
         os.ftruncate(self._lock, len(data))
 
     def _open_folder(self) -> int:
@@ -171,11 +180,14 @@ class Rendezvous:
                 os.unlink(name, dir_fd=self._folder)
 
     def _create_git_lock(self, name: str) -> None:
+        """Make it a symbolic link to nothing: it is never seen without its text, and a full disk cannot prevent that.
+
+        Git's own is an empty file, so one that an ipcsrv left is never mistaken for a Git server's.
+        """
         deadline = time.monotonic() + GIT_LOCK_PATIENCE
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             try:
-                descriptor = os.open(name, flags, 0o600, dir_fd=self._folder)
+                os.symlink(GIT_LOCK_TEXT, name, dir_fd=self._folder)
             except FileExistsError:
                 if time.monotonic() < deadline and not self._remove_own_git_lock(name):
                     time.sleep(0.01)  # a file has no event that would say it is gone
@@ -184,28 +196,21 @@ class Rendezvous:
                         f"its lock file {self.path}{GIT_LOCK_SUFFIX} exists: another server is starting, or one died "
                         "while it did; remove that file if none is")) from None
             except OSError as error:
-                raise InvalidPath(self.path, f"the folder cannot be written: {error.strerror}") from None
+                reason = f"its lock file {self.path}{GIT_LOCK_SUFFIX} cannot be made: {error.strerror}"
+                raise InvalidPath(self.path, reason) from None
             else:
-                os.write(descriptor, b"ipcsrv\n")
-                os.close(descriptor)
                 return
 
     def _remove_own_git_lock(self, name: str) -> bool:
         """Remove `<path>.lock` if an ipcsrv that was killed left it: we hold the lock that it would hold alive."""
         try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
-        except OSError:
+            ours = os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_uid == os.geteuid()
+            if not ours or os.readlink(name, dir_fd=self._folder) != GIT_LOCK_TEXT:
+                return False
+            os.unlink(name, dir_fd=self._folder)
+        except OSError:  # it is no link (EINVAL), or gone
             return False
-        try:
-            ours = os.fstat(descriptor).st_uid == os.geteuid() and os.read(descriptor, 16) == b"ipcsrv\n"
-        except OSError:  # it is a folder
-            return False
-        finally:
-            os.close(descriptor)
-        if ours:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self._folder)
-        return ours
+        return True
 
     def _clear(self, name: str) -> None:
         """Remove a socket without a listener; raises as `_must_be_free` does, and if it cannot be removed."""
@@ -431,7 +436,7 @@ def record_in(descriptor: int) -> dict[str, Any]:
         try:
             file.seek(0)
             record = json.loads(file.read(LARGEST_RECORD))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
     return record if isinstance(record, dict) else {}
 

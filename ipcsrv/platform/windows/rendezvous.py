@@ -253,7 +253,11 @@ class Rendezvous:
         keep_workers_from_outliving_us()
         try:
             exists_unheard(name, self.path)
-            self.write_record(record)
+            try:
+                self.write_record(record)
+            except OSError as error:
+                reason = f"the lock file {self.lock_path} cannot be written: {error.strerror}"
+                raise InvalidPath(self.path, reason) from None
         except BaseException:
             self.close()
             raise
@@ -358,7 +362,7 @@ def read_record(lock_path: str) -> dict[str, Any]:
     try:
         os.lseek(descriptor, _RECORD_OFFSET, os.SEEK_SET)
         record = json.loads(os.read(descriptor, 65536))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     finally:
         os.close(descriptor)

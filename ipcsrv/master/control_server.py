@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..platform import logs
-from ..platform.server import DONTWAIT, AcceptedConnection, Admission, adopt, enlarge
+from ..platform.server import DONTWAIT, HANGUP, READ, AcceptedConnection, Admission, adopt, enlarge
 from ..protocol.exchange import Refused, RequestReceived, ServerExchange, failure_packet
 from . import status
 
@@ -99,12 +99,14 @@ class ControlServer:
             else:
                 continue
             client.reload_from = None
+            self._go_on(client)
 
     def ponged(self, nonce: int) -> None:
         """A worker has answered a ping."""
         for client in [client for client in self._clients.values() if client.ping == nonce]:
             client.ping = None
             self._answer(client, {"ok": True, "worker": True})
+            self._go_on(client)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -126,7 +128,7 @@ class ControlServer:
         client = ControlConnection(connection)
         enlarge(connection, MOST_ANSWER)
         self._clients[client.key] = client
-        self._master.watch(client.key, lambda: self._hear(client))
+        self._watch(client, lambda: self._hear(client), READ)
 
     def _refuse(self, connection: AcceptedConnection) -> None:
         peer, now = connection.peer(), monotonic()
@@ -146,6 +148,27 @@ class ControlServer:
             client.exchange.receive_data(data)
         else:
             client.exchange.receive_eof()
+        self._proceed(client)
+        if client.waits and client.key in self._clients:  # no more is read meanwhile; only its end is noticed
+            self._watch(client, lambda: self._end(client), HANGUP)
+
+    def _go_on(self, client: ControlConnection) -> None:
+        """A client has its answer: handle what it asked meanwhile, after the events at hand."""
+
+        def go_on() -> None:
+            if self._clients.get(client.key) is client:
+                self._proceed(client)
+            if self._clients.get(client.key) is client and not client.waits:
+                self._watch(client, lambda: self._hear(client), READ)
+
+        self._master.later(go_on)
+
+    def _watch(self, client: ControlConnection, callback: Callable[[], None], mask: int) -> None:
+        self._master.unwatch(client.key)
+        self._master.watch(client.key, callback, mask)
+
+    def _proceed(self, client: ControlConnection) -> None:
+        """Handle what has been read of a client."""
         try:
             self._handle_events(client)
         except Exception:  # a fault in the answer to one client must not end the server

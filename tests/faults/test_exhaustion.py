@@ -110,11 +110,7 @@ def test_without_a_descriptor_the_server_waits_and_does_not_spin(server: ServerF
 
 def cpu_seconds(running: support.RunningServer) -> float:
     """Processor time that all of a server's processes have used."""
-    ticks = 0
-    for pid in running.processes():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(map(load.cpu_seconds, running.processes()))
 
 
 def test_with_64_descriptors_stalled_requests_are_whole_or_refused(server: ServerFactory) -> None:

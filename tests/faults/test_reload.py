@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,32 @@ def test_a_reload_during_another_waits_for_its_own_code(
         ipcsrv.reload(running.path, timeout=support.TIMEOUT)
     first.result()
     assert running.call() == b"three"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="holds the import with a FIFO")
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_questions_behind_a_reload_are_answered_after_it(
+    server: ServerFactory, version: Path, half_closed: bool
+) -> None:
+    running = server("handlers_for_faults:versioned", "--workers", "1", env={"VERSION_FILE": os.fspath(version)})
+    version.unlink()
+    os.mkfifo(version)
+    questions = load.message(b'{"command": "reload"}') * 2 + load.message(b'{"command": "ping", "worker": true}') * 2
+    with load.raw(running.path + ".control", questions) as client:
+        with version.open("w") as held:  # the import has begun
+            if half_closed:
+                client.shutdown(socket.SHUT_WR)
+            before = load.cpu_seconds(running.pid)
+            time.sleep(0.3)
+            assert load.cpu_seconds(running.pid) - before < 0.1  # it waits, and does not look all the time
+            version.unlink()
+            version.write_text("three")
+            held.write("two")
+        answers = b""
+        while answers.count(b"}0000") < 4:
+            answers += client.recv(1000)
+    assert answers.count(b'"ok": true') == 4
+    assert answers.index(b'"generation": 2') < answers.index(b'"generation": 3') < answers.index(b'"worker": true')
 
 
 def test_a_version_that_hangs_while_importing_is_given_up(server: ServerFactory, version: Path) -> None:

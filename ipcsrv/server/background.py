@@ -26,6 +26,7 @@ from ..errors import IpcError, StartError, to_fields
 from ..master.master import Master
 from ..platform import lifecycle
 from ..platform import server as serving
+from ..worker.main import load_checked
 from . import inline, registry
 
 
@@ -39,6 +40,7 @@ class Order:
     hooks: dict[str, tuple[str, bytes]]  # of settings that are callables: what each is called, and pickled
     preparation: dict[str, Any] | None  # multiprocessing's: the starter's sys.path and main module; None after a fork
     detached: bool
+    only_check: bool = False  # import what would be served and look at the path, but do not serve
 
 
 def main() -> None:
@@ -67,7 +69,12 @@ def _carry_out(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> 
     try:
         _prepare(order.preparation)
         hooks: dict[str, Any] = {name: unpickled(target, data, name) for name, (target, data) in order.hooks.items()}
-        _serve(replace(order, settings=replace(order.settings, **hooks)), lifeline, reports)
+        order = replace(order, settings=replace(order.settings, **hooks))
+        if order.only_check:
+            _check(order)
+            _send(reports, {"checked": True})
+        else:
+            _serve(order, lifeline, reports)
     except IpcError as error:
         _send(reports, {"error": to_fields(error)})
         return error.exit_code
@@ -103,6 +110,14 @@ def _prepare(preparation: dict[str, Any] | None) -> None:
         spawn.prepare(preparation)
     finally:
         del current._inheriting
+
+
+def _check(order: Order) -> None:
+    """Raise what would keep a server from starting, except that another one has the path."""
+    settings = order.settings
+    serving.Rendezvous(order.path, mode=settings.mode, insecure_dir=settings.insecure_dir, allow=settings.allow).check()
+    serving.Admission(settings.allow)
+    load_checked(order.source, settings)
 
 
 def _serve(order: Order, lifeline: IO[bytes] | None, reports: IO[bytes]) -> None:

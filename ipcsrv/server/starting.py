@@ -10,6 +10,7 @@ every moment.  A start that fails, or that is given up with its server, leaves n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -168,11 +169,16 @@ class Start:
                 raise StartTimeout(caller.timeout, self._settings.log_file, goes_on=True) from None
             raise StartTimeout(deadline.timeout, self._settings.log_file) from None
         if "listening" not in report:
-            raise self._failure(report)
+            raise self.failure(report)
         record: dict[str, Any] = report["listening"]
         return record
 
-    def _failure(self, report: dict[str, Any]) -> IpcError:
+    def failure(self, report: dict[str, Any]) -> IpcError:
+        """Return the error in a report, or that there was none.
+
+        Args:
+            report: What came in place of the one that was expected.
+        """
         if isinstance(report.get("error"), dict):
             return from_fields(report["error"])
         return StartError("its process ended before it listened", self._settings.log_file)
@@ -276,12 +282,13 @@ def _fork(path: str, source: HandlerSource, settings: Settings) -> Start | None:
     return None if forked is None else Start(settings, *forked, None)
 
 
-def _spawn(path: str, source: HandlerSource, settings: Settings, *, detached: bool, cwd: str | None) -> Start:
+def _spawn(path: str, source: HandlerSource, settings: Settings, *, detached: bool, cwd: str | None,
+           only_check: bool = False) -> Start:
     """Start a fresh interpreter and give it its order."""
     import pickle  # here: a server that is forked needs neither
     import subprocess
 
-    order = pickle.dumps(_order(path, source, settings, detached, cwd))
+    order = pickle.dumps(replace(_order(path, source, settings, detached, cwd), only_check=only_check))
     errors = open_log(settings.log_file) if detached else None
     try:
         process = subprocess.Popen(
@@ -327,6 +334,45 @@ def _order(path: str, source: HandlerSource, settings: Settings, detached: bool,
         preparation.pop("init_main_from_name", None)
     without: dict[str, Any] = dict.fromkeys(hooks)
     return Order(path, source, replace(settings, **without), hooks, preparation, detached)
+
+
+def check_daemon(path: str, target: str, settings: Settings, *, timeout: float | None, cwd: str) -> None:
+    """Raise what would keep a detached server from starting, except that another one has the path.
+
+    The handler is imported in a process of its own, whose output goes to the log.
+
+    Args:
+        path: Where it is to listen, absolute.
+        target: Its handler.
+        settings: Its settings, with a log.
+        timeout: Seconds to wait; None for `startup_timeout` and 5 s.
+        cwd: The folder that it runs in.
+
+    Raises:
+        IpcError: As for `start_daemon`.
+    """
+    import subprocess
+
+    source = source_of(target)
+    check_program(source, needs_main=in_main(source))
+    standard_streams.open_closed()
+    deadline = Deadline(settings.startup_timeout + START_MARGIN if timeout is None else timeout)
+    with lifecycle.held_interrupts():
+        started = _spawn(path, source, settings, detached=True, cwd=cwd, only_check=True)
+    assert started.process is not None
+    try:
+        report = started.next_report(deadline)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # threads of the handler's module may keep it
+            started.process.wait(END_PATIENCE)
+    except TimeoutError:
+        raise StartTimeout(deadline.timeout, settings.log_file) from None
+    finally:
+        if started.process.returncode is None:
+            started.end()
+        else:
+            started.close()
+    if "checked" not in report:
+        raise started.failure(report)
 
 
 def start_daemon(path: str, target: str | Handler, settings: Settings, *, timeout: float | None = None,

@@ -247,6 +247,7 @@ def _still_there(path: str, report: Callable[[str], None] | None) -> Callable[[]
 def restart(path: Path, timeout: float | None = None) -> dict[str, Any]:
     """Stop the server at `path` and start it again with the same handler, settings and working folder.
 
+    Before it is stopped, its handler is imported once in another process, and path and settings are checked.
     Only for a server in the background: one in the foreground belongs to its terminal or supervisor.
 
     Args:
@@ -260,18 +261,21 @@ def restart(path: Path, timeout: float | None = None) -> dict[str, Any]:
         NotListening: No server is there.
         SettingsError: It runs in the foreground, or its handler cannot be imported by name.
         StartError: It cannot be started again; where that is known beforehand, it was not stopped.
+        HandlerImportError: The handler cannot be imported; it was not stopped.
+        InvalidPath: The folder or a lock file is not as a start needs it; it was not stopped.
         CallTimeout: It did not stop in time.
 
     Example:
         >>> ipcsrv.restart("./z.sock")
     """
-    from .starting import start_daemon
+    from .starting import check_daemon, start_daemon
 
     path, deadline = absolute(path), Deadline(timeout)
     record = find_record(path)
     if record is None:
         raise no_server(path)
     settings = _startable(path, record)
+    check_daemon(path, record["handler"], settings, timeout=deadline.remaining(), cwd=record["cwd"])
     stop(path, timeout=deadline.remaining())
     return start_daemon(path, record["handler"], settings, timeout=deadline.remaining(), cwd=record["cwd"])
 
@@ -279,9 +283,8 @@ def restart(path: Path, timeout: float | None = None) -> dict[str, Any]:
 def _startable(path: str, record: dict[str, Any]) -> Settings:
     """Return the settings of a server that can be started again; raises where that can be known not to work.
 
-    All is looked at before the server is stopped, or there would be no server at all.
+    All is looked at before the server is stopped, or there would be no server at all; `check_daemon` does the rest.
     """
-    from ..config.handlers import source_of
     from ..config.settings import make
 
     if not record.get("detached"):
@@ -295,6 +298,5 @@ def _startable(path: str, record: dict[str, Any]) -> Settings:
     for what, name in {"handler": record["handler"], **hooks}.items():
         if name.startswith("__main__:"):
             raise SettingsError(f"{path}: its {what} is in the program that started it; start it from there")
-    source_of(record["handler"])
     os.close(open_log(record["log_file"]))
     return settings

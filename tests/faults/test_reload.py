@@ -177,8 +177,8 @@ def test_questions_behind_a_reload_are_answered_after_it(
             if half_closed:
                 client.shutdown(socket.SHUT_WR)
             before = load.cpu_seconds(running.pid)
-            time.sleep(0.3)
-            assert load.cpu_seconds(running.pid) - before < 0.1  # it waits, and does not look all the time
+            time.sleep(0.3)  # the time in which one that looks all the time would show
+            assert load.cpu_seconds(running.pid) - before < 0.1
             version.unlink()
             version.write_text("three")
             held.write("two")

@@ -277,6 +277,37 @@ def test_folder_that_has_gone_is_named_before_anything_is_stopped(daemon_path: s
     assert support.run_command("call", daemon_path, "x").stdout == b"x"
 
 
+@pytest.mark.skipif(not support.paths_are_sockets, reason="modes and lock files are those of Unix")
+def test_server_that_could_not_start_again_is_not_stopped(daemon_path: str, tmp_path: Path) -> None:
+    module = tmp_path / "local_words.py"
+    module.write_text("def handle(request): return request\n")
+    done = support.run_command("start", daemon_path, "local_words:handle", "--workers", "1", "--log-file",
+                               str(tmp_path / "log"), PYTHONPATH=str(tmp_path))  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    pid, folder, lock = status(daemon_path)["pid"], Path(daemon_path).parent, Path(daemon_path + ".ipcsrv.lock")
+
+    def refused(code: int, reason: str) -> None:
+        done = support.run_command("restart", daemon_path, PYTHONPATH=str(tmp_path))
+        assert (done.returncode, done.stderr.count(b"\n")) == (code, 1), done.stderr
+        assert reason.encode() in done.stderr
+        assert status(daemon_path)["pid"] == pid
+
+    module.write_text("def handle(request: return request\n")
+    refused(2, "SyntaxError")
+    module.write_text("def handle(request): return request\n")
+    folder.chmod(0o777)
+    refused(7, "not sticky")
+    folder.chmod(0o700)
+    Path(daemon_path + ".lock").touch()
+    refused(6, f"{daemon_path}.lock exists")
+    os.unlink(daemon_path + ".lock")
+    os.link(lock, folder / "other")
+    refused(7, f"{lock} is not a regular file of yours")
+    os.unlink(folder / "other")
+    assert support.run_command("restart", daemon_path, PYTHONPATH=str(tmp_path)).returncode == 0
+    assert status(daemon_path)["pid"] != pid
+
+
 def test_restart_keeps_the_folder_of_the_server(
     daemon_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,20 @@ class Rendezvous:
 
     # -- taking the path ------------------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        """Raise what `claim` and `listen` would, but for a server at the path; nothing is changed."""
+        self._folder = self._open_folder()
+        try:
+            folder = os.path.dirname(self.path)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise InvalidPath(self.path, f"the folder {folder} cannot be written")
+            with contextlib.suppress(FileNotFoundError):
+                os.close(self._open_lock_file(create=False))
+            if self._git_lock_of() not in (None, GIT_LOCK_TEXT):
+                raise self._git_lock_exists()
+        finally:
+            self.close()
+
     def claim(self, record: dict[str, Any], adopted: socket.socket | None = None) -> None:
         """Lock the path, and make sure that a server can be there; no client can connect yet.
 
@@ -155,11 +169,13 @@ class Rendezvous:
         info = os.fstat(lock)
         self._lock, self._lock_identity = lock, (info.st_dev, info.st_ino)
 
-    def _open_lock_file(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    def _open_lock_file(self, *, create: bool = True) -> int:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         try:
             descriptor = os.open(self._name + LOCK_SUFFIX, flags, 0o600, dir_fd=self._folder)
         except OSError as error:
+            if not create and error.errno == errno.ENOENT:
+                raise
             reason = f"the lock file {self.lock_path} cannot be opened: {lock_fault(error)}"
             raise InvalidPath(self.path, reason) from None
         info = os.fstat(descriptor)
@@ -192,25 +208,35 @@ class Rendezvous:
                 if time.monotonic() < deadline and not self._remove_own_git_lock(name):
                     time.sleep(0.01)  # a file has no event that would say it is gone
                 elif time.monotonic() >= deadline:
-                    raise AddressInUse(self.path, reason=(
-                        f"its lock file {self.path}{GIT_LOCK_SUFFIX} exists: another server is starting, or one died "
-                        "while it did; remove that file if none is")) from None
+                    raise self._git_lock_exists() from None
             except OSError as error:
                 reason = f"its lock file {self.path}{GIT_LOCK_SUFFIX} cannot be made: {error.strerror}"
                 raise InvalidPath(self.path, reason) from None
             else:
                 return
 
+    def _git_lock_exists(self) -> AddressInUse:
+        return AddressInUse(self.path, reason=(
+            f"its lock file {self.path}{GIT_LOCK_SUFFIX} exists: another server is starting, or one died while it did; "
+            "remove that file if none is"))
+
     def _remove_own_git_lock(self, name: str) -> bool:
         """Remove `<path>.lock` if an ipcsrv that was killed left it: we hold the lock that it would hold alive."""
-        try:
-            ours = os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_uid == os.geteuid()
-            if not ours or os.readlink(name, dir_fd=self._folder) != GIT_LOCK_TEXT:
-                return False
-            os.unlink(name, dir_fd=self._folder)
-        except OSError:  # it is no link (EINVAL), or gone
+        if self._git_lock_of() != GIT_LOCK_TEXT:
             return False
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._folder)
         return True
+
+    def _git_lock_of(self) -> str | None:
+        """The text of `<path>.lock` if it is a link of this user's, "" if it is anything else, None if it is not."""
+        name = self._name + GIT_LOCK_SUFFIX
+        try:
+            info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+            is_link = stat.S_ISLNK(info.st_mode) and info.st_uid == os.geteuid()
+            return os.readlink(name, dir_fd=self._folder) if is_link else ""
+        except FileNotFoundError:
+            return None
 
     def _clear(self, name: str) -> None:
         """Remove a socket without a listener; raises as `_must_be_free` does, and if it cannot be removed."""

@@ -238,6 +238,17 @@ class Rendezvous:
 
     # -- taking the path ------------------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        """Raise what `claim` and `listen` would, but for a server at the path; nothing is changed."""
+        pipe_name(self.path)
+        pipe_sddl(self._allow)
+        folder = os.path.dirname(self.path)
+        if not os.path.isdir(folder):
+            raise InvalidPath(self.path, f"the folder {folder} does not exist; make it first")
+        if os.path.lexists(self.path):
+            what = "a folder; name a file in it" if os.path.isdir(self.path) else "a file; choose another path"
+            raise InvalidPath(self.path, f"it is {what}")
+
     def claim(self, record: dict[str, Any], adopted: Any = None) -> None:
         """Lock the path, and make sure that a server can be there; no client can connect yet.
 
@@ -247,12 +258,11 @@ class Rendezvous:
         """
         if adopted is not None:
             raise SettingsError("Windows has no socket activation: start the server without it")
-        name = pipe_name(self.path)
-        pipe_sddl(self._allow)
+        self.check()
         self._lock = self._take_lock()
         keep_workers_from_outliving_us()
         try:
-            exists_unheard(name, self.path)
+            exists_unheard(pipe_name(self.path), self.path)
             try:
                 self.write_record(record)
             except OSError as error:
@@ -276,12 +286,6 @@ class Rendezvous:
         os.write(self._lock, data)
 
     def _take_lock(self) -> int:
-        folder = os.path.dirname(self.path)
-        if not os.path.isdir(folder):
-            raise InvalidPath(self.path, f"the folder {folder} does not exist; make it first")
-        if os.path.lexists(self.path):
-            what = "a folder; name a file in it" if os.path.isdir(self.path) else "a file; choose another path"
-            raise InvalidPath(self.path, f"it is {what}")
         try:
             descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o600)
         except OSError as error:

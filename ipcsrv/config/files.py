@@ -6,6 +6,7 @@ have written it (`project_file`).  A file that the user names himself (`--config
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -17,6 +18,8 @@ PROJECT_FILE = "ipcsrv.toml"
 OPERANDS = ("path", "handler")  # keys that are no settings: what `run` and `start` serve if they are not told
 
 _HAS_MODES = hasattr(os, "geteuid")  # elsewhere (Windows) modes and owners of files say nothing
+LARGEST = 1 << 20  # bytes of a configuration file
+_STREAM = re.compile(r"/dev/(null|stdin)|(/dev|/proc/self)/fd/[0-9]+")  # what this process has open: a pipe, say
 _WHERE = re.compile(r"\(at line (\d+)")
 
 
@@ -95,7 +98,7 @@ def operands(path: str) -> dict[str, str]:
     found = {}
     for name, value, line in read(path):
         if name in OPERANDS:
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not value or "\0" in value:
                 raise SettingsError(f"{value!r} is not text", name=name, source=path, line=line)
             found[name] = value
     return found
@@ -103,11 +106,27 @@ def operands(path: str) -> dict[str, str]:
 
 def _text(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        data = _stream(path) if _STREAM.fullmatch(path) else _content(path)
+        if len(data) > LARGEST:
+            raise SettingsError(f"is larger than {LARGEST >> 20} MiB", source=path)
+        return data.decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"cannot be read: {reason}", source=path) from None
+
+
+def _content(path: str) -> bytes:
+    """Read a regular file; opening a named pipe would wait for a writer, and a device may have no end."""
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise SettingsError("is not a regular file", source=path)
+        return file.read(LARGEST + 1)
+
+
+@functools.cache  # settings and operands are read one after the other, and a stream has its bytes only once
+def _stream(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(LARGEST + 1)
 
 
 def _parsed(path: str, text: str) -> dict[str, Any]:
@@ -119,6 +138,10 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
         match = _WHERE.search(str(error))
         line = int(match[1]) if match else None
         raise SettingsError(f"not TOML: {error}", source=path, line=line) from None
+    except RecursionError:
+        raise SettingsError("not TOML: it is nested too deeply", source=path) from None
+    except ValueError as error:  # of a number with thousands of digits
+        raise SettingsError(f"not TOML: {str(error).partition(';')[0]}", source=path) from None
 
 
 def _line_of(name: str, text: str) -> int | None:

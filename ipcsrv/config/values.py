@@ -42,7 +42,10 @@ class Kind:
 def _scaled(value: object, units: dict[str, Any], expected: str) -> float:
     """A number of base units from `value`, a number or text with a unit."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number, unit = float(value), ""
+        try:
+            number, unit = float(value), ""
+        except OverflowError:  # of a whole number with hundreds of digits
+            raise ValueError(f"is not {expected}") from None
     elif isinstance(value, str) and (match := re.fullmatch(_NUMBER_AND_UNIT, value, re.ASCII)):
         number, unit = float(match[1]), match[2].lower()
     else:

@@ -189,8 +189,42 @@ def test_operands_of_a_file_are_no_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('path = "./s\\u0000x"', r"line 1: path: './s\\x00x' is not text"),
+        ("a = " + "[" * 100_000, "not TOML: it is nested too deeply"),
+        ("workers = " + "9" * 10_000, "not TOML: Exceeds the limit"),
+        ("#" * (1 << 20) + "\n", "is larger than 1 MiB"),
+        (None, "is not a regular file"),
+    ],
+)
+def test_unusual_file_is_named_in_one_line(text: str | None, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "any.toml"
+    if text is not None:
+        file.write_text(text)
+    elif hasattr(os, "mkfifo"):
+        os.mkfifo(file)
+    else:
+        pytest.skip("this system has no named pipes in folders")
+    with pytest.raises(SettingsError, match=rf"any\.toml[:,] {reason}"):
+        files.operands(str(file))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="descriptors have no names here")
+def test_file_may_be_a_pipe_that_the_user_names(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"handler = 'zlib:compress'\nworkers = 2\n")
+    os.close(writer)
+    name = f"/dev/fd/{reader}"
+    assert load(files=[Path(name)])[0].workers == 2
+    assert files.operands(name) == {"handler": "zlib:compress"}
+    os.close(reader)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
+        pytest.param("max_rss", 10**400, f"{10**400} is not a size such as 4096, 64MiB or 1G", id="no float"),
         ("workers", -1, "-1 is below 0"),
         ("workers", 1025, "1025 is above 1024"),
         ("workers", 2.5, "2.5 is not a whole number"),

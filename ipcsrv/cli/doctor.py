@@ -148,7 +148,10 @@ def _lock(holder: LockHolder | None) -> Finding:
     if pid is None:
         return warning("lock", "held by a process that is not visible here", "it may be in another container")
     text = f"held by pid {pid}"
-    if holder.pid is not None and holder.record.get("pid") not in (None, holder.pid):
+    if lifecycle.is_elsewhere(holder.record):
+        known = f"pid {holder.record.get('pid')} of another pid namespace"
+        text = f"held by {known}" if holder.pid is None else f"{text}, which is {known}"
+    elif holder.pid is not None and holder.record.get("pid") not in (None, holder.pid):
         return warning("lock", f"{text}, but its file names pid {holder.record['pid']}",
                        f"check what process {holder.pid} is; end it if a killed server left it")
     if not holder.record:

@@ -85,7 +85,10 @@ def _row(head: str, text: str) -> str:
 
 def _summary(facts: dict[str, Any], width: int) -> Lines:
     up = _text.duration(facts["uptime_seconds"])
-    yield f"{facts['path']}: {facts['state']}, pid {facts['pid']}, up {up}", "title"
+    from ..platform import lifecycle
+
+    namespace = " of another pid namespace" if lifecycle.is_elsewhere(facts) else ""
+    yield f"{facts['path']}: {facts['state']}, pid {facts['pid']}{namespace}, up {up}", "title"
     yield _row("handler", f"{handler_text(facts)}, ipcsrv {facts['version']}"), ""
     running = len(facts["workers"])
     yield _row("workers", workers_text(facts)), "warning" if running < facts["workers_wanted"] else ""

@@ -221,7 +221,7 @@ def test_pids_of_another_namespace_are_left_alone(sock_path: str, words: Path) -
         stranger.communicate(b"\n")
 
 
-def test_hung_server_of_another_namespace_is_reported(sock_path: str, tmp_path: Path) -> None:
+def test_server_of_another_namespace_is_reported(sock_path: str, tmp_path: Path) -> None:
     import shutil
     import signal
     import subprocess
@@ -234,6 +234,13 @@ def test_hung_server_of_another_namespace_is_reported(sock_path: str, tmp_path: 
         try:
             ipcsrv.wait_until_listening(sock_path, 20)
             (master,) = support.children(container.pid)
+            said = {command: support.run_command(command, sock_path) for command in ("doctor", "status")}
+            assert f"held by pid {master}, which is pid 1 of another pid namespace" in " ".join(
+                said["doctor"].stdout.decode().split())
+            assert b"running, pid 1 of another pid namespace, up" in said["status"].stdout
+            done = support.run_command("start", sock_path, "zlib:crc32", "--log-file", tmp_path / "log")
+            assert b"address in use by process 1 (" in done.stderr
+            assert b"): the pid is of another pid namespace; stop that server" in done.stderr
             os.kill(master, signal.SIGSTOP)
             with pytest.raises(ipcsrv.ServerError, match="in another pid namespace; stop it in its container"):
                 ipcsrv.stop(sock_path, now=True)

@@ -21,7 +21,8 @@ from ...deadline import Deadline
 from ...errors import IpcError, StartError
 from .descriptors import close_all_but, pidfd
 from .log_file import open_log
-from .rendezvous import CONTROL_SUFFIX, LOCK_SUFFIX, Rendezvous, read_record, record_in
+from .rendezvous import CONTROL_SUFFIX, LOCK_SUFFIX, Rendezvous, pid_namespace, read_record, record_in
+from .rendezvous import is_elsewhere as is_elsewhere
 
 REPORT_INTERVAL = 5.0  # seconds between two reports of what is being waited for
 POLL = 0.005  # seconds between two checks of a lock
@@ -142,26 +143,14 @@ def identity() -> dict[str, int]:
     Its pid namespace (pid_namespaces(7)) and its start in clock ticks since boot (proc_pid_stat(5)); nothing where
     there is no /proc.
     """
-    facts = {"pid_namespace": _namespace(), "started_ticks": _started(os.getpid())}
+    facts = {"pid_namespace": pid_namespace(), "started_ticks": _started(os.getpid())}
     return {name: value for name, value in facts.items() if value}
-
-
-def _namespace() -> int:
-    with contextlib.suppress(OSError):
-        return os.stat("/proc/self/ns/pid").st_ino
-    return 0
 
 
 def _started(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read(4096).rpartition(b")")[2].split()[19])
     return 0
-
-
-def is_elsewhere(record: dict[str, Any]) -> bool:
-    """Whether a server's pids are of another namespace (a container's): here they belong to other processes."""
-    theirs, ours = record.get("pid_namespace"), _namespace()
-    return bool(theirs and ours and theirs != ours)
 
 
 def process_of(record: dict[str, Any]) -> int | None:

@@ -469,7 +469,23 @@ def record_in(descriptor: int) -> dict[str, Any]:
 
 def in_use(path: str, record: dict[str, Any]) -> AddressInUse:
     """Return the error that names the server at the path."""
-    return AddressInUse(path, pid=record.get("pid"), command=record.get("command") or command_of(record.get("pid")))
+    pid, command = record.get("pid"), record.get("command")
+    if is_elsewhere(record):
+        return AddressInUse(path, pid=pid, command=command, reason="the pid is of another pid namespace")
+    return AddressInUse(path, pid=pid, command=command or command_of(pid))
+
+
+def is_elsewhere(record: dict[str, Any]) -> bool:
+    """Whether a server's pids are of another namespace (a container's): here they belong to other processes."""
+    theirs, ours = record.get("pid_namespace"), pid_namespace()
+    return bool(theirs and ours and theirs != ours)
+
+
+def pid_namespace() -> int:
+    """Return the inode of this process's pid namespace (pid_namespaces(7)); 0 where there is no /proc."""
+    with contextlib.suppress(OSError):
+        return os.stat("/proc/self/ns/pid").st_ino
+    return 0
 
 
 def command_of(pid: int | None) -> str | None:

@@ -26,6 +26,7 @@ MARK = "PYTEST_IPCSRV_MARK"  # environment variable by which every process of a 
 
 _ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d |\{\")", re.M)  # the start of a log entry, as text or JSON
 _RAISED = re.compile(r"the handler failed: ")
+_NOT_LOGGED = re.compile(r"(\d+) more not logged: handler failures")  # of many in one second
 _FRAMES = "Traceback (most recent call last):\n"
 _ERROR_TYPE = re.compile(r"^ {0,2}(?:  \| )?([\w.]+)(?::|$)", re.M)  # its line is indented less than the frames are
 _CRASHED = re.compile(r"worker \d+(?: \(pid \d+\))? (exited|was killed|ended)")
@@ -97,6 +98,7 @@ class TestServer:
         self._mark = f"{os.getpid()}-{os.urandom(6).hex()}"
         self._failed = 0  # requests, as the server counts them
         self._stopped = False
+        self._is_anothers = False  # what is at the path
         self._last_log: str | None = None  # its file is deleted before the report is made
         self._thread: threading.Thread | None = None
         self._ending: BaseException | None = None
@@ -104,7 +106,10 @@ class TestServer:
         if inline:
             if settings.get("workers", 0) != 0 or not settings.get("control", True):
                 raise ValueError("inline=True excludes workers and control=False")
-            self._serve = functools.partial(ipcsrv.serve, self.path, handler, **{**settings, "workers": 0})
+            from .server.server import serve_telling
+
+            inline_settings = {**settings, "workers": 0}
+            self._serve = functools.partial(serve_telling, path=self.path, handler=handler, settings=inline_settings)
         else:
             try:
                 self._server = ipcsrv.Server(self.path, handler, **{"log_level": "info", **settings})
@@ -116,34 +121,42 @@ class TestServer:
     def start(self) -> None:
         """Start the server and return when clients can connect; raises what kept the server from it."""
         __tracebackhide__ = True
-        if self.inline:
-            self._start_inline()
-            return
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(MARK, self._mark)
-            self._server.start()
+        import ipcsrv
+
+        try:
+            if self.inline:
+                self._start_inline()
+                return
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(MARK, self._mark)
+                self._server.start()
+        except BaseException as error:
+            self._stopped = True
+            self._is_anothers = isinstance(error, ipcsrv.AddressInUse)
+            raise
 
     def _start_inline(self) -> None:
         __tracebackhide__ = True
+        import queue
         import threading
-        import time
 
-        import ipcsrv
+        reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
 
         def serve() -> None:
             try:
-                self._serve()
+                self._serve(reports.put)
             except BaseException as error:
                 self._ending = error
+            reports.put(None)
 
         self._thread = threading.Thread(target=serve, name=f"ipcsrv-inline-{self.path}", daemon=True)
         self._thread.start()
-        until = time.monotonic() + TIMEOUT
-        while ipcsrv.active_state(self.path) is not ipcsrv.State.LISTENING:
-            if not self._thread.is_alive() or time.monotonic() > until:
-                self._stopped = True
-                raise self._ending or TimeoutError(f"the server at {self.path} does not listen after {TIMEOUT:g} s")
-            time.sleep(0.001)  # the server says that it listens on its socket alone
+        try:
+            record = reports.get(timeout=TIMEOUT)
+        except queue.Empty:
+            raise TimeoutError(f"the server at {self.path} does not listen after {TIMEOUT:g} s") from None
+        if record is None:
+            raise self._ending or RuntimeError(f"the server at {self.path} has ended already")
 
     def call(self, request: bytes = b"", timeout: float | None = TIMEOUT) -> bytes:
         """Send one request and return the response.
@@ -238,7 +251,7 @@ class TestServer:
         left = self._processes_left()
         if left:
             problems.append(f"processes are left: {', '.join(left)}")
-        files = self._files_left()
+        files = [] if self._is_anothers else self._files_left()
         if files:
             problems.append(f"files are left: {', '.join(files)}")
         return [f"ipcsrv server at {self.path}: {problem}" for problem in problems]
@@ -249,21 +262,26 @@ class TestServer:
         """The failures of the handler that the test did not expect."""
         if self.may_fail is True:
             return []
-        raised = [_message(entry) for entry in _ENTRY.split(self.log) if _RAISED.search(entry)]
+        log = self.log
+        raised = [_message(entry) for entry in _ENTRY.split(log) if _RAISED.search(entry)]
         unexpected = [entry for entry in raised if not self._expected(entry)]
         problems = [f"the handler raised:\n{_RAISED.split(entry, maxsplit=1)[1]}" for entry in unexpected]
-        if self._failed and not raised:
-            problems.append(f"the handler raised in {self._failed} requests, which are not in the log")
-        problems += [entry.strip() for entry in _ENTRY.split(self.log) if _CRASHED.search(entry)]
+        unlogged = self._failed - len(raised) - sum(map(int, _NOT_LOGGED.findall(log)))
+        if unlogged > 0 and TypeError not in self._allowed():  # a response of a wrong type is one, and has no traceback
+            problems.append(f"the handler raised in {unlogged} requests, which are not in the log, or returned what is "
+                            "no response")
+        problems += [entry.strip() for entry in _ENTRY.split(log) if _CRASHED.search(entry)]
         return problems
 
-    def _expected(self, message: str) -> bool:
+    def _allowed(self) -> set[type[BaseException]]:
+        """The exceptions that the handler may raise."""
         if isinstance(self.may_fail, bool):
-            return self.may_fail
-        kinds = self.may_fail if isinstance(self.may_fail, tuple) else (self.may_fail,)
+            return set()
+        return _with_subclasses(self.may_fail if isinstance(self.may_fail, tuple) else (self.may_fail,))
+
+    def _expected(self, message: str) -> bool:
         raised = _raised_type(message)
-        allowed = _with_subclasses(kinds)
-        return any(raised in (kind.__name__, f"{kind.__module__}.{kind.__qualname__}") for kind in allowed)
+        return any(raised in (kind.__name__, f"{kind.__module__}.{kind.__qualname__}") for kind in self._allowed())
 
     def _processes_left(self) -> list[str]:
         """The processes that were started with this server's mark (Linux), after a moment for them to end."""

@@ -27,7 +27,7 @@ from .starting import check_program, check_unpatched, default_log_file, start, s
 from .steering import reload, restart, scale, status, stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Self, Unpack
 
     from ..config.handlers import Handler
@@ -78,11 +78,27 @@ def serve(path: str | os.PathLike[str], handler: str | Handler, **settings: Unpa
     Example:
         >>> ipcsrv.serve("./z.sock", "zlib:compress", workers=4)
     """
+    serve_telling(None, path, handler, settings)
+
+
+def serve_telling(listening: Callable[[dict[str, Any]], None] | None, path: str | os.PathLike[str],
+                  handler: str | Handler, settings: Mapping[str, Any]) -> None:
+    """Serve as `serve` does.
+
+    Args:
+        listening: Called with the server's record once clients can connect.
+        path: Where that is.
+        handler: A callable, or `MODULE:NAME`.
+        settings: As `serve` takes them.
+
+    Raises:
+        IpcError: As for `serve`.
+    """
     check_unpatched()
     standard_streams.open_closed()
     chosen = _unforked(load(settings, environ=os.environ)[0])
     with lifecycle.unblocked_signals(), _as_parent():
-        _run_master(os.fspath(path), handler, chosen, own_process=False)
+        _run_master(os.fspath(path), handler, chosen, listening, own_process=False)
 
 
 def run_foreground(path: str, target: str, settings: Settings,

@@ -106,6 +106,19 @@ def test_raises(ipcsrv_server):
     result.stdout.fnmatch_lines(["*the handler raised:*", "*ValueError: no a"])
 
 
+def test_server_at_the_path_of_another_is_refused(session: pytest.Pytester) -> None:
+    result = run(session, """
+@pytest.mark.parametrize("inline", [False, True])
+def test_path(ipcsrv_server, ipcsrv_path, inline):
+    first = ipcsrv_server(handlers.fail, path=ipcsrv_path, inline=inline)
+    for second_inline in (False, True):
+        with pytest.raises(ipcsrv.AddressInUse):
+            ipcsrv_server(handlers.fail, path=ipcsrv_path, inline=second_inline)
+    assert first.status()["handler"] == "handlers:fail"
+""")
+    result.assert_outcomes(passed=2)
+
+
 def test_inline_servers_leave_no_descriptor_open(session: pytest.Pytester) -> None:
     result = run(session, """
 import gc
@@ -203,6 +216,30 @@ def test_not_allowed(ipcsrv_server, request_text, allowed, log_format):
         server.call(request_text.encode())
 """)
     result.assert_outcomes(passed=18, errors=6)
+
+
+def test_response_of_a_wrong_type_is_a_type_error(session: pytest.Pytester) -> None:
+    result = run(session, """
+def answer(request):
+    if request == b"a":
+        raise ValueError("a")
+    return "text"
+
+@pytest.mark.parametrize("may_fail", [TypeError, Exception, ValueError, False])
+def test_types(ipcsrv_server, may_fail):
+    server = ipcsrv_server(answer, inline=True, may_fail=may_fail)
+    for request in [b"a"] * (may_fail in (ValueError, Exception)) + [b"b", b"b"]:
+        with pytest.raises(ipcsrv.HandlerError):
+            server.call(request)
+
+def test_many(ipcsrv_server):
+    server = ipcsrv_server(answer, inline=True, may_fail=ValueError)
+    for n in range(150):
+        with pytest.raises(ipcsrv.HandlerError):
+            server.call(b"a")
+""")
+    result.assert_outcomes(passed=5, errors=2)
+    result.stdout.fnmatch_lines(["*raised in 2 requests, which are not in the log, or returned what is no*"] * 2)
 
 
 def test_failures_and_remains_are_reported_with_the_log(session: pytest.Pytester) -> None:

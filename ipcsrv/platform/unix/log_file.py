@@ -51,7 +51,13 @@ def _log_fault(descriptor: int) -> str | None:
     if stat.S_ISREG(info.st_mode):
         return None
     if stat.S_ISCHR(info.st_mode):
-        if os.isatty(descriptor) or info.st_rdev == os.stat(os.devnull).st_rdev:
+        is_terminal = os.isatty(descriptor) and not _is_same(info, "/dev/ptmx")  # which makes one, and is its other end
+        if is_terminal or _is_same(info, os.devnull):
             return None
         return "it is a device"
     return "it is a named pipe" if stat.S_ISFIFO(info.st_mode) else "it is not a regular file"
+
+
+def _is_same(info: os.stat_result, device: str) -> bool:
+    """Whether what was opened is a device."""
+    return os.path.exists(device) and info.st_rdev == os.stat(device).st_rdev

@@ -194,8 +194,7 @@ def _handled(master: Master, lifeline: IO[bytes]) -> Iterator[None]:
 
     The master's thread is told of the others.
     """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    import socket
 
     def interrupted(number: int, _: object) -> None:
         if not lifeline.closed:
@@ -203,22 +202,25 @@ def _handled(master: Master, lifeline: IO[bytes]) -> Iterator[None]:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    def told(number: int, _: object) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(writer, bytes([number]))
-        if signal.Signals(number).name == "SIGQUIT":
-            raise KeyboardInterrupt
-
     handlers: dict[int, Any] = {signal.SIGINT: interrupted, signal.SIGTERM: interrupted}
-    others = [getattr(signal, name) for name in master.take_signals() if hasattr(signal, name)]
-    if set(others) - handlers.keys():  # Windows has none
-        handlers = dict.fromkeys(others, told) | handlers
-        master.watch(reader, lambda: master.obey_signals(signal.Signals(number).name for number in os.read(reader, 64)))
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(reader)
-        os.close(writer)
+    others = {getattr(signal, name) for name in master.take_signals() if hasattr(signal, name)} - handlers.keys()
+    with contextlib.ExitStack() as stack:
+        if others:  # Windows has none
+            reader, writer = map(stack.enter_context, socket.socketpair())
+            writer.setblocking(False)
+
+            def told(number: int, _: object) -> None:
+                with contextlib.suppress(BlockingIOError):
+                    writer.send(bytes([number]))
+                if signal.Signals(number).name == "SIGQUIT":
+                    raise KeyboardInterrupt
+
+            handlers |= dict.fromkeys(others, told)
+            master.watch(reader.fileno(),
+                         lambda: master.obey_signals(signal.Signals(number).name for number in reader.recv(64)))
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -224,7 +224,7 @@ def read_within(descriptor: int, size: int, deadline: Deadline, stream: Stream |
     if stream is None and deadline.timeout is None:
         return os.read(descriptor, size)
     come, found = _reads.pop(descriptor, None) or _begin_read(descriptor, size)
-    arrival = stream and wait_readable(stream.fileno())
+    arrival = None if stream is None else wait_readable(stream.fileno())
     spoken = stream is not None and arrival is None
     try:
         ready = wait_any([come, *([arrival.event] if arrival else [])], 0 if spoken else deadline.remaining())

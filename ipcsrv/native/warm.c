@@ -14,9 +14,8 @@
 #include "ipcsrvc.h"
 
 #define FORMAT "ipcsrv-warm 1"
-#define START_PATIENCE 150 /* milliseconds for a free worker to take the run; then it runs cold */
+#define START_PATIENCE 0.15 /* seconds for a free worker to take the run; then it runs cold */
 #define STREAMS 3
-#define ATTEMPTS 8
 #define RETRY_PAUSE 20 /* milliseconds */
 #define MAX_DATA 65516
 #define READY 'R'
@@ -27,6 +26,7 @@ extern char **environ;
 
 static int control = -1; /* the run's control channel */
 static const char refused[] = "the server refused"; /* a process of another generation: the server is reloading */
+static const char busy[] = "no worker is free";
 
 /* -- whether it can run warm --------------------------------------------------------------------------------------- */
 
@@ -126,8 +126,9 @@ static struct message frame(struct message message) {
     return framed;
 }
 
-/* Send bytes, with descriptors in the first of them; false where the other side takes no more. */
-static bool send_all(int connection, struct message message, const int *descriptors, size_t count) {
+/* Send bytes, with descriptors in the first of them; false where the other side takes no more, or not in time. */
+static bool send_all(int connection, struct message message, const int *descriptors, size_t count,
+                     const struct deadline *deadline) {
     union {
         struct cmsghdr header;
         char space[CMSG_SPACE(STREAMS * sizeof(int))];
@@ -145,7 +146,9 @@ static bool send_all(int connection, struct message message, const int *descript
         if (size < 0 && errno != EAGAIN && errno != EINTR)
             return false;
         if (size < 0) {
-            poll(&(struct pollfd){.fd = connection, .events = POLLOUT}, 1, 1000);
+            if (remaining_ms(deadline) == 0)
+                return false;
+            poll(&(struct pollfd){.fd = connection, .events = POLLOUT}, 1, remaining_ms(deadline));
             continue;
         }
         bytes.iov_base = (char *)bytes.iov_base + size;
@@ -167,11 +170,11 @@ static void pass_on(int number) {
 }
 
 /* Wait until a process is ready to become the program; else the reason. */
-static const char *await_ready(void) {
+static const char *await_ready(const struct deadline *deadline) {
     char answer;
     struct pollfd ready = {.fd = control, .events = POLLIN};
-    if (poll(&ready, 1, START_PATIENCE) <= 0)
-        return "no worker is free";
+    if (poll(&ready, 1, remaining_ms(deadline)) <= 0)
+        return busy;
     ssize_t size = recv(control, &answer, 1, 0);
     if (size <= 0)
         return "the server gave the run up";
@@ -185,7 +188,8 @@ static void begin(void) {
     sigset_t held, before;
     sigfillset(&held);
     sigprocmask(SIG_BLOCK, &held, &before);
-    send_all(control, (struct message){GO, 1}, streams, STREAMS);
+    struct deadline none = no_deadline();
+    send_all(control, (struct message){GO, 1}, streams, STREAMS, &none);
     for (size_t i = 0; i < sizeof relayed / sizeof *relayed; i++) {
         struct sigaction action;
         sigaction(relayed[i], NULL, &action);
@@ -249,7 +253,7 @@ static int await_end(int connection) {
 }
 
 /* Pass the run to the server at `connection`; NULL once it has begun, else why it has not. */
-static const char *pass_run(int connection, struct message request) {
+static const char *pass_run(int connection, struct message request, const struct deadline *deadline) {
     const char *reason = NULL;
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0)
@@ -257,11 +261,11 @@ static const char *pass_run(int connection, struct message request) {
     control = ends[0];
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-    if (!send_all(connection, request, &ends[1], 1))
-        reason = "the server does not take the request";
+    if (!send_all(connection, request, &ends[1], 1, deadline))
+        reason = remaining_ms(deadline) == 0 ? busy : "the server does not take the request";
     close(ends[1]);
     if (reason == NULL)
-        reason = await_ready();
+        reason = await_ready(deadline);
     if (reason != NULL)
         close(control); /* and with it the run, if a worker takes it now */
     return reason;
@@ -275,7 +279,10 @@ int warm(int argc, char **argv) {
     const char *reason = reason_for_cold(argc - first, argv + first);
     if (reason != NULL)
         return run_cold(&program, reason, argv, first);
-    for (int attempts = 0; attempts < ATTEMPTS; attempts++) {
+    struct deadline deadline = no_deadline();
+    do {
+        if (deadline.set)
+            sleep_ms(RETRY_PAUSE);
         const char *token = locate_server(&program) ? current_token(&program) : NULL;
         int connection = token == NULL ? -1 : attempt(program.socket);
         if (connection < 0 || !trusted(connection, program.socket))
@@ -283,15 +290,14 @@ int warm(int argc, char **argv) {
         struct message request = encode(token, program.argv0, argc - first, argv + first);
         if (request.data == NULL)
             return run_cold(&program, strerror(errno), argv, first);
-        reason = pass_run(connection, frame(request));
+        if (!deadline.set)
+            deadline = deadline_after(START_PATIENCE);
+        reason = pass_run(connection, frame(request), &deadline);
         if (reason == NULL) {
             begin();
             return await_end(connection);
         }
         close(connection);
-        if (reason != refused)
-            break;
-        sleep_ms(RETRY_PAUSE);
-    }
+    } while (reason == refused && remaining_ms(&deadline) != 0);
     return run_cold(&program, reason, argv, first);
 }

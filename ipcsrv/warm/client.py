@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from ..buffers import discard
 from ..client import sync
+from ..deadline import Deadline
 from ..errors import IpcError
 from ..platform import client as platform
 from ..protocol.pktline import encode
@@ -70,20 +71,21 @@ def run(program: Program, place: Place, arguments: list[str]) -> NoReturn:
     Raises:
         Cold: nothing has been run.
     """
-    until = time.monotonic() + START_PATIENCE
+    deadline = None
     while True:
+        token, reason = stamps.current_token(place.stamps, place.key)
+        if token is None:
+            raise Cold(reason)
+        deadline = deadline or Deadline(START_PATIENCE)
         try:
-            _run(program, place, arguments)
+            _run(program, place, arguments, token, deadline)
         except Refused:
-            if time.monotonic() > until:
+            if deadline.expired:
                 raise
             time.sleep(RETRY_PAUSE)
 
 
-def _run(program: Program, place: Place, arguments: list[str]) -> NoReturn:
-    token, reason = stamps.current_token(place.stamps, place.key)
-    if token is None:
-        raise Cold(reason)
+def _run(program: Program, place: Place, arguments: list[str], token: str, deadline: Deadline) -> NoReturn:
     try:
         request = wire.own_request(token, program.argv0, arguments)
         connection = platform.attempt(place.socket)
@@ -93,8 +95,8 @@ def _run(program: Program, place: Place, arguments: list[str]) -> NoReturn:
     control, theirs = socket.socketpair()
     try:
         with theirs:
-            _send(connection, request, theirs.fileno())
-        _await_ready(control)
+            _send(connection, request, theirs.fileno(), deadline)
+        _await_ready(control, deadline)
     except Cold:
         control.close()  # and with it the run, if a worker takes it now
         connection.close()
@@ -106,27 +108,36 @@ def _run(program: Program, place: Place, arguments: list[str]) -> NoReturn:
     _end_as(_await_end(connection, control, woken))
 
 
-def _send(connection: platform.Stream, request: wire.RunRequest, theirs: int) -> None:
+def _send(connection: platform.Stream, request: wire.RunRequest, theirs: int, deadline: Deadline) -> None:
+    """Send the request, which is longer than a socket holds where there are many arguments."""
     buffers = encode(request.encode())
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, theirs.to_bytes(4, sys.byteorder))]
     try:
         while buffers:
-            sent = connection.sendmsg(buffers[:16], rights, platform.DONTWAIT & ~socket.MSG_DONTWAIT)
+            try:
+                sent = connection.sendmsg(buffers[:16], rights, platform.DONTWAIT)
+            except BlockingIOError:
+                _wait_for(connection, select.POLLOUT, deadline)
+                continue
             rights = []
             discard(buffers, sent)
     except OSError as error:
         raise Cold(f"the server does not take the request: {error.strerror}") from None
 
 
-def _await_ready(control: socket.socket) -> None:
-    """Wait until a process is ready to become the program; raises `Cold` if there is none in time."""
-    until = time.monotonic() + START_PATIENCE
+def _wait_for(connection: platform.Stream | socket.socket, event: int, deadline: Deadline) -> None:
+    """Wait until a socket is ready; raises `Cold` if it is not in time."""
     poller = select.poll()
-    poller.register(control, select.POLLIN)
-    while not poller.poll(max(0, until - time.monotonic()) * 1000):
-        if time.monotonic() >= until:
+    poller.register(connection, event)
+    while not poller.poll((deadline.remaining() or 0) * 1000):
+        if deadline.expired:
             raise Busy("no worker is free")
-    answer = control.recv(1)
+
+
+def _await_ready(control: socket.socket, deadline: Deadline) -> None:
+    """Wait until a process is ready to become the program; raises `Cold` if there is none in time."""
+    _wait_for(control, select.POLLIN, deadline)
+    answer = _receive(control, 1)
     if answer != wire.READY:
         raise Refused("the server refused") if answer else Busy("the server gave the run up")
 
@@ -161,16 +172,24 @@ def _await_end(connection: platform.Stream, control: socket.socket, woken: int) 
                 os.read(woken, 64)  # the handler of the signal runs now
                 continue
             if descriptor == control.fileno():
-                message = control.recv(64, socket.MSG_DONTWAIT)
+                message = _receive(control, 64)
                 if not message:
                     poller.unregister(control)
                 elif wire.STOPPED in message:
                     os.kill(os.getpid(), signal.SIGSTOP)  # as the run has; SIGCONT, which is relayed, continues both
                 continue
-            data = connection.recv(_RECEIVE_SIZE)
+            data = _receive(connection, _RECEIVE_SIZE)
             received += data
             if not data or received.endswith(b"0000"):
                 return received[4:-4] if received.endswith(b"0000") else b""
+
+
+def _receive(connection: platform.Stream | socket.socket, size: int) -> bytes:
+    """Receive from a socket; b"" at its end, also where the other side has not read all that was sent (ECONNRESET)."""
+    try:
+        return connection.recv(size)
+    except ConnectionError:
+        return b""
 
 
 def _end_as(response: bytes) -> NoReturn:

@@ -168,6 +168,21 @@ def test_signals_are_relayed(place: Place, client: str) -> None:
         assert process.wait(support.TIMEOUT) == 9
 
 
+def test_a_dead_worker_ends_its_client(place: Place, client: str) -> None:
+    """Also where it has not read all signals, which the client sees as a reset of the control channel."""
+    with running(place, client, "pid") as process:
+        assert process.stdout is not None
+        pid = process.stdout.readline().decode().strip()
+        worker = int(subprocess.check_output(["ps", "-o", "ppid=", "-p", pid]))
+        os.kill(worker, signal.SIGSTOP)
+        process.send_signal(signal.SIGWINCH)
+        time.sleep(0.05)  # for the client to pass it on; if it does not, the test is only weaker
+        os.kill(worker, signal.SIGKILL)
+        said = process.communicate(timeout=support.TIMEOUT)[1]
+        text = b"ipcsrv: warm: the server died during the run; it may have done a part of its work\n"
+        assert (process.returncode, said) == (1, text)
+
+
 def test_death_by_a_signal_is_the_clients_too(place: Place, client: str) -> None:
     with running(place, client, "wait") as process:
         assert process.stdout is not None
@@ -356,8 +371,11 @@ def test_a_run_for_which_no_worker_is_free_is_cold(own_place: Place) -> None:
     with running(own_place, client, "wait") as process:
         assert process.stdout is not None
         process.stdout.readline()
-        said = own_place.warm(client, "exit", "3")
-        assert said == (3, b"", b"ipcsrv: warm: no worker is free; running it cold\n")
+        long = {f"LONG_{number}": "x" * 100_000 for number in range(8)}  # more than a socket holds
+        for name in own_place.clients:
+            for more in ({}, long):
+                said = own_place.warm(name, "exit", "3", env={**own_place.environment, **more})
+                assert said == (3, b"", b"ipcsrv: warm: no worker is free; running it cold\n")
         process.terminate()
 
 

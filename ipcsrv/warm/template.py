@@ -6,6 +6,7 @@ import sys
 
 assert sys.platform != "win32"
 
+import ast
 import importlib
 import os
 import secrets
@@ -13,6 +14,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from types import ModuleType
 from typing import Any
 
@@ -85,6 +87,7 @@ class Template:
         self.spec = spec
         self.token = secrets.token_hex(8)
         self.code: Any = None  # of a script
+        self._first: list[ast.stmt] = []  # the imports with which the program begins
         self.effects = ImportEffects()
         self.modules: frozenset[str] = frozenset()  # names of all that are imported
         self.learned = stamps.ABSENT  # of the file, when it was read
@@ -108,13 +111,16 @@ class Template:
         recorder, arguments = Recorder(), list(sys.argv)
         self.learned = stamps.stamp_of(self.spec["learned"])
         script = None if self.spec["is_module"] else stamps.stamp_of(self.spec["path"])
-        if script is not None:
-            self.code = _compile(self.spec["path"])
+        if script is None:
+            self._first = ast.parse(f"import {self.spec['path'].partition(':')[0]}").body
+        else:
+            self.code, self._first = _compile(self.spec["path"])
         wanted = self._wanted()
         sys.argv[:] = [self.spec["path"]]  # the list itself: a module may keep it
         with packages_taken_out(self.packages):
             streams = recording.terminals_like(self.spec["terminals"], recorder)
             with self.effects.observed(), recorder.installed(), streams:
+                self._import_first()
                 import_all(wanted)
             self.modules = frozenset(sys.modules)
             self._imported = self._stamps(recorder.sources)
@@ -139,11 +145,21 @@ class Template:
             stamps.write(self.spec["stamps"], self.token, bytes.fromhex(self.spec["key"]), self._imported)
 
     def _wanted(self) -> list[str]:
-        """Return the modules to import: the program's own, those named by the user, and those that a run has shown."""
-        names = _imported_by(self.code) if self.code is not None else [self.spec["path"].partition(":")[0]]
+        """Return the modules to import: those named by the user, and those that a run has shown."""
+        names = []
         for path in (self.spec["preload"], self.spec["learned"]):
             names += [os.fsdecode(name) for name in read_lines(path) if name != LEARN_NOTHING]
         return list(dict.fromkeys(names))
+
+    def _import_first(self) -> None:
+        """Import what the program imports in any case, up to an import that fails: the run then says why."""
+        path = "<string>" if self.spec["is_module"] else self.spec["path"]
+        namespace = {"__name__": "__main__", "__file__": path}  # where a warning says that it comes from
+        for statement in self._first:
+            try:
+                exec(compile(ast.Module([statement], []), path, "exec", dont_inherit=True), namespace)
+            except (Exception, SystemExit):
+                return
 
     def _stamps(self, read: dict[str, stamps.Stamp]) -> dict[str, stamps.Stamp]:
         """Return the stamps of all that a change would make stale; those of source files as of their reading."""
@@ -190,16 +206,47 @@ def write_lines(path: str, lines: Iterable[bytes]) -> None:
     os.rename(temporary, path)
 
 
-def _compile(path: str) -> Any:
+def _compile(path: str) -> tuple[Any, list[ast.stmt]]:
+    """Return the code of a script, and the imports with which it begins."""
     with open(path, "rb") as file:
-        return compile(file.read(), path, "exec", dont_inherit=True)
+        source = file.read()
+    return compile(source, path, "exec", dont_inherit=True), first_imports(ast.parse(source))
 
 
-def _imported_by(code: Any) -> list[str]:
-    """Return the names that a script's own lines import."""
-    import dis
+def first_imports(script: ast.Module) -> list[ast.stmt]:
+    """Return the imports that every run of a script does: before it calls, decides or changes anything."""
+    statements = takewhile(lambda statement: _is_import(statement) or _only_defines(statement), _in_turn(script.body))
+    return list(filter(_is_import, statements))
 
-    return [str(i.argval) for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME" and i.argval != "__future__"]
+
+def _in_turn(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements in the order in which they are executed if none raises an exception."""
+    for statement in statements:
+        if isinstance(statement, ast.Try):
+            yield from _in_turn([*statement.body, *statement.orelse, *statement.finalbody])
+        elif isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'":
+            yield from _in_turn(statement.body)
+        else:
+            yield statement
+
+
+def _is_import(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Import | ast.ImportFrom)
+
+
+def _only_defines(statement: ast.stmt) -> bool:
+    """Return whether the statement is a function, a docstring, or gives a name a constant value."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+        return not statement.decorator_list
+    if isinstance(statement, ast.Assign) and not all(isinstance(target, ast.Name) for target in statement.targets):
+        return False
+    if not isinstance(statement, ast.Assign | ast.Expr):
+        return isinstance(statement, ast.Pass)
+    try:
+        ast.literal_eval(statement.value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def import_all(names: Iterable[str]) -> None:

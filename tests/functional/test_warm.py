@@ -322,6 +322,25 @@ def test_a_module_imported_late_is_learned(own_place: Place) -> None:
     wait_until_warm(own_place, the_client(own_place))
 
 
+NOT_REACHED = [
+    "if sys.argv[1:] == ['effect']:\n    import effect\n",
+    "if sys.argv[1:] != ['effect']:\n    sys.exit(warm_prog.main())\nimport effect\n",
+    "try:\n    import warm_prog\nexcept ImportError:\n    import effect\n",
+    "def late():\n    import effect\n",
+]
+
+
+def test_an_import_that_no_run_does_is_not_done(own_place: Place) -> None:
+    mark = own_place.folder / "imported"
+    (own_place.module.parent / "effect.py").write_text(f"open({str(mark)!r}, 'a').close()\n")
+    for lines in NOT_REACHED:
+        end = "if __name__ == '__main__':\n    sys.exit(warm_prog.main())\n"
+        own_place.program.write_text(f"#!{sys.executable}\nimport sys\nimport warm_prog\n{lines}{end}")
+        own_place.manage("--restart", own_place.program)
+        assert own_place.warm(the_client(own_place), "exit", "3") == (3, b"", b"")
+        assert not mark.exists(), lines
+
+
 def test_a_module_named_by_preload_is_imported(own_place: Place) -> None:
     (own_place.module.parent / "extra.py").write_text("")
     action = "\n\ndef do_extra():\n    print('extra' in sys.modules)\n"

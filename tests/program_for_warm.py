@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 START = os.getpid(), list(sys.argv)
 
@@ -42,8 +43,35 @@ def do_raise() -> None:
     raise ValueError("outer") from KeyError("inner")
 
 
-def do_interrupt() -> None:
-    raise KeyboardInterrupt
+def do_interrupt(kind: str = "") -> None:
+    raise type("Derived", (KeyboardInterrupt,), {}) if kind else KeyboardInterrupt
+
+
+def do_hook(kind: str) -> None:
+    def hook(*_: object) -> None:
+        if kind == "exit":
+            sys.exit(7)
+        raise KeyError("in the hook")
+
+    sys.excepthook = hook if kind in ("exit", "raise") else None  # type: ignore[assignment]
+    if kind == "missing":
+        del sys.excepthook
+    raise ValueError("in the program")
+
+
+def do_join() -> None:
+    """End with a thread to wait for, and be interrupted meanwhile."""
+    atexit.register(print, "registered")
+    end = threading.Event()
+
+    def interrupt() -> None:
+        while "_shutdown" not in [frame.name for frame in traceback.extract_stack(sys._current_frames()[main_id])]:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        end.wait(0.3)
+
+    main_id = threading.get_ident()
+    threading.Thread(target=interrupt).start()
 
 
 def do_die(number: str) -> None:

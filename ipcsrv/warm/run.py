@@ -162,9 +162,13 @@ class Run:
         except SystemExit as error:
             return _status(error)
         except BaseException as error:
-            show(error)
-            return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-        return 0
+            failure = error
+        else:
+            return 0
+        status = show(failure)  # out of the handler: what the hook raises has no context
+        if status is not None:
+            return status
+        return -signal.SIGINT if type(failure) is KeyboardInterrupt else 1
 
     def _execute(self, arguments: list[str]) -> None:
         sys.argv[:] = arguments  # the list itself: a module may have kept it
@@ -206,34 +210,49 @@ def _status(error: SystemExit) -> int:
     if code is None:
         return 0
     if isinstance(code, int):
-        return code & 0xFF
+        return code & 0xFF if -(2**63) <= code < 2**63 else 0xFF
     with contextlib.suppress(Exception):
         print(code, file=sys.stderr)
     return 1
 
 
-def show(error: BaseException) -> None:
-    """Print an exception that ends the program, from the program's own frames on."""
-    tail = error.__traceback__
-    while tail is not None and tail.tb_frame.f_code.co_filename == __file__:
-        tail = tail.tb_next
-    error.__traceback__ = tail
+def show(error: BaseException) -> int | None:
+    """Print an exception that ends the program, from the program's own frames on.
+
+    Returns: the exit status, if the program's `sys.excepthook` has called `sys.exit`.
+    """
+    tail = _program_frames(error)
     recording.hide_frames(error)
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, tail
     with contextlib.suppress(Exception):
         sys.stdout.flush()
+    if not hasattr(sys, "excepthook"):  # it can be deleted
+        print("sys.excepthook is missing", file=sys.stderr)
+        sys.excepthook = sys.__excepthook__
     try:
         sys.excepthook(type(error), error, tail)
+    except SystemExit as leaving:
+        return _status(leaving)
     except BaseException as failure:
         _show_failed_hook(failure, error, tail)
+    return None
 
 
 def _show_failed_hook(failure: BaseException, error: BaseException, tail: TracebackType | None) -> None:
     with contextlib.suppress(Exception):
         print("Error in sys.excepthook:", file=sys.stderr)
-        traceback.print_exception(failure)
+        sys.__excepthook__(type(failure), failure, _program_frames(failure))
         print("\nOriginal exception was:", file=sys.stderr)
-        traceback.print_exception(type(error), error, tail)
+        sys.__excepthook__(type(error), error, tail)
+
+
+def _program_frames(error: BaseException) -> TracebackType | None:
+    """Take the frames of this module off the beginning of a traceback; returns what is left."""
+    tail = error.__traceback__
+    while tail is not None and tail.tb_frame.f_code.co_filename == __file__:
+        tail = tail.tb_next
+    error.__traceback__ = tail
+    return tail
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
@@ -244,9 +263,14 @@ def finish(status: int, note: Callable[[], None]) -> None:
 
     note: called when the program has ended, before its modules go.
     """
-    threading._shutdown()  # type: ignore[attr-defined]
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+    except BaseException as error:  # Ctrl-C
+        _say_ignored(_where_joined(), error)
     atexit._run_exitfuncs()
     flushed = _flush_standard_streams()
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on, as in an interpreter that ends
     with contextlib.suppress(OSError):
         note()
     main = sys.modules.pop("__main__", None)
@@ -271,7 +295,7 @@ def _flush_standard_streams() -> bool:
             sys.stdout.flush()
         except BaseException as error:
             flushed = False
-            _say_ignored(error)
+            _say_ignored(_where_flushed(), error)
     if sys.stderr is not None and not getattr(sys.stderr, "closed", False):
         try:
             sys.stderr.flush()
@@ -280,10 +304,23 @@ def _flush_standard_streams() -> bool:
     return flushed
 
 
-def _say_ignored(error: BaseException) -> None:
+def _where_flushed() -> str:
     if sys.version_info < (3, 13):
-        where = f"in: {sys.stdout!r}"
-    else:
-        where = "on flushing sys.stdout:" if sys.version_info < (3, 14) else "while flushing sys.stdout:"
+        return f"in: {sys.stdout!r}"
+    return "on flushing sys.stdout:" if sys.version_info < (3, 14) else "while flushing sys.stdout:"
+
+
+def _where_joined() -> str:
+    if sys.version_info < (3, 13):
+        return f"in: {threading!r}"
+    return "" if sys.version_info < (3, 14) else "on threading shutdown:"
+
+
+def _say_ignored(where: str, error: BaseException) -> None:
+    """Print an exception as `sys.unraisablehook` does, which takes only what the interpreter gives it."""
+    lines = traceback.format_tb(_program_frames(error))
+    module = "" if type(error).__module__ == "builtins" else f"{type(error).__module__}."
+    head = "Traceback (most recent call last):\n" if lines else ""
+    last = f"{module}{type(error).__qualname__}: {error}\n"
     with contextlib.suppress(Exception):
-        sys.stderr.write(f"Exception ignored {where}\n{''.join(traceback.format_exception_only(error))}")
+        sys.stderr.write((f"Exception ignored {where}\n" if where else "") + head + "".join(lines) + last)

@@ -105,8 +105,9 @@ def comparable(result: Result) -> Result:
 
 
 ACTIONS = [
-    ("exit", "0"), ("exit", "3"), ("exit", "255"), ("exit", "256"), ("exit_text",), ("os_exit", "4"), ("raise",),
+    ("exit", "0"), ("exit", "3"), ("exit", "255"), ("exit", "256"), ("exit", str(2**63)), ("exit_text",), ("os_exit", "4"), ("raise",),
     ("both",), ("interrupt",), ("die", "9"), ("die", "10"), ("die", "15"), ("die", "11"), ("deep",), ("signals",),
+    ("hook", "exit"), ("hook", "raise"), ("hook", "none"), ("hook", "missing"), ("interrupt", "derived"), ("join",),
     ("surroundings",), ("echo",), ("child",), ("pool",), ("exec",), ("logging",), ("no-such-action",), (),
 ]  # fmt: skip
 

@@ -93,7 +93,7 @@ def do_signals() -> None:
 def do_surroundings() -> None:
     main_module = sys.modules["__main__"]
     variables = sorted(item for item in os.environ.items() if item[0] != "_")  # in which a shell puts the command
-    print(sys.argv, os.getcwd(), oct(os.umask(0o22)), variables)
+    print(sys.argv, os.getcwd(), oct(os.umask(0o22)), variables, os.getgid(), os.getgroups())
     print(__name__, main_module.__file__, main_module.__spec__, sys.path, sys.flags, sys.executable, sys.orig_argv)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         original = getattr(sys, f"__{stream.name[1:-1]}__")

@@ -99,6 +99,7 @@ struct text read_file(const char *path, size_t limit);
 
 struct program {
     bool is_module;    /* MODULE:MAIN */
+    bool by_launcher;  /* a launcher has named it, whose arguments are all the program's */
     char *argv0;       /* the script, as the run sees its name */
     char *path;        /* the same, absolute */
     char *interpreter; /* absolute path of the Python that its first line names */

@@ -23,7 +23,7 @@
 extern char **environ;
 
 static const char *const startup_variables[] = {
-    "DYLD_INSERT_LIBRARIES", "DYLD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD",
+    "DYLD_INSERT_LIBRARIES", "DYLD_LIBRARY_PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD",
 };
 
 /* -- text ---------------------------------------------------------------------------------------------------------- */
@@ -136,6 +136,7 @@ static bool find_module(const char *name, struct program *program) {
 }
 
 bool find_program(const char *name, struct program *program) {
+    program->by_launcher = false;
     program->is_module = strchr(name, ':') != NULL && strchr(name, '/') == NULL;
     if (program->is_module)
         return find_module(name, program);
@@ -143,6 +144,7 @@ bool find_program(const char *name, struct program *program) {
     if (path == NULL || !first_lines(path, lines))
         return false;
     if (starts_with(lines[0], "#!") && strstr(lines[0], LAUNCHER) != NULL) {
+        program->by_launcher = true;
         path = duplicate(lines[1]);
         if (!first_lines(path, lines))
             return false;
@@ -187,7 +189,7 @@ static char *servers_folder(void) {
 }
 
 static bool is_startup_variable(const char *entry) {
-    if (starts_with(entry, "PYTHON"))
+    if (starts_with(entry, "LC_") || starts_with(entry, "PYTHON"))
         return true;
     size_t size = strcspn(entry, "=");
     for (size_t i = 0; i < sizeof startup_variables / sizeof *startup_variables; i++)
@@ -211,6 +213,23 @@ static bool is_relative(const char *folders) {
     return folders[-1] == ':';
 }
 
+/* The groups of this process, which are those of a server that it starts. */
+static bool append_groups(struct text *key) {
+    int count = getgroups(0, NULL);
+    gid_t *groups = allocate(((size_t)(count < 0 ? 0 : count) + 1) * sizeof *groups);
+    count = getgroups(count, groups);
+    if (count < 0)
+        return false;
+    char *text = formatted("%lu %lu", (unsigned long)getgid(), (unsigned long)getegid());
+    append(key, text, strlen(text));
+    for (int i = 0; i < count; i++) {
+        text = formatted(" %lu", (unsigned long)groups[i]);
+        append(key, text, strlen(text));
+    }
+    append(key, "", 1);
+    return true;
+}
+
 static bool append_key(struct text *key, const struct program *program) {
     const char *searched = getenv("PYTHONPATH");
     char folder[PATH_MAX] = "";
@@ -222,6 +241,8 @@ static bool append_key(struct text *key, const struct program *program) {
     append_string(key, program->flags);
     append_string(key, program->path);
     append_string(key, folder);
+    if (!append_groups(key))
+        return false;
     size_t count = 0, total = 0;
     while (environ[total] != NULL)
         total++;
@@ -285,8 +306,9 @@ bool locate_server(struct program *program) {
 /* -- stamps -------------------------------------------------------------------------------------------------------- */
 
 static bool unchanged(const char *line) {
-    char *size_text, *path;
-    long long mtime = strtoll(line, &size_text, 10), size = strtoll(size_text, &path, 10);
+    char *size_text, *inode_text, *path;
+    long long mtime = strtoll(line, &size_text, 10), size = strtoll(size_text, &inode_text, 10);
+    unsigned long long inode = strtoull(inode_text, &path, 10);
     struct stat info;
     if (stat(path + 1, &info) < 0)
         return mtime == -1;
@@ -295,7 +317,8 @@ static bool unchanged(const char *line) {
 #else
     struct timespec found = info.st_mtim;
 #endif
-    return mtime == (long long)found.tv_sec * 1000000000 + found.tv_nsec && size == (long long)info.st_size;
+    return mtime == (long long)found.tv_sec * 1000000000 + found.tv_nsec && size == (long long)info.st_size &&
+           inode == (unsigned long long)info.st_ino;
 }
 
 const char *current_token(const struct program *program) {

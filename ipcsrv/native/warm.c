@@ -53,7 +53,19 @@ static int run_cold(const struct program *program, const char *reason, char **wo
         return exec_python(words);
     debug(formatted("%s; running it cold", reason));
     words[first - 1] = program->argv0;
-    execv(program->argv0, words + first - 1);
+    if (access(program->argv0, X_OK) == 0) {
+        execv(program->argv0, words + first - 1);
+    } else { /* as `python SCRIPT` */
+        bool has_flags = *program->flags != '\0';
+        size_t count = 0;
+        while (words[first - 1 + count] != NULL)
+            count++;
+        char **command = allocate((count + 3) * sizeof *command);
+        command[0] = program->interpreter;
+        command[1] = program->flags;
+        memcpy(command + 1 + has_flags, words + first - 1, (count + 1) * sizeof *command);
+        execv(program->interpreter, command);
+    }
     complain("\1: cannot be run: \2", program->argv0, strerror(errno), "");
     return EXIT_USAGE;
 }
@@ -275,7 +287,7 @@ int warm(int argc, char **argv) {
     struct program program;
     if (argc < 3 || argv[2][0] == '-' || !find_program(argv[2], &program))
         return exec_python(argv);
-    int first = argc > 3 && strcmp(argv[3], "--") == 0 ? 4 : 3;
+    int first = argc > 3 && !program.by_launcher && strcmp(argv[3], "--") == 0 ? 4 : 3;
     const char *reason = reason_for_cold(argc - first, argv + first);
     if (reason != NULL)
         return run_cold(&program, reason, argv, first);

@@ -43,7 +43,7 @@ def is_current(found: Record) -> bool:
 
 def files_of(found: Record) -> stamps.Stamps:
     """Return the stamps of the base when it was recorded."""
-    return {path: (mtime, size) for path, (mtime, size) in found["state"]["files"].items()}
+    return {path: (mtime, size, inode) for path, (mtime, size, inode) in found["state"]["files"].items()}
 
 
 def read(path: str) -> Record | None:

@@ -35,14 +35,14 @@ else:
         Raises:
             IpcError: there is no such program.
         """
-        name, arguments = words[0], words[1:]
-        if arguments[:1] == ["--"]:
-            del arguments[0]
+        arguments = words[2:] if words[1:2] == ["--"] else words[1:]
         try:
-            found = program.find(name)
+            found = program.find(words[0])
         except program.NotPython as error:
             say(f"{error}; running it cold")
             os.execv(error.path, [error.path, *arguments])
+        if found.by_launcher:
+            arguments = words[1:]
         place = _place(found, arguments, say)
         try:
             client.run(found, place, arguments)

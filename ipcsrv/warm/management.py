@@ -117,7 +117,7 @@ def launcher(program: Program) -> str:
     import shlex
 
     command = [found] if found else [sys.executable, "-m", "ipcsrv"]
-    return f'#!/bin/sh\nexec {shlex.join([*command, "warm", program.path])} "$@"\n'
+    return f'#!/bin/sh\nexec {shlex.join([*command, "warm", program.path, "--"])} "$@"\n'
 
 
 def _is_launcher(path: str) -> bool:

@@ -1,8 +1,8 @@
 """Find a program, its interpreter, and the path of the server that runs it warm.  In the client.
 
 Everything here is done once more in C (ipcsrv/native/program.c), and must give the same paths; a test compares them.
-A server is named for its *key*: the interpreter with its flags, the program, the version of ipcsrv, and the variables
-that the interpreter reads before any program could change them.
+A server is named for its *key*: the interpreter with its flags, the program, the version of ipcsrv, the groups of the
+user's process, and the variables that the interpreter reads before any program could change them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ FORMAT = "ipcsrv-warm 1"
 FOLDER = "warm"
 OVERRIDE = "IPCSRV_RUNTIME_DIR"
 LAUNCHER = "ipcsrvc warm"  # in the first line of a launcher; the program is named in the second
-#: Variables beside PYTHON* that a process reads when it starts; a server keeps the values that it was started with.
+#: Variables that a process reads when it starts; a server keeps the values that it was started with.
 STARTUP_VARIABLES = (
-    "DYLD_INSERT_LIBRARIES", "DYLD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD",
+    b"DYLD_INSERT_LIBRARIES", b"DYLD_LIBRARY_PATH", b"HOME", b"LANG", b"LD_LIBRARY_PATH", b"LD_PRELOAD",
 )  # fmt: skip
+STARTUP_PREFIXES = (b"LC_", b"PYTHON")
 WORKING_FOLDER, TERMINALS = b".", b"/tty"  # in the file of variables: what else decides how an import ends
 _LONGEST_NAME = 32  # bytes of the program's name in the socket's name
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -44,16 +45,22 @@ class NotPython(ProgramError):
 
 
 class Program:
-    """A program as found: `path` is the script, absolute, or MODULE:MAIN; `argv0` is its name for itself."""
+    """A program as found: `path` is the script, absolute, or MODULE:MAIN; `argv0` is its name for itself.
 
-    __slots__ = ("argv0", "flags", "interpreter", "is_module", "path")
+    `by_launcher` says that a launcher has named it, whose arguments are all the program's.
+    """
 
-    def __init__(self, path: str, argv0: str, interpreter: str, flags: list[str], *, is_module: bool) -> None:
+    __slots__ = ("argv0", "by_launcher", "flags", "interpreter", "is_module", "path")
+
+    def __init__(
+        self, path: str, argv0: str, interpreter: str, flags: list[str], *, is_module: bool, by_launcher: bool = False
+    ) -> None:
         self.path = path
         self.argv0 = argv0
         self.interpreter = interpreter
         self.flags = flags
         self.is_module = is_module
+        self.by_launcher = by_launcher
 
     @property
     def source(self) -> str:
@@ -66,9 +73,11 @@ class Program:
 
     def cold_command(self, arguments: list[str]) -> list[str]:
         """Return the command line of a run without a server."""
-        if not self.is_module:
+        if self.is_module:
+            return [self.interpreter, *self.flags, "-c", self.source, *arguments]
+        if os.access(self.argv0, os.X_OK):
             return [self.argv0, *arguments]
-        return [self.interpreter, *self.flags, "-c", self.source, *arguments]
+        return [self.interpreter, *self.flags, self.argv0, *arguments]
 
 
 def find(name: str) -> Program:
@@ -79,16 +88,25 @@ def find(name: str) -> Program:
         NotPython: it is not run by Python.
     """
     if ":" in name and "/" not in name:
+        if not all(map(_is_dotted_name, name.split(":", 1))):
+            raise ProgramError(f"{name}: not a program, nor MODULE:MAIN", name)
         return Program(name, name, sys.executable, ["-P"], is_module=True)
     path = name if "/" in name else _in_path(name)
     if not os.path.isfile(path):
         raise ProgramError(f"{name}: no such program", name)
     lines = _first_lines(path)
-    if lines[0].startswith(b"#!") and LAUNCHER.encode() in lines[0]:
+    by_launcher = lines[0].startswith(b"#!") and LAUNCHER.encode() in lines[0]
+    if by_launcher:
         path = os.fsdecode(lines[1])
         lines = _first_lines(path)
     interpreter, flags = _interpreter(path, lines)
-    return Program(os.path.abspath(path), path, interpreter, flags, is_module=False)
+    return Program(os.path.abspath(path), path, interpreter, flags, is_module=False, by_launcher=by_launcher)
+
+
+def _is_dotted_name(text: str) -> bool:
+    from keyword import iskeyword
+
+    return all(part.isidentifier() and not iskeyword(part) for part in text.split("."))
 
 
 def _in_path(name: str) -> str:
@@ -187,8 +205,8 @@ def _key(program: Program, environ: dict[bytes, bytes]) -> bytes:
     searched = environ.get(b"PYTHONPATH", b"")
     relative = any(not folder.startswith(b"/") for folder in searched.split(b":")) if searched else False
     texts.append(os.getcwd() if relative else "")
-    names = {os.fsencode(name) for name in STARTUP_VARIABLES}
-    found = sorted(name for name in environ if name in names or name.startswith(b"PYTHON"))
+    texts.append(" ".join(map(str, (os.getgid(), os.getegid(), *os.getgroups()))))
+    found = sorted(name for name in environ if name in STARTUP_VARIABLES or name.startswith(STARTUP_PREFIXES))
     return b"".join(os.fsencode(text) + b"\0" for text in texts) + b"".join(
         name + b"=" + environ[name] + b"\0" for name in found
     )

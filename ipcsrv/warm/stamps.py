@@ -1,8 +1,8 @@
 """The file that says what a server has imported, by which a client knows whether it is up to date.
 
 The template writes it beside the socket; clients compare it with the files (in C: ipcsrv/native/program.c).  It begins
-with `FORMAT TOKEN SIZE`, a line, and the key, of SIZE bytes; then come lines `MTIME SIZE PATH`, in nanoseconds and
-bytes, -1 and -1 for what must not exist.  The token is new for each template; a run names it, so that no template
+with `FORMAT TOKEN SIZE`, a line, and the key, of SIZE bytes; then come lines `MTIME SIZE INODE PATH`, in nanoseconds
+and bytes, -1 -1 0 for what must not exist.  The token is new for each template; a run names it, so that no template
 serves a client that looked at the stamps of another.
 """
 
@@ -16,18 +16,18 @@ import os
 
 from .program import FORMAT
 
-Stamp = tuple[int, int]
+Stamp = tuple[int, int, int]
 Stamps = dict[str, Stamp]
-ABSENT: Stamp = (-1, -1)
+ABSENT: Stamp = (-1, -1, 0)
 
 
 def stamp_of(path: str) -> Stamp:
-    """Return the time of modification, in nanoseconds, and the size of what is at `path`."""
+    """Return the time of modification, in nanoseconds, the size and the inode of what is at `path`."""
     try:
         info = os.stat(path)
     except OSError:
         return ABSENT
-    return info.st_mtime_ns, info.st_size
+    return info.st_mtime_ns, info.st_size, info.st_ino
 
 
 def write(path: str, token: str, key: bytes, stamps: dict[str, Stamp]) -> None:
@@ -36,7 +36,7 @@ def write(path: str, token: str, key: bytes, stamps: dict[str, Stamp]) -> None:
     Raises:
         ValueError: a path holds a line break.
     """
-    lines = [f"{mtime} {size} {name}\n" for name, (mtime, size) in stamps.items()]
+    lines = [f"{mtime} {size} {inode} {name}\n" for name, (mtime, size, inode) in stamps.items()]
     if any(line.count("\n") != 1 for line in lines):
         raise ValueError("the path of an imported file holds a line break")
     content = f"{FORMAT} {token} {len(key)}\n".encode() + key + b"\n" + os.fsencode("".join(lines))
@@ -70,8 +70,8 @@ def current_token(path: str, key: bytes) -> tuple[str | None, str]:
     if written != key:
         return None, "the server is another one's"
     for line in lines:
-        mtime, size, name = line.split(b" ", 2)
+        mtime, size, inode, name = line.split(b" ", 3)
         path = os.fsdecode(name)
-        if stamp_of(path) != (int(mtime), int(size)):
+        if stamp_of(path) != (int(mtime), int(size), int(inode)):
             return None, f"{path} has changed"
     return token, ""

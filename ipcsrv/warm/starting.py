@@ -49,7 +49,7 @@ def run_cold(program: Program, arguments: list[str]) -> NoReturn:
     """Become the program, in the ordinary way."""
     command = program.cold_command(arguments)
     try:
-        os.execv(command[0] if "/" in command[0] else program.path, command)
+        os.execv(command[0], command)
     except OSError as error:
         raise ProgramError(f"{program.path}: cannot be run: {error.strerror}", program.path) from None
 

@@ -105,7 +105,8 @@ def comparable(result: Result) -> Result:
 
 
 ACTIONS = [
-    ("exit", "0"), ("exit", "3"), ("exit", "255"), ("exit", "256"), ("exit", str(2**63)), ("exit_text",), ("os_exit", "4"), ("raise",),
+    ("exit", "0"), ("exit", "3"), ("exit", "255"), ("exit", "256"), ("exit", str(2**63)), ("exit_text",),
+    ("os_exit", "4"), ("raise",),
     ("both",), ("interrupt",), ("die", "9"), ("die", "10"), ("die", "15"), ("die", "11"), ("deep",), ("signals",),
     ("hook", "exit"), ("hook", "raise"), ("hook", "none"), ("hook", "missing"), ("interrupt", "derived"), ("join",),
     ("surroundings",), ("echo",), ("child",), ("pool",), ("exec",), ("logging",), ("no-such-action",), (),
@@ -309,9 +310,34 @@ def test_the_first_run_is_cold_and_starts_the_server(own_place: Place) -> None:
 def test_a_changed_source_is_run_at_once(own_place: Place) -> None:
     client = the_client(own_place)
     wait_until_warm(own_place, client)
-    own_place.module.write_text(own_place.module.read_text().replace("to output", "new output"))
-    assert own_place.warm(client, "both")[:2] == (0, b"new output\n")
-    support.wait_until(lambda: own_place.warm(client, "both") == (0, b"new output\n", b"to error\n"))
+    before = own_place.module.stat()
+    other = own_place.module.with_name("other.py")  # of the same size and time
+    other.write_text(own_place.module.read_text().replace("to output", "as output"))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(own_place.module)
+    shutil.rmtree(own_place.module.parent / "__pycache__")  # where Python compares no more than these
+    assert own_place.warm(client, "both")[:2] == (0, b"as output\n")
+    support.wait_until(lambda: own_place.warm(client, "both") == (0, b"as output\n", b"to error\n"))
+
+
+@pytest.mark.parametrize("other", ["locale", "groups"])
+def test_a_process_of_another_kind_has_another_server(own_place: Place, other: str) -> None:
+    if other == "groups" and os.geteuid() != 0:
+        pytest.skip("only root can change its groups")
+    own_place.manage("--restart", own_place.program)
+    locale = {"env": {**own_place.environment, "LC_NUMERIC": "C"}}
+    options: dict[str, object] = locale if other == "locale" else {"group": 4711, "extra_groups": [4712]}
+    cold = own_place.run(own_place.program, "surroundings", **options)
+    warm = own_place.warm(the_client(own_place), "surroundings", **options)
+    assert (*warm[:2], b"no server has been started" in warm[2]) == (*cold[:2], True)
+
+    def same_when_warm() -> bool:
+        """Either client uses the other server."""
+        warm = [own_place.warm(client, "surroundings", **options) for client in own_place.clients]
+        assert {result[1] for result in warm} == {cold[1]}
+        return all(result[2] == b"" for result in warm)
+
+    support.wait_until(same_when_warm)
 
 
 def test_a_module_imported_late_is_learned(own_place: Place) -> None:
@@ -411,8 +437,20 @@ def test_what_is_no_python_program_runs(place: Place, client: str) -> None:
     assert place.run(place.clients[client], "warm", script, "x")[:2] == (4, b"x\n")
 
 
-def test_a_missing_program_exits_2(place: Place, client: str) -> None:
-    assert place.run(place.clients[client], "warm", "no-such-program")[0] == 2
+@pytest.mark.parametrize("name", ["no-such-program", ":", "a:", ":b", "import:b", "a.:b"])
+def test_a_missing_program_exits_2(place: Place, client: str, name: str) -> None:
+    code, output, said = place.run(place.clients[client], "warm", name)
+    assert (code, output, said.count(b"\n")) == (2, b"", 1)
+
+
+def test_a_script_need_not_be_executable(own_place: Place) -> None:
+    own_place.program.chmod(0o644)
+    off = {**own_place.environment, "IPCSRV_WARM": "off"}
+    for client in own_place.clients:
+        assert own_place.warm(client, "exit", "3", env=off)[:2] == (3, b"")
+    wait_until_warm(own_place, the_client(own_place))
+    own_place.program.write_text(own_place.program.read_text() + "# changed\n")
+    assert own_place.warm(the_client(own_place), "exit", "3")[:2] == (3, b"")
 
 
 def test_an_installed_launcher_is_the_program(place: Place) -> None:
@@ -420,6 +458,14 @@ def test_an_installed_launcher_is_the_program(place: Place) -> None:
     launcher = place.manage("--install", folder, place.program).strip()
     assert launcher == str(folder / "prog")
     assert place.run(launcher, "exit", "3") == (3, b"", b"")
+    cold = place.run(place.program, "--", "exit", "3")
+    assert place.run(launcher, "--", "exit", "3") == cold
+    if "native" in place.clients:  # the kernel runs this one
+        with_kernel = folder / "with-kernel"
+        with_kernel.write_text(f"#!{place.clients['native']} warm\n{place.program}\n")
+        with_kernel.chmod(0o755)
+        assert place.run(with_kernel, "--", "exit", "3") == cold
+        assert place.run(place.clients["python"], "warm", with_kernel, "--", "exit", "3") == cold
     assert place.manage("--install", folder, place.program).strip() == launcher
     code, _, said = place.run(place.clients["python"], "warm", "--install", place.program.parent, place.program)
     assert (code, b"there is a file already" in said) == (2, True)

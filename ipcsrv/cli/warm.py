@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", metavar="N", help="runs at a time that a server that is started has room for (default: 2 to 8)")
     add("--install", metavar="FOLDER", nargs="?", const="", help="write a launcher for PROGRAM into FOLDER")
     add("--list", action="store_true", help="show the servers that run warm")
-    add("--stop", action="store_true", help="stop the servers of PROGRAM, or all")
+    add("--stop", action="store_true", help="stop the servers of PROGRAM, or all, and forget what was learned of it")
     add("--restart", action="store_true", help="start a server for PROGRAM, or have it import everything again")
 
 

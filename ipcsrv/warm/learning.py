@@ -17,6 +17,8 @@ from .recording import Recorder
 from .run import Run, forget_packages
 from .template import LEARN_NOTHING, note_variables, write_lines
 
+NEVER_LEARNED = {"__main__", "readline", "gnureadline", "rlcompleter"}  # input() is another one with these
+
 
 def run_and_learn(spec: dict[str, Any], arguments: list[str]) -> int:
     """Run the program in this process; when it ends, write the names of the modules that it has imported."""
@@ -51,8 +53,8 @@ def _write(spec: dict[str, Any], recorder: Recorder, present: set[str], folders:
 def note_modules(path: str, present: Container[str], folders: list[str]) -> None:
     """Add the modules that are imported, and are not `present`, to the file of learned ones."""
     known = read_lines(path)
-    new = [name for name in list(sys.modules) if name not in present and _importable(name, folders)]
-    wanted = dict.fromkeys([*known, *map(os.fsencode, new)])
+    new = [os.fsencode(name) for name in list(sys.modules) if name not in present and _importable(name, folders)]
+    wanted = dict.fromkeys([*known, *(name for name in new if LEARN_NOTHING + name not in known)])
     if LEARN_NOTHING not in wanted and (len(wanted) > len(known) or not os.path.exists(path)):
         write_lines(path, wanted)
 
@@ -60,7 +62,7 @@ def note_modules(path: str, present: Container[str], folders: list[str]) -> None
 def _importable(name: str, folders: list[str]) -> bool:
     """Return whether the module would be found again in another folder: what a run added to the path is its own."""
     spec = getattr(sys.modules[name], "__spec__", None)
-    if name == "__main__" or spec is None or spec.name != name or name.startswith("ipcsrv"):
+    if name in NEVER_LEARNED or spec is None or spec.name != name or name.startswith("ipcsrv"):
         return False
     origin = spec.origin or ""
     return origin in ("built-in", "frozen") or any(origin.startswith(os.path.join(f, "")) for f in folders if f)

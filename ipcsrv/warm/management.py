@@ -6,6 +6,7 @@ import sys
 
 assert sys.platform != "win32"
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ..errors import IpcError
 from ..platform import client as platform
 from ..server import server
 from . import stamps, starting
-from .program import FOLDER, LAUNCHER, OVERRIDE, Place, Program, ProgramError, find, read_lines
+from .program import FOLDER, LAUNCHER, OVERRIDE, Place, Program, ProgramError, find, read_lines, stems
 from .template import write_lines
 
 _SHEBANG_LIMIT = 120  # bytes; the kernel's of old
@@ -24,12 +25,23 @@ _SHEBANG_LIMIT = 120  # bytes; the kernel's of old
 
 def servers() -> Iterator[tuple[str, str]]:
     """Yield the program and the socket's path of each warm server of this user."""
-    folder = os.path.join(platform.runtime_folder(os.environ.get(OVERRIDE)), FOLDER)
+    for program, _, path in _known_servers():
+        if os.path.exists(path):
+            yield program, path
+
+
+def _known_servers() -> Iterator[tuple[str, bytes, str]]:
+    """Yield program, key and the socket's path of each server that there is or was."""
+    folder = _folder()
     for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ()):
         found = stamps.read(os.path.join(folder, name)) if name.endswith(".stamps") else None
-        path = os.path.join(folder, name.removesuffix(".stamps") + ".sock")
-        if found is not None and os.path.exists(path):
-            yield os.fsdecode(found[1].split(b"\0")[4]), path
+        if found is not None:
+            program = os.fsdecode(found[1].split(b"\0")[4])
+            yield program, found[1], os.path.join(folder, name.removesuffix(".stamps") + ".sock")
+
+
+def _folder() -> str:
+    return os.path.join(platform.runtime_folder(os.environ.get(OVERRIDE)), FOLDER)
 
 
 def show_servers() -> int:
@@ -55,11 +67,18 @@ def _figures(status: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def stop(name: str | None) -> int:
-    """Stop the servers of a program, or all; runs in progress end first."""
-    wanted = None if name is None else find(name).path
+    """Stop the servers of a program, or all, and forget what was learned of it; runs in progress end first."""
+    found = None if name is None else find(name)
     for program, path in servers():
-        if wanted in (None, program):
+        if found is None or program == found.path:
             server.stop(path)
+    learned = [] if found is None else [Place(found).learned]
+    for program, key, _ in _known_servers():
+        if found is None or program == found.path:
+            learned += (f"{stem}.learned" for stem in stems(_folder(), program, key))
+    for path in learned:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
     return 0
 
 

@@ -17,6 +17,10 @@ from .._version import __version__
 from ..errors import IpcError
 from ..platform.unix.folder import runtime_folder
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 FORMAT = "ipcsrv-warm 1"
 FOLDER = "warm"
 OVERRIDE = "IPCSRV_RUNTIME_DIR"
@@ -159,14 +163,14 @@ class Place:
         folder = os.path.join(runtime_folder(os.environ.get(OVERRIDE)), FOLDER)
         key = _key(program, environ)
         self.folder, self.start_of_key = folder, key
-        stem = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
+        *_, stem = stems(folder, program.path, key)
         self.learned, self.preload, self.variables = (f"{stem}.{name}" for name in ("learned", "preload", "env"))
         self.lock = f"{stem}.starting"
         for name in read_lines(self.variables):
             value = self._value_of(name, environ)
             key += name + (b"\0" if value is None else b"=" + value + b"\0")
         self.key = key
-        stem = os.path.join(folder, f"{_short(program.path)}-{_hash(key):016x}")
+        *_, stem = stems(folder, program.path, key)
         self.socket, self.stamps, self.failed, self.base_file = (
             f"{stem}.{name}" for name in ("sock", "stamps", "failed", "base")
         )
@@ -218,9 +222,13 @@ def _short(path: str) -> str:
     return bytes(byte if byte in _PLAIN else ord("_") for byte in name).decode()
 
 
-def _hash(data: bytes) -> int:
-    """Return FNV-1a of 64 bits: names only; what decides is the key itself, in the file of stamps."""
+def stems(folder: str, path: str, key: bytes) -> Iterator[str]:
+    """Yield the paths of files without their ends for each beginning of a key, up to the whole.
+
+    The hash is FNV-1a of 64 bits: names only; what decides is the key itself, in the file of stamps.
+    """
     value = _FNV_OFFSET
-    for byte in data:
+    for byte in key:
         value = (value ^ byte) * _FNV_PRIME & 0xFFFFFFFFFFFFFFFF
-    return value
+        if not byte:
+            yield os.path.join(folder, f"{_short(path)}-{value:016x}")

@@ -17,12 +17,14 @@ import gc
 import io
 import itertools
 import linecache
+import logging
 import multiprocessing.process
 import os
 import signal
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable
 from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
@@ -106,6 +108,9 @@ def take_surroundings(request: RunRequest, effects: ImportEffects) -> None:
     recording.set_folders()
     if os.environb.get(b"TZ") != zone:
         time.tzset()
+    atexit.register(logging.shutdown)  # the server has imported `logging` before the program
+    for function, arguments, options in effects.exit_functions:
+        atexit.register(function, *arguments, **options)
 
 
 def take_streams(descriptors: list[int], encodings: list[list[str]]) -> None:
@@ -151,9 +156,10 @@ def _reopen(stream: io.TextIOWrapper, descriptor: int, encoding: str, errors: st
 class Run:
     """A program, ready to be run in this process."""
 
-    def __init__(self, spec: dict[str, Any], code: Any = None) -> None:
+    def __init__(self, spec: dict[str, Any], code: Any = None, output: Iterable[tuple[int, bytes]] = ()) -> None:
         self._spec = spec
         self._code = code
+        self._output = output  # of the imports that have been done beforehand
 
     def execute(self, arguments: list[str]) -> int:
         """Run the program as `__main__`, with `sys.argv`; returns its exit status, or the negative of a signal."""
@@ -193,7 +199,15 @@ class Run:
         sys.orig_argv[:] = [self._spec["interpreter"], *self._spec["flags"], *(["-c", source] if source else [path])]
         sys.orig_argv += arguments[1:]
         title.set_command_line(sys.orig_argv, self._spec["comm"])
+        _print_again(self._output)
         exec(code, main.__dict__)
+
+
+def _print_again(output: Iterable[tuple[int, bytes]]) -> None:
+    for descriptor, data in output:
+        stream = sys.__stdout__ if descriptor == 1 else sys.__stderr__
+        if stream is not None:
+            stream.write(data.decode(stream.encoding, "surrogateescape"))
 
 
 def _depth() -> int:
@@ -258,10 +272,11 @@ def _program_frames(error: BaseException) -> TracebackType | None:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def finish(status: int, note: Callable[[], None]) -> None:
+def finish(status: int, note: Callable[[], None], files: Iterable[weakref.ref[Any]]) -> None:
     """End this process as the interpreter does, but for freeing the memory of every module, which the kernel does.
 
     note: called when the program has ended, before its modules go.
+    files: that were opened by an import beforehand.
     """
     try:
         threading._shutdown()  # type: ignore[attr-defined]
@@ -277,7 +292,7 @@ def finish(status: int, note: Callable[[], None]) -> None:
     if main is not None:
         main.__dict__.clear()  # what has a finalizer runs it
     gc.collect()  # of what the run has made: the rest is frozen
-    for thing in gc.get_objects():
+    for thing in [*gc.get_objects(), *(file() for file in files)]:
         if isinstance(thing, (io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)):
             with contextlib.suppress(Exception):
                 thing.flush()

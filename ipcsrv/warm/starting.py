@@ -30,12 +30,13 @@ from ..errors import IpcError, StartError
 from ..state import State
 from . import base, stamps
 from .program import WORKING_FOLDER, Place, Program, ProgramError, read_lines
-from .template import OUR_PACKAGES, write_lines
+from .template import LEARN_NOTHING, OUR_PACKAGES, write_lines
 
 RETRY_AFTER = 60.0  # seconds after a start that failed, in which no other is tried
 START_TIMEOUT = 60.0  # seconds
 EPOCH = b"IPCSRV_WARM_EPOCH_"  # in the file of variables: a name that no environment has
 OPTIONS = {"idle-exit": "1h", "drain-timeout": "1d", "startup-timeout": "60s"}  # of a server; a run may last long
+_LEFT_OUT = 5  # modules that a start leaves out of what has been learned, before it leaves out all
 _BOOTSTRAP = str(Path(__file__).with_name("bootstrap.py"))
 _KEPT_SETTINGS = ("IPCSRV_RUNTIME_DIR", "IPCSRV_PURE_PYTHON")
 
@@ -164,11 +165,31 @@ def ensure_current(program: Program, place: Place, options: dict[str, str]) -> N
 
 
 def start_where_it_is_found(program: Program, place: Place, options: dict[str, str]) -> None:
-    """Start or reload the server, once more if it has found on what else it depends: the next client looks there.
+    """Start or reload the server, if need be without what has been learned, which may be what it fails of.
 
     Raises:
         IpcError: it does not start, or not with the new code; the old one goes on.
     """
+    learned = read_lines(place.learned)
+    for _ in range(_LEFT_OUT):
+        try:
+            return _start_where_it_is_found(program, place, options)
+        except (IpcError, subprocess.SubprocessError):
+            before, learned = learned, read_lines(place.learned)
+            if all(name.startswith(LEARN_NOTHING) for name in before):
+                raise
+            if learned == before:  # the template has not found the module that is at fault
+                break
+    write_lines(place.learned, [LEARN_NOTHING])
+    try:
+        _start_where_it_is_found(program, place, options)
+    except (IpcError, subprocess.SubprocessError):
+        write_lines(place.learned, learned)
+        raise
+
+
+def _start_where_it_is_found(program: Program, place: Place, options: dict[str, str]) -> None:
+    """Start or reload the server, once more if it has found on what else it depends: the next client looks there."""
     place = start_or_reload(program, place, options)
     while (moved := place.again()).socket != place.socket:
         with contextlib.suppress(IpcError):

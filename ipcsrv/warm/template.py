@@ -7,11 +7,15 @@ import sys
 assert sys.platform != "win32"
 
 import ast
+import atexit
+import gc
 import importlib
+import io
 import os
 import secrets
 import signal
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
@@ -21,11 +25,11 @@ from typing import Any
 from ..errors import HandlerImportError
 from ..platform.unix.descriptors import open_descriptors
 from . import base, recording, stamps
-from .program import read_lines
+from .program import WORKING_FOLDER, read_lines
 from .recording import Recorder
 
 VARIABLE = "IPCSRV_WARM_SPEC"
-LEARN_NOTHING = b"-"  # in the file of learned modules
+LEARN_NOTHING = b"-"  # a line in the file of learned modules; before a name: not this one
 OUR_PACKAGES = ("ipcsrv", "filelock")
 
 
@@ -62,18 +66,48 @@ class ImportEffects:
         self.signals: dict[int, Any] = {}
         self.path: list[str] = []
         self.descriptors: frozenset[int] = frozenset()
+        self.exit_functions: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+        self.files: list[weakref.ref[Any]] = []  # that are open: what is not flushed in them is written by each run
+        self.output: list[tuple[int, bytes]] = []  # of what every run imports, as in `Recorder`
 
     @contextmanager
     def observed(self) -> Iterator[None]:
         """Note the changes of the block."""
         environment, handlers, descriptors = os.environb.copy(), _handlers(), open_descriptors()
-        yield
+        files = _open_files()
+        with self._exit_functions_noted():
+            yield
+        self.files = [weakref.ref(file) for file in _open_files() if not any(file is known for known in files)]
         for name in {*environment, *os.environb}:
             if os.environb.get(name) != environment.get(name):
                 self.environment[name] = os.environb.get(name)
         self.signals = {number: now for number, now in _handlers().items() if now is not handlers[number]}
         self.path = list(sys.path)
         self.descriptors = frozenset(open_descriptors() - descriptors)
+
+    @contextmanager
+    def _exit_functions_noted(self) -> Iterator[None]:
+        """Note what is registered with `atexit`, which is for the runs and not for the template."""
+        real, real_unregister, noting = atexit.register, atexit.unregister, True
+
+        def register(function: Any, /, *arguments: Any, **options: Any) -> Any:
+            if not noting:  # called by a module that has kept it
+                return real(function, *arguments, **options)
+            self.exit_functions.append((function, arguments, options))
+            return function
+
+        def unregister(function: Any, /) -> None:
+            self.exit_functions = [entry for entry in self.exit_functions if entry[0] != function]
+            real_unregister(function)
+
+        with recording.replaced(atexit, "register", register), recording.replaced(atexit, "unregister", unregister):
+            yield
+        noting = False
+
+
+def _open_files() -> list[Any]:
+    kinds = (io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)
+    return [thing for thing in gc.get_objects() if isinstance(thing, kinds)]
 
 
 def _handlers() -> dict[int, Any]:
@@ -109,19 +143,23 @@ class Template:
 
     def _load(self) -> None:
         recorder, arguments = Recorder(), list(sys.argv)
+        recorder.elsewhere = WORKING_FOLDER not in read_lines(self.spec["variables"])
         self.learned = stamps.stamp_of(self.spec["learned"])
         script = None if self.spec["is_module"] else stamps.stamp_of(self.spec["path"])
         if script is None:
             self._first = ast.parse(f"import {self.spec['path'].partition(':')[0]}").body
         else:
             self.code, self._first = _compile(self.spec["path"])
-        wanted = self._wanted()
+        preload, learned = read_lines(self.spec["preload"]), read_lines(self.spec["learned"])
         sys.argv[:] = [self.spec["path"]]  # the list itself: a module may keep it
         with packages_taken_out(self.packages):
             streams = recording.terminals_like(self.spec["terminals"], recorder)
             with self.effects.observed(), recorder.installed(), streams:
                 self._import_first()
-                import_all(wanted)
+                recording.flush_streams()
+                self.effects.output = list(recorder.output)
+                import_all(map(os.fsdecode, preload))
+                self._import_learned(learned, recorder)
             self.modules = frozenset(sys.modules)
             self._imported = self._stamps(recorder.sources)
         sys.argv[:] = arguments
@@ -129,7 +167,6 @@ class Template:
             if base.is_watched(path) and "\n" not in path:
                 self._imported.setdefault(path, stamp)
         if threading.active_count() > 1:
-            write_lines(self.spec["learned"], [LEARN_NOTHING])  # the next time without late imports
             raise HandlerImportError(self.spec["path"], reason="starts threads when it is imported")
         if script is not None:
             self._imported[self.spec["path"]] = script
@@ -144,12 +181,21 @@ class Template:
             base.write(self.spec["base_file"], self.spec["base"])
             stamps.write(self.spec["stamps"], self.token, bytes.fromhex(self.spec["key"]), self._imported)
 
-    def _wanted(self) -> list[str]:
-        """Return the modules to import: those named by the user, and those that a run has shown."""
-        names = []
-        for path in (self.spec["preload"], self.spec["learned"]):
-            names += [os.fsdecode(name) for name in read_lines(path) if name != LEARN_NOTHING]
-        return list(dict.fromkeys(names))
+    def _import_learned(self, lines: list[bytes], recorder: Recorder) -> None:
+        """Import what a run has shown, but for modules of which another run would notice it.
+
+        Raises:
+            HandlerImportError: a module is one of these; the next template leaves it out.
+        """
+        for line in [line for line in lines if not line.startswith(LEARN_NOTHING)]:
+            recording.flush_streams()
+            written, threads = len(recorder.output), threading.active_count()
+            import_all([os.fsdecode(line)])
+            recording.flush_streams()
+            if len(recorder.output) > written or threading.active_count() > threads:
+                write_lines(self.spec["learned"], [*(other for other in lines if other != line), LEARN_NOTHING + line])
+                reason = f"its module {os.fsdecode(line)} prints or starts threads when it is imported"
+                raise HandlerImportError(self.spec["path"], reason=reason)
 
     def _import_first(self) -> None:
         """Import what the program imports in any case, up to an import that fails: the run then says why."""

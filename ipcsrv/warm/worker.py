@@ -214,8 +214,8 @@ def _become_program(channel: socket.socket, parent: int) -> NoReturn:
         run.forget_server({channel.fileno(), *_template.effects.descriptors}, _template.packages)
         if os.getppid() == parent:
             arguments = _receive(channel)
-            status = run.Run(_template.spec, _template.code).execute(arguments)
-            run.finish(status, _note_modules)
+            status = run.Run(_template.spec, _template.code, _template.effects.output).execute(arguments)
+            run.finish(status, _note_modules, _template.effects.files)
     except BaseException as error:
         run.show(error)
     finally:

@@ -341,12 +341,24 @@ def test_a_process_of_another_kind_has_another_server(own_place: Place, other: s
 
 
 def test_a_module_imported_late_is_learned(own_place: Place) -> None:
-    (own_place.module.parent / "late.py").write_text("import sys\nprint('late is imported', file=sys.stderr)\n")
-    text = own_place.module.read_text()
-    own_place.module.write_text(text.replace('    print("to output")', '    import late\n    print("to output")'))
-    first = own_place.warm(the_client(own_place), "both")
-    assert b"late is imported" in first[2]
-    wait_until_warm(own_place, the_client(own_place))
+    """But not one that a run without it would see: it prints, makes the import fail, or is a line editor."""
+    lib = own_place.module.parent
+    (lib / "late.py").write_text("")
+    (lib / "late_prints.py").write_text("import sys\nprint('late', file=sys.stderr)\n")
+    (lib / "late_ends.py").write_text("import os, sys\nif len(sys.argv) == 1:\n    os._exit(3)\n")  # in the template
+    names = ["late", "late_prints", "readline"]
+    action = f"\n\ndef do_late(*names):\n    print([name for name in {names} if name in sys.modules])\n"
+    own_place.module.write_text(own_place.module.read_text() + action + "    list(map(__import__, names))\n")
+    client = the_client(own_place)
+    assert own_place.warm(client, "late", *names)[1] == b"[]\n"
+    support.wait_until(lambda: own_place.warm(client, "late", *names) == (0, b"['late']\n", b"late\n"))
+    assert own_place.warm(client, "late", "late_ends")[:2] == (0, b"['late']\n")
+    (learned,) = (own_place.folder / "run" / "warm").glob("*.learned")
+    support.wait_until(lambda: b"late_ends" in learned.read_bytes())
+    own_place.manage("--restart", own_place.program)
+    assert (own_place.warm(client, "late"), learned.read_text()) == ((0, b"[]\n", b""), "-\n")
+    own_place.manage("--stop", own_place.program)
+    assert not learned.exists()
 
 
 NOT_REACHED = [
@@ -581,7 +593,10 @@ def test_an_environment_of_its_own_changes_under_a_server(own_place: Place) -> N
 READ_AT_IMPORT = """
 import multiprocessing.process as processes
 ARGUMENTS, INPUT, FOLDER, TERMINAL = sys.argv, sys.stdin, os.getcwd(), sys.stdout.isatty()
-CONFIGURATION = open("prog.cfg").read() if os.path.exists("prog.cfg") else "none"
+CONFIGURATION = "none"
+if os.path.exists("prog.cfg"):
+    with open("prog.cfg") as file:
+        CONFIGURATION = file.read()
 
 
 def do_imported(*_):
@@ -626,6 +641,42 @@ def test_what_an_import_reads_is_the_clients(own_place: Place) -> None:
     support.wait_until(is_warm)
     os.close(theirs)
     os.close(terminal)
+
+
+DONE_AT_IMPORT = """
+import logging.handlers
+import warnings
+print("printed at import")
+sys.stdout.flush()
+warnings.warn("warned at import", UserWarning, stacklevel=2)
+atexit.register(print, "registered at import")
+atexit.register(print, "never")
+atexit.unregister(print)
+atexit.register(print, "registered again")
+handler = logging.handlers.MemoryHandler(9, target=logging.StreamHandler(sys.stdout))
+logging.getLogger().addHandler(handler)
+FILE, FOUND = open("written", "a"), os.path.isdir(".")
+
+
+def do_at_import():
+    logging.warning("logged")
+    FILE.write("a line\\n")
+    globals().pop("atexit")
+"""
+
+
+def test_what_an_import_leaves_for_the_end_is_done_by_each_run(own_place: Place) -> None:
+    """What it prints is shown by each run, and a relative path is one in the client's folder."""
+    own_place.module.write_text(own_place.module.read_text() + DONE_AT_IMPORT)
+    own_place.environment["PYTHONWARNINGS"] = "default,ignore::ResourceWarning"
+    client, folder = the_client(own_place), own_place.folder
+    cold = own_place.run(own_place.program, "at_import", cwd=folder)
+    own_place.run(own_place.clients["python"], "warm", "--restart", own_place.program, cwd=folder)
+    for count in (2, 3):
+        assert own_place.warm(client, "at_import", cwd=folder) == cold
+        assert (folder / "written").read_text() == "a line\n" * count
+    assert b"warned at import" in cold[2]
+    assert not Path("/written").exists()
 
 
 def test_the_first_run_shows_the_traceback_of_a_cold_one(own_place: Place) -> None:

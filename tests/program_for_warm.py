@@ -65,8 +65,9 @@ def do_join() -> None:
     end = threading.Event()
 
     def interrupt() -> None:
-        while "_shutdown" not in [frame.name for frame in traceback.extract_stack(sys._current_frames()[main_id])]:
-            time.sleep(0.01)
+        joining = ("lock.acquire()", "_thread_shutdown()")  # in threading._shutdown
+        while traceback.extract_stack(sys._current_frames()[main_id])[-1].line not in joining:
+            time.sleep(0.01)  # briefly: there is no event for the end of the main thread
         os.kill(os.getpid(), signal.SIGINT)
         end.wait(0.3)
 

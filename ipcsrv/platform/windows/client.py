@@ -223,7 +223,7 @@ def read_within(descriptor: int, size: int, deadline: Deadline, stream: Stream |
     """Read what comes within `deadline` (see the contract)."""
     if stream is None and deadline.timeout is None:
         return os.read(descriptor, size)
-    come, found = _reads.pop(descriptor, None) or _begin_read(descriptor, size)
+    come, found = _reads.pop(descriptor) if descriptor in _reads else _begin_read(descriptor, size)
     arrival = None if stream is None else wait_readable(stream.fileno())
     spoken = stream is not None and arrival is None
     try:

@@ -13,13 +13,13 @@ import importlib.machinery
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from typing import Any
 
 from ..errors import HandlerImportError
+from ..exception_text import is_interrupt, trace_of, traceback_text, type_name
 from ..folders import working_folder
 from .values import name_of
 
@@ -135,8 +135,10 @@ def load(target: str) -> Handler:
 
             raise HandlerImportError(target, reason=f"module {module_name} has no {name!r}{_hint(module_name)}",
                                      suggestion=existing_name(found, part, target)) from None  # fmt: skip
+        except BaseException as error:
+            raise _failed(target, error) from None
     if not callable(found):
-        raise HandlerImportError(target, reason=f"it is of type {type(found).__name__}, which cannot be called")
+        raise HandlerImportError(target, reason=f"it is of type {type_name(found)}, which cannot be called")
     handler: Handler = Factory(target, found) if target.endswith("()") else found
     return handler
 
@@ -223,14 +225,15 @@ def _import(target: str, module_name: str) -> Any:
         with current_folder_first(module_name):
             return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+        name = ImportError.__dict__["name"].__get__(error)
+        if type(name) is str and (module_name == name or module_name.startswith(f"{name}.")):
             from .suggestions import existing_module
 
-            reason = f"there is no module {error.name!r} (searched from {working_folder() or 'a deleted folder'} on)"
-            raise HandlerImportError(target, reason=reason, suggestion=existing_module(error.name, target)) from None
-        raise HandlerImportError(target, _own_frames()) from None
-    except (Exception, SystemExit):
-        raise HandlerImportError(target, _own_frames()) from None
+            reason = f"there is no module {name!r} (searched from {working_folder() or 'a deleted folder'} on)"
+            raise HandlerImportError(target, reason=reason, suggestion=existing_module(name, target)) from None
+        raise _failed(target, error) from None
+    except BaseException as error:
+        raise _failed(target, error) from None
 
 
 def _hint(module_name: str) -> str:
@@ -241,14 +244,17 @@ def _hint(module_name: str) -> str:
     return f": {module_name} is a module of the standard library; rename {module_name}.py in the current folder"
 
 
-def _own_frames() -> str:
-    """The current exception's traceback without our frames and the import system's."""
-    error = sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1]
-    assert error is not None
-    tail = error.__traceback__
+def _failed(target: str, error: BaseException, what: str = "handler") -> BaseException:
+    """Return what is raised in place of what the user's code has raised: Ctrl-C remains what it is."""
+    return error if is_interrupt(error) else HandlerImportError(target, _own_frames(error), what=what)
+
+
+def _own_frames(error: BaseException) -> str:
+    """Return the exception with its traceback without our frames and the import system's."""
+    tail = trace_of(error)
     while tail is not None and tail.tb_next is not None and _is_machinery(tail.tb_frame.f_code.co_filename):
         tail = tail.tb_next
-    return "".join(traceback.format_exception(type(error), error, tail))
+    return traceback_text(error, tail)
 
 
 def _is_machinery(filename: str) -> bool:
@@ -261,6 +267,6 @@ def unpickled(target: str, pickled: bytes, what: str = "handler") -> Handler:
 
     try:
         handler: Handler = pickle.loads(pickled)  # from the server's own starter, over a private pipe
-    except (Exception, SystemExit):
-        raise HandlerImportError(target, _own_frames(), what=what) from None
+    except BaseException as error:
+        raise _failed(target, error, what) from None
     return handler

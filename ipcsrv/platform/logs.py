@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from ..config.settings import Settings
 from ..errors import StartError
+from ..exception_text import trace_of, traceback_text
 from . import children
 from .log_output import Output, StreamOutput, open_output
 
@@ -67,7 +68,9 @@ class Log:
 
     def exception(self, message: str, *arguments: object) -> None:
         """Log a failure with the traceback of the exception that is being handled."""
-        self.error("%s\n%s", message % arguments if arguments else message, traceback.format_exc().rstrip())
+        error = sys.exc_info()[1]
+        text = "" if error is None else traceback_text(error, trace_of(error))
+        self.error("%s\n%s", message % arguments if arguments else message, text)
 
     def log(self, level: int, message: str, *arguments: object) -> None:
         """Log at a level of `logging`."""

@@ -7,7 +7,6 @@ setting `executor`, nothing at all: then the handler runs on another engine (`ex
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Final
 from ..config.handlers import Factory, Handler, HandlerSource, cannot_be_called
 from ..config.settings import Settings
 from ..errors import HandlerImportError, IpcError
+from ..exception_text import describe, is_interrupt, trace_without, traceback_text, type_name
 from ..platform.job import Job
 from ..supervision.scoreboard import Scoreboard
 
@@ -27,16 +27,13 @@ class StartFailure(IpcError):
     """What the user's code raised at the start of a worker; `traceback_text` begins in that code."""
 
     def __init__(self, blamed: str, error: BaseException) -> None:
-        super().__init__(f"{blamed}: {type(error).__name__}: {error}")
-        self.traceback_text = "".join(traceback.format_exception(type(error), error, without_own_frames(error)))
+        super().__init__(f"{blamed}: {describe(error)}")
+        self.traceback_text = traceback_text(error, without_own_frames(error))
 
 
 def without_own_frames(error: BaseException) -> TracebackType | None:
     """Return the error's traceback from the first frame on that is not this package's."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("ipcsrv."):
-        trace = trace.tb_next
-    return trace or error.__traceback__
+    return trace_without(error, "ipcsrv.")
 
 
 @contextmanager
@@ -44,7 +41,9 @@ def start_failures(blamed: str) -> Iterator[None]:
     """Raise what the block raises as a `StartFailure` that names whose it is."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         raise StartFailure(blamed, error) from None
 
 
@@ -134,7 +133,7 @@ def check_signature(target: str, handler: Any) -> None:
         handler.check()
         return
     if not callable(handler):
-        raise HandlerImportError(target, reason=f"it is of type {type(handler).__name__}, which cannot be called")
+        raise HandlerImportError(target, reason=f"it is of type {type_name(handler)}, which cannot be called")
     if (reason := cannot_be_called(handler, b"")) is not None:
         as_factory = isinstance(handler, type) and any("__call__" in vars(base) for base in handler.__mro__)
         raise HandlerImportError(target, reason=reason, suggestion=f"{target}()" if as_factory else None)

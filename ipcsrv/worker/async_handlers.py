@@ -23,11 +23,14 @@ from ..request import Request
 from ..supervision import scoreboard as board
 from ..supervision.messages import VERDICTS
 from .failures import Failure, Gone
+from .reporting import FAILURES, log_failure
 
 log = logs.get("ipcsrv.worker")
 
 LOOK_INTERVAL: Final = 0.05  # seconds between two checks whether the client of a waiting stream has left
 CLOSE_PATIENCE: Final = 1.0  # seconds for what an async generator does when it is closed
+MOST_AWAITED: Final = 1000  # coroutines that wait for each other: an object of the user's may lead to itself
+MOST_LINES: Final = 50  # of where a request waited, as of a traceback
 _END: Final = object()
 
 
@@ -83,18 +86,24 @@ class AsyncHandler:
         """Return what the coroutine returns; cancel it after `limit` seconds, or when the stream's client leaves."""
         loop = self._loop = self._loop or asyncio.new_event_loop()
         with self._own_wakeup():
-            task = loop.create_task(coroutine, context=context)
+            task = loop.create_task(_outcome(coroutine), context=context)
             watch = _Watch(loop, task, limit, stream_of)
             try:
-                result = loop.run_until_complete(task)
-            except asyncio.CancelledError:
-                watch.raise_reason()
-                raise
+                result, error = loop.run_until_complete(task)
+            except asyncio.CancelledError as cancelled:  # before the coroutine began
+                result, error = None, cancelled
             finally:
                 watch.stop()
-        if watch.overdue:  # it caught the cancellation and went on
-            watch.raise_reason()
-        return result
+        if error is None:
+            if watch.overdue:  # it caught the cancellation and went on
+                watch.raise_reason()
+            return result
+        try:
+            if issubclass(type(error), asyncio.CancelledError):
+                watch.raise_reason()
+            raise error
+        finally:
+            del error  # its traceback leads to this frame
 
     @contextlib.contextmanager
     def _own_wakeup(self) -> Iterator[None]:
@@ -140,10 +149,10 @@ class _Watch:
             raise Gone from None
 
     def _expire(self) -> None:
-        lines = "".join(traceback.format_list(_suspended_at(self._task.get_coro())))
-        log.warning("cancelled a request after request_timeout; it was at:\n%s", lines.rstrip())
         self.overdue = True
-        self._task.cancel()
+        self._task.cancel()  # first: what it waits for may be an object of the user's
+        log.limited("cancelled requests", logs.WARNING, "cancelled a request after request_timeout; it was at:\n%s",
+                    _suspended_at(self._task.get_coro()), burst=FAILURES)
 
     def _look(self) -> None:
         assert self._stream_of is not None
@@ -160,18 +169,32 @@ def _remaining(request: Any) -> float | None:
     return remaining
 
 
-def _suspended_at(awaited: Any) -> list[traceback.FrameSummary]:
-    """Return where a coroutine waits: the line of each coroutine and generator, without this module's own."""
+def _suspended_at(awaited: Any) -> str:
+    """Return where a coroutine waits: the line of each coroutine and generator, without this module's own.
+
+    What is awaited may be an object of the user's: where it raises, the lines end.
+    """
     lines: list[traceback.FrameSummary] = []
-    while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
-        if frame is not None and frame.f_code is _next.__code__ and hasattr(frame.f_locals["iterator"], "ag_frame"):
-            awaited = frame.f_locals["iterator"]  # what its __anext__ returns does not lead to it
-            continue
-        if frame is not None and frame.f_globals.get("__name__") != __name__:
-            lines += traceback.extract_stack(frame, 1)
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
-    return lines
+    with contextlib.suppress(BaseException):
+        for _ in range(MOST_AWAITED):
+            if awaited is None:
+                break
+            frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+            if frame is not None and frame.f_code is _next.__code__ and hasattr(frame.f_locals["iterator"], "ag_frame"):
+                awaited = frame.f_locals["iterator"]  # what its __anext__ returns does not lead to it
+                continue
+            if frame is not None and frame.f_globals.get("__name__") != __name__:
+                lines += traceback.extract_stack(frame, 1)
+            awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
+    return "".join(traceback.format_list(lines[-MOST_LINES:])).rstrip()
+
+
+async def _outcome(coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+    """Return the coroutine's result, or what it has raised: asyncio reads `__class__`, which may be the user's own."""
+    try:
+        return await coroutine, None
+    except BaseException as error:
+        return None, error
 
 
 async def _awaited(awaitable: Any) -> Any:
@@ -190,8 +213,8 @@ async def _bounded(closing: Any) -> None:
     try:
         async with asyncio.timeout(CLOSE_PATIENCE):
             await closing
-    except Exception:
-        log.exception("the handler's async generator failed to close")
+    except BaseException as error:
+        log_failure("async generators that failed to close", "the handler's async generator failed to close", error)
 
 
 async def _end_tasks(tasks: set[asyncio.Task[Any]]) -> None:

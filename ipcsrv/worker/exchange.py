@@ -19,6 +19,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..buffers import discard
+from ..exception_text import type_name
 from ..platform.server import (
     DONTWAIT,
     INLINE_LIMIT,
@@ -35,7 +36,7 @@ from ..supervision import scoreboard as board
 from ..supervision.messages import ExchangeState, Passed, Returned, Stage
 from ..supervision.scoreboard import Phase
 from .assembly import FileAssembly, read_file, request_assembly
-from .failures import Failure, Gone, type_name
+from .failures import Failure, Gone
 from .fastpath import without_own_frames
 from .streaming import Coalescer
 

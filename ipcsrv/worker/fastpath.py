@@ -17,6 +17,7 @@ from time import monotonic_ns
 from typing import Any, Final, Protocol
 
 from ..config.handlers import Handler
+from ..exception_text import module_of, trace_of
 from ..platform.compiled import compiled_module
 from ..platform.server import DONTWAIT, AcceptedConnection, QueueReader, adopt, busy_poll_ns
 from ..protocol.pktline import FLUSH, MAX_DATA, decode_exact
@@ -248,10 +249,10 @@ class PurePath:
 
 def without_own_frames(error: BaseException) -> BaseException:
     """Return `error` with a traceback that begins in the handler, and not in the code that called it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") in _CALLERS:
+    trace = trace_of(error)
+    while trace is not None and module_of(trace.tb_frame) in _CALLERS:
         trace = trace.tb_next
-    return error.with_traceback(trace)
+    return BaseException.with_traceback(error, trace)  # the class may have another method of that name
 
 
 def compiled_path() -> Any:

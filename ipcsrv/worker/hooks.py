@@ -10,17 +10,16 @@ Both run in the thread of the handler, in its context (`contextvars`). Without h
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..config.handlers import Handler, load_hook
 from ..config.settings import Settings
-from ..platform import logs
 from .failures import Gone
+from .reporting import log_failure
 
 Hook = Callable[..., object] | None
-
-log = logs.get("ipcsrv.worker")
 
 
 def worker_hooks(settings: Settings) -> tuple[Hook, Hook]:
@@ -47,11 +46,15 @@ def _with_start(handler: Handler, start: Callable[..., object]) -> Handler:
 
 
 def _with_end(handler: Handler, end: Callable[..., object]) -> Handler:
+    process = os.getpid()
+
     def ended(request: Any, error: BaseException | None) -> None:
         try:
             end(request, error)
-        except Exception:
-            log.exception("on_request_end failed")
+        except BaseException as failure:
+            if os.getpid() != process:  # the hook has forked: this process ends by what it raised
+                raise
+            log_failure("failures of on_request_end", "on_request_end failed", failure)
 
     def stream(request: Any, chunks: Iterator[Any]) -> Iterator[Any]:
         try:
@@ -67,11 +70,11 @@ def _with_end(handler: Handler, end: Callable[..., object]) -> Handler:
     def handled(request: Any) -> Any:
         try:
             response = handler(request)
+            if issubclass(type(response), Iterator):
+                return stream(request, response)
         except BaseException as error:
             ended(request, error)
             raise
-        if isinstance(response, Iterator):
-            return stream(request, response)
         ended(request, None)
         return response
 

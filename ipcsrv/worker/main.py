@@ -9,7 +9,6 @@ import random
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 
 from ..config import fingerprint
@@ -17,6 +16,7 @@ from ..config.handlers import Handler, HandlerSource
 from ..config.settings import Settings
 from ..config.values import show_hook
 from ..errors import HandlerImportError, IpcError, SettingsError
+from ..exception_text import describe, is_interrupt, trace_of, traceback_text
 from ..platform import logs
 from ..platform import server as serving
 from ..platform.job import Job
@@ -114,7 +114,9 @@ def serve(worker: Worker, channel: Channel, stop: Hook) -> None:
     if stop is not None:
         try:
             stop()
-        except Exception:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             log.exception("on_worker_stop failed")
 
 
@@ -151,12 +153,12 @@ def tell_code(channel: Channel, since: int) -> None:
 
 def tell_failure(channel: Channel, error: BaseException) -> None:
     """Tell the master why this worker cannot start."""
-    known = isinstance(error, IpcError)
-    text = getattr(error, "traceback_text", None) if known else "".join(traceback.format_exception(error))
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    known = issubclass(type(error), IpcError)  # not `isinstance`: `__class__` may be the user's own property
+    text = getattr(error, "traceback_text", None) if known else traceback_text(error, trace_of(error))
+    reason = str(error) if known else describe(error)
     with contextlib.suppress(OSError):  # a dead master is noticed by reading
         channel.tell(Kind.START_FAILED, pack_fields(reason=reason, traceback=text,
-                                                    importing=isinstance(error, HandlerImportError)))
+                                                    importing=issubclass(type(error), HandlerImportError)))
 
 
 def leave(status: int) -> None:

@@ -3,8 +3,7 @@
 Every line about a request is one line, and quotes no byte of the request. What a client can cause without end is
 limited, and what exceeds the limit is counted.
 
-The handler's objects are not trusted: an exception may raise when it is printed, a class may lie about its name
-(`describe`, `traceback_of`).
+The handler's exceptions are not trusted (`exception_text`).
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import traceback
-from types import TracebackType
 from typing import Any, NoReturn
 
+from ..exception_text import describe, trace_without, traceback_text
 from ..peer import Peer
 from ..platform import logs
 from ..protocol.pktline import QUOTE
 from ..supervision import scoreboard as board
-from .failures import Failure, describe
+from .failures import Failure
 
 log = logs.get("ipcsrv.worker")
 
@@ -42,12 +40,13 @@ class Reporter:
 
         A `Failure` that was raised in the handler's place (a deadline, an executor) was logged where it was made.
         """
-        if isinstance(error, Failure):
+        if issubclass(type(error), Failure):  # not `isinstance`: `__class__` may be the user's own property
+            assert isinstance(error, Failure)
             return error
         if self._words[board.PID] != os.getpid():
             end_forked_child(error)  # the answer to the client is the worker's
         self.last_error = describe(error)
-        log.limited("handler failures", logs.ERROR, "the handler failed: %s", traceback_of(error), burst=FAILURES)
+        log_failure("handler failures", "the handler failed", error)
         return Failure("handler", self.last_error, board.HANDLER_ERRORS)
 
     def malformed(self, peer: Peer, reason: str) -> None:
@@ -70,7 +69,7 @@ class Reporter:
 
     def close_failed(self, error: BaseException) -> None:
         """Closing the iterator of a streamed response has failed; the response is made all the same."""
-        log.error("closing a streamed response failed: %s", traceback_of(error))
+        log_failure("streamed responses that failed to close", "closing a streamed response failed", error)
 
     def _warn(self, kind: str, text: str, *values: Any) -> None:
         log.limited(kind, logs.WARNING, text, *values, burst=BURST)
@@ -82,8 +81,8 @@ def end_forked_child(error: BaseException | None = None) -> NoReturn:
     if error is None:
         status = 0
         log.warning("a process that the handler forked has returned from the handler: it ends")
-    elif isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
-        status = error.code or 0
+    elif (code := _exit_code(error)) is not None:
+        status = code
     else:
         log.error("a process that the handler forked has failed: %s", traceback_of(error))
     for stream in (sys.stdout, sys.stderr):
@@ -92,18 +91,20 @@ def end_forked_child(error: BaseException | None = None) -> NoReturn:
     os._exit(status & 0xFF)
 
 
-def _from_handler_on(error: BaseException) -> TracebackType | None:
-    """Return the traceback without the frames that lead to the handler: the worker's own and an event loop's."""
-    trace = error.__traceback__
-    while trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_LEADING):
-        trace = trace.tb_next
-    return trace or error.__traceback__
+def _exit_code(error: BaseException) -> int | None:
+    """Return the exit status that a `SystemExit` asks for; None if it has a message, or for another exception."""
+    if not issubclass(type(error), SystemExit):
+        return None
+    code = SystemExit.__dict__["code"].__get__(error)
+    return 0 if code is None else int.__int__(code) if issubclass(type(code), int) else None
+
+
+def log_failure(kind: str, text: str, error: BaseException) -> None:
+    """Log what the handler's code raised, with its traceback; of a kind, a limited number of times a second."""
+    log.limited(kind, logs.ERROR, "%s: %s", text, traceback_of(error), burst=FAILURES)
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return the traceback as text, its end if it is long; only the description if it cannot be made."""
-    try:
-        text = "".join(traceback.format_exception(type(error), error, _from_handler_on(error), limit=50)).rstrip()
-    except BaseException:
-        return describe(error)
+    """Return the exception with its traceback from the handler on; its end, if that is long."""
+    text = traceback_text(error, trace_without(error, _LEADING), limit=50)
     return text if len(text) <= MOST_TRACEBACK else f"...\n{text[-MOST_TRACEBACK:]}"

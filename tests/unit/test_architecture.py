@@ -17,7 +17,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 #: A module imports only from its own package and from entries above it; packages of one line never import each other.
 LEVELS = (
-    ("_version", "errors", "buffers", "deadline", "cpus", "folders", "peer", "standard_streams", "state", "request"),
+    ("_version", "errors", "exception_text", "buffers", "deadline", "cpus", "folders", "peer", "standard_streams",
+     "state", "request"),
     ("protocol",),
     ("config",),
     ("supervision",),

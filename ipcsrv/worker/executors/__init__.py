@@ -47,9 +47,9 @@ from typing import Any, NamedTuple, Protocol
 from ...config.handlers import current_folder_first
 from ...config.settings import Settings
 from ...errors import HandlerImportError
+from ...exception_text import type_name
 from ...request import Quit
 from ...supervision.scoreboard import EXECUTOR_STATES
-from ..failures import type_name
 from .upload import Upload
 
 CONNECT_TIMEOUT = 3.0  # seconds for an attempt to reach an engine

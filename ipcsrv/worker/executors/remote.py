@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 from ...config import settings as table
 from ...config.handlers import Handler, load
 from ...errors import HandlerImportError
+from ...exception_text import describe
 from ...peer import Peer
 from ...request import QUIT, Request
 from ..adapters import Adapted, StartFailure, adapt, check_signature
 from ..exchange import as_bytes_like, chunk_bytes
-from ..failures import Failure, describe
+from ..failures import Failure
 from ..reporting import traceback_of
 from . import Call, Receive, Result
 from .uploaded import use

@@ -12,12 +12,12 @@ import io
 import os
 import sys
 import threading
-import traceback
 import zipfile
 from types import ModuleType
 
 from ...config.handlers import load
 from ...errors import HandlerImportError
+from ...exception_text import trace_of, traceback_text
 from ..adapters import check_signature
 from .upload import Upload, top_module
 
@@ -87,10 +87,9 @@ def _import(target: str, top: str, folder: str) -> None:
     sys.path.insert(0, folder)
     try:
         __import__(top)  # leaves no frames of its own in a traceback
-    except (Exception, SystemExit) as error:
-        own = error.__traceback__
-        lines = traceback.format_exception(type(error), error, own and own.tb_next)
-        raise HandlerImportError(target, "".join(lines)) from None
+    except BaseException as error:
+        own = trace_of(error)
+        raise HandlerImportError(target, traceback_text(error, own and own.tb_next)) from None
     finally:
         with contextlib.suppress(ValueError):  # the module has put another list in its place
             sys.path.remove(folder)

@@ -301,7 +301,7 @@ class StartError(IpcError):
     def __init__(self, reason: str, log_path: str | None = None, traceback_text: str | None = None) -> None:
         advice = f"see {log_path}" if log_path else None
         last = _innermost(traceback_text) or _last_line(traceback_text)
-        cause = None if last and last in reason else last
+        cause = None if last and _without_module(last) in reason else last
         super().__init__(_message(("the server did not start", reason, cause), advice))
         self.reason = reason
         self.log_path = log_path
@@ -468,6 +468,12 @@ def _innermost(text: str | None) -> str | None:
         return None
     file, _, rest = frames[0].removeprefix(_FRAME).partition('", line ')
     return f"it was at {file}:{rest.partition(' ')[0]}"
+
+
+def _without_module(last_line: str) -> str:
+    """Return the last line of a traceback with the exception's name alone, as in a reason."""
+    name, colon, text = last_line.partition(":")
+    return name.rpartition(".")[2] + colon + text
 
 
 _FRAME = '  File "'

@@ -24,7 +24,7 @@ def describe(error: BaseException) -> str:
         text = str.__str__(str(error))[:MOST_TEXT]  # a subclass of `str` may have methods of its own
     except BaseException as inner:
         return f"{name}: (its text cannot be made: {type_name(inner)})"
-    return f"{name}: {text}" if text else name
+    return f"{name}: {text}" if text.strip() else name
 
 
 def type_name(thing: object) -> str:

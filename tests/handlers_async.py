@@ -138,6 +138,26 @@ def make_nothing() -> Callable[[bytes], bytes]:
     raise LookupError("no model in this folder")
 
 
+class UnprintableError(BaseException):
+    """An exception as a binding to another language may make it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def make_unprintable() -> Callable[[bytes], bytes]:
+    """A factory that raises what cannot be printed."""
+    raise UnprintableError
+
+
+def make_interrupt() -> Callable[[bytes], bytes]:
+    """A factory that raises an exception without a text."""
+    raise KeyboardInterrupt
+
+
 def two_arguments(request: bytes, context: object) -> bytes:
     """No handler: it takes two arguments."""
     return request

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 if os.environ.get("THREAD_AT_IMPORT"):
@@ -193,6 +193,53 @@ class OddTextError(Exception):
         return 5  # type: ignore[return-value]  # noqa: PLE0307 - that is the fault
 
 
+class HostileText(str):
+    def _fail(self, *arguments: Any) -> Any:
+        raise RuntimeError("no text")
+
+    __str__ = __format__ = __getitem__ = _fail
+
+
+class TextOfItsOwnError(Exception):
+    def __str__(self) -> str:
+        return HostileText("text")
+
+
+class NoClassError(Exception):
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("no class")
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None:
+        pass
+
+
+class NoAttributesError(BaseException):
+    def __getattribute__(self, name: str) -> Any:
+        raise KeyboardInterrupt
+
+
+class NoTracebackError(Exception):
+    __traceback__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+    def with_traceback(self, trace: Any) -> Any:
+        raise SystemExit(3)
+
+
+NamedByTextError = type(HostileText("NamedByTextError"), (Exception,), {})
+
+HOSTILE: dict[str, Callable[[], BaseException]] = {
+    "without text": UnprintableError,
+    "with a number as text": OddTextError,
+    "with a text of its own": TextOfItsOwnError,
+    "without a class": NoClassError,
+    "without attributes": NoAttributesError,
+    "without a traceback": NoTracebackError,
+    "named by a text of its own": NamedByTextError,
+}
+
+
 class BadIterator:
     def __init__(self, next_: Callable[[], bytes], close: Callable[[], None] = lambda: None) -> None:
         self._next, self.close = next_, close
@@ -236,6 +283,22 @@ def _one_chunk_then(close: Callable[[], None]) -> BadIterator:
     return BadIterator(lambda: next(chunks), close)
 
 
+def _from_generator(name: str) -> Iterator[bytes]:
+    yield b"chunk"
+    raise HOSTILE[name]()
+
+
+def _from_finally(name: str) -> Iterator[bytes]:
+    try:
+        yield b"chunk"
+    finally:
+        raise HOSTILE[name]()
+
+
+def _from_module_without_name() -> None:
+    exec("raise ValueError", {"__name__": HostileText("name"), "ValueError": ValueError})
+
+
 class UnmeasurableBytes(bytes):
     """Bytes of which the handler's class does not tell the length."""
 
@@ -244,8 +307,10 @@ class UnmeasurableBytes(bytes):
 
 
 MISTAKES: dict[str, Callable[[], Any]] = {
-    "unprintable exception": lambda: _raise(UnprintableError()),
-    "exception with a number as text": lambda: _raise(OddTextError()),
+    **{f"exception {name}": lambda name=name: _raise(HOSTILE[name]()) for name in HOSTILE},
+    **{f"exception {name} in a stream": lambda name=name: _from_generator(name) for name in HOSTILE},
+    **{f"exception {name} at the end of a stream": lambda name=name: _from_finally(name) for name in HOSTILE},
+    "exception of a module without a name": _from_module_without_name,
     "closed file": _closed_file,
     "iterable without iterator": BadIterable,
     "iterator that raises GeneratorExit": lambda: BadIterator(lambda: _raise(GeneratorExit())),
@@ -265,6 +330,8 @@ MISTAKES: dict[str, Callable[[], Any]] = {
 ODDITIES: dict[str, tuple[Callable[[], Any], bytes]] = {
     "bytes without a length": (lambda: UnmeasurableBytes(b"abc"), b"abc"),
     "close that raises": (lambda: _one_chunk_then(lambda: _raise(RuntimeError("no close"))), b"chunk"),
+    "close that raises an exception without attributes": (
+        lambda: _one_chunk_then(lambda: _raise(NoAttributesError())), b"chunk"),
     "close that exits": (lambda: _one_chunk_then(lambda: _raise(SystemExit(3))), b"chunk"),
     "two dimensions": (lambda: memoryview(b"abcd").cast("B", (2, 2)), b"abcd"),
     "every second byte": (lambda: memoryview(b"a-b-c-")[::2], b"abc"),
@@ -281,6 +348,28 @@ def mistake(request: bytes) -> Any:
     """Does what the request names."""
     name = request.decode()
     return ODDITIES[name][0]() if name in ODDITIES else MISTAKES[name]() if name in MISTAKES else request
+
+
+async def mistake_async(request: bytes) -> Any:
+    """The same in a coroutine."""
+    return mistake(request)
+
+
+async def mistake_in_async_stream(request: bytes) -> AsyncIterator[Any]:
+    """The same between the chunks of an async stream."""
+    response = mistake(request)
+    if isinstance(response, Iterator):
+        for chunk in response:
+            yield chunk
+    else:
+        yield response
+
+
+def mistake_of_hook(request: bytes, *end: object) -> None:
+    """Raises what the request names, before the handler or after it."""
+    when, _, name = request.decode().partition(": ")
+    if when == ("end" if end else "start"):
+        raise HOSTILE[name]()
 
 
 def endless_empty_chunks(request: bytes) -> Iterator[bytes]:

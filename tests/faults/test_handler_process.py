@@ -21,7 +21,7 @@ import ipcsrv
 if sys.platform == "win32":
     pytest.skip("forks, signals and descriptors of Unix", allow_module_level=True)
 
-from faults.handlers_of_processes import MISTAKES, ODDITIES
+from faults.handlers_of_processes import HOSTILE, MISTAKES, ODDITIES
 
 HERE = "handlers_of_processes"
 Background = Callable[[Callable[[], object]], load.Future]
@@ -30,10 +30,9 @@ Background = Callable[[Callable[[], object]], load.Future]
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-
-
-def test_handler_mistakes_are_handler_errors(server: ServerFactory) -> None:
-    running = server(f"{HERE}:mistake", "--workers", "1")
+@pytest.mark.parametrize(("handler", "pure"), [("mistake", False), ("mistake", True), ("mistake_async", False)])
+def test_handler_mistakes_are_handler_errors(server: ServerFactory, handler: str, pure: bool) -> None:
+    running = server(f"{HERE}:{handler}", "--workers", "1", env={"IPCSRV_PURE_PYTHON": "1"} if pure else {})
     pids = load.worker_pids(running)
     for name in MISTAKES:
         with pytest.raises(ipcsrv.HandlerError) as caught:
@@ -44,6 +43,28 @@ def test_handler_mistakes_are_handler_errors(server: ServerFactory) -> None:
     with ipcsrv.connect(running.path) as kept:  # the same beside the fast path: requests in one write
         for name, (_, response) in ODDITIES.items():
             assert kept.call(name.encode()) == response, name
+    assert load.worker_pids(running) == pids
+
+
+def test_hostile_exceptions_of_an_async_stream_are_handler_errors(server: ServerFactory) -> None:
+    running = server(f"{HERE}:mistake_in_async_stream", "--workers", "1")
+    pids = load.worker_pids(running)
+    for name in (name for name in MISTAKES if name.startswith("exception")):
+        with pytest.raises(ipcsrv.HandlerError) as caught:
+            running.call(name.encode())
+        assert type(caught.value) is ipcsrv.HandlerError, name
+    assert load.worker_pids(running) == pids
+
+
+def test_hostile_exceptions_of_hooks_do_not_end_the_worker(server: ServerFactory) -> None:
+    hook = f"{HERE}:mistake_of_hook"
+    running = server(f"{HERE}:mistake", "--workers", "1", "--on-request-start", hook, "--on-request-end", hook)
+    pids = load.worker_pids(running)
+    for name in HOSTILE:
+        with pytest.raises(ipcsrv.HandlerError):
+            running.call(f"start: {name}".encode())
+        assert running.call(f"end: {name}".encode()) == f"end: {name}".encode()
+        running.output.wait_for("on_request_end failed")
     assert load.worker_pids(running) == pids
 
 

@@ -142,11 +142,58 @@ def test_target_that_is_no_handler_is_refused(sock_path: str, target: str, reaso
     assert last.startswith(f"ipcsrv: cannot load handler handlers_async:{target}: ") and reason in last
 
 
-def test_factory_that_raises_is_a_failed_start(sock_path: str) -> None:
-    with pytest.raises(ipcsrv.StartError, match="no model in this folder") as caught:
-        ipcsrv.Server(sock_path, "handlers_async:make_nothing()", workers=1).start()
-    text = caught.value.traceback_text or ""
-    assert "make_nothing" in text and "adapters.py" not in text
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("make_nothing", "LookupError: no model in this folder"),
+        ("make_unprintable", "UnprintableError: (its text cannot be made: RuntimeError)"),
+        ("make_interrupt", "KeyboardInterrupt"),
+    ],
+)
+def test_what_factory_or_hook_raises_is_a_failed_start(sock_path: str, name: str, told: str) -> None:
+    factory, hook = f"handlers_async:{name}()", f"handlers_async:{name}"
+    for blamed, handler, hooks in ((f"handler {factory}", factory, {}),
+                                   (f"on_worker_start {hook}", "zlib:compress", {"on_worker_start": hook})):
+        with pytest.raises(ipcsrv.StartError) as caught:
+            ipcsrv.Server(sock_path, handler, workers=1, **hooks).start()
+        assert caught.value.reason.partition(";")[0] == f"{blamed}: {told}"
+        text = caught.value.traceback_text or ""
+        assert name in text and "adapters.py" not in text
+
+
+RAISES_AT_IMPORT = {
+    "cancelled": ("import asyncio\nraise asyncio.CancelledError", "asyncio.exceptions.CancelledError"),
+    "interrupted": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "unprintable": ("from handlers_async import UnprintableError\nraise UnprintableError", "UnprintableError: "),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("cancelled", ["--start-method=fork"]),
+        ("cancelled", ["--start-method=spawn"]),
+        ("interrupted", ["--start-method=fork", "--no-preload"]),
+        ("interrupted", ["--start-method=forkserver"]),
+        ("unprintable", ["--start-method=fork"]),
+        ("unprintable", ["--check-config"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_handler_that_cannot_be_imported_is_named(sock_path: str, tmp_path: Path, kind: str,
+                                                  options: list[str]) -> None:
+    code, told = RAISES_AT_IMPORT[kind]
+    (tmp_path / "raises_at_import.py").write_text(code)
+    done = support.run_command("run", sock_path, "raises_at_import:handle", "--chdir", tmp_path, *options)
+    last = done.stderr.decode().splitlines()[-1]
+    assert last.startswith(f"ipcsrv: cannot load handler raises_at_import:handle: {told}") and ": ;" not in last
+    assert done.returncode == 2
+
+
+def test_ctrl_c_during_an_import_is_no_fault_of_the_handler(sock_path: str, tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
+    done = support.run_command("run", sock_path, "interrupted:handle", "--chdir", tmp_path, "--check-config")
+    assert done.returncode == 130 and b"cannot load" not in done.stderr
 
 
 @pytest.mark.parametrize("hook", ["handlers_async:none_such", "handlers_async:two_arguments"])

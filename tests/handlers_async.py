@@ -98,9 +98,39 @@ async def watch_client(rest: bytes, request: Request) -> bytes:
     return b""
 
 
+class Foreign:
+    """What an awaitable that is no coroutine may be: its attributes raise, or lead to itself for ever."""
+
+    def __init__(self, kind: bytes) -> None:
+        self._kind = kind
+        self._waits = asyncio.get_running_loop().create_future().__await__()
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._waits)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("send", "throw", "close"):
+            raise AttributeError(name)
+        if self._kind == b"raises":
+            raise RuntimeError(name)
+        return self if name == "cr_await" else None
+
+
+async def foreign(rest: bytes, request: Request) -> bytes:
+    """Waits for an object that is no coroutine."""
+    await Foreign(rest)
+    return b"not reached"
+
+
 HANDLERS: dict[str, Callable[..., Any]] = {
     found.__name__: found
-    for found in (count, sleep, stubborn, block, fail, wakeup, stream, stream_then_wait, watch_client)
+    for found in (count, sleep, stubborn, block, fail, wakeup, stream, stream_then_wait, watch_client, foreign)
 }
 
 

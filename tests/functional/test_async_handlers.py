@@ -83,6 +83,11 @@ def test_async_handler_is_cancelled_at_its_deadline(server: ServerFactory, tmp_p
     assert (tmp_path / "note").read_text() == "cancelled"
     assert json.loads(running.call(b"count"))[:2] == before[:2]
     running.output.wait_for("await asyncio.sleep(60)")
+    for kind in (b"raises", b"circle"):  # what it waits for is asked where it waits
+        with pytest.raises(ipcsrv.HandlerTimeout):
+            running.call(b"foreign " + kind)
+        running.output.wait_for("await Foreign(rest)")
+    assert json.loads(running.call(b"count"))[:2] == before[:2]
 
 
 def test_log_says_where_a_stream_waited_at_its_deadline(server: ServerFactory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,14 @@ def test_start_hook_that_raises_fails_the_request(hooked: Hooked) -> None:
     assert "handle forbidden" not in hooked.notes("end hook NoneType")
     hooked.running.output.wait_for("on_request_end failed")
     hooked.running.output.wait_for("RuntimeError: the hook itself")
+
+
+def test_failures_of_the_end_hook_are_counted_beyond_a_limit(hooked: Hooked) -> None:
+    until = time.monotonic() + 1.2  # seconds: longer than the interval in which they are counted
+    with ipcsrv.connect(hooked.running.path) as connection:
+        while time.monotonic() < until:
+            connection.call(b"hook")
+    hooked.running.output.wait_for("more not logged: failures of on_request_end")
 
 
 def test_without_hooks_the_handler_is_called_directly() -> None:

@@ -168,6 +168,37 @@ def make_nothing() -> Callable[[bytes], bytes]:
     raise LookupError("no model in this folder")
 
 
+class Proxy:
+    """An object that stands for one that is not there yet."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("no class")
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    async def __call__(self, request: bytes) -> bytes:
+        """The request."""
+        return request
+
+
+proxy = Proxy()
+
+
+def make_proxy() -> Proxy:
+    """A factory of such an object."""
+    return proxy
+
+
+def hidden_default(request: bytes, context: object, other: object = proxy) -> bytes:
+    """No handler, and its signature cannot be printed."""
+    return request
+
+
 class UnprintableError(BaseException):
     """An exception as a binding to another language may make it."""
 

@@ -58,8 +58,11 @@ def fingerprint_of_modules(modules: Iterable[ModuleType], since: int) -> Files:
 
 
 def _files_of(module: ModuleType) -> Iterator[str]:
-    name, path = getattr(module, "__name__", None), getattr(module, "__file__", None)
-    if not isinstance(name, str) or not isinstance(path, str) or name.split(".")[0] == "ipcsrv":
+    try:
+        name, path = getattr(module, "__name__", None), getattr(module, "__file__", None)
+    except BaseException:  # an object of the user's that imports what it stands for when it is looked at
+        return
+    if type(name) is not str or type(path) is not str or name.split(".")[0] == "ipcsrv":
         return
     path = os.path.abspath(path)
     installed = any(f"{os.sep}{folder}{os.sep}" in path for folder in _INSTALLED)

@@ -48,9 +48,8 @@ class Factory:
         return self.function(**self._arguments(offered))
 
     def _arguments(self, offered: dict[str, Any]) -> dict[str, Any]:
-        try:
-            signature = inspect.signature(self.function)
-        except (TypeError, ValueError):  # some callables that are written in C have none to look at
+        signature = _signature(self.function)
+        if signature is None:
             return {}
         chosen = {name: value for name, value in offered.items() if name in signature.parameters}
         try:
@@ -168,17 +167,31 @@ def load_hook(hook: str | Callable[..., object] | None, name: str, *arguments: o
 
 def cannot_be_called(function: Callable[..., object], *arguments: object) -> str | None:
     """Why `function` cannot be called with so many arguments, or None if it can as far as its signature tells."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions that are written in C have none to look at
+    signature = _signature(function)
+    if signature is None:
         return None
     try:
         signature.bind(*arguments)
     except TypeError as error:
         number = {0: "without arguments", 1: "with one argument, the request"}.get(len(arguments))
         how = number or f"with {len(arguments)} arguments"
-        return f"it cannot be called {how}: {error}; its signature is {signature}"
+        try:
+            shown = f"; its signature is {signature}"
+        except BaseException:  # a default value of the user's that cannot be printed
+            shown = ""
+        return f"it cannot be called {how}: {error}{shown}"
     return None
+
+
+def _signature(function: Callable[..., object]) -> inspect.Signature | None:
+    """Return the signature of a callable, None where there is none to look at.
+
+    Some functions that are written in C have none, and an object of the user's may raise anything when it is looked at.
+    """
+    try:
+        return inspect.signature(function)
+    except BaseException:
+        return None
 
 
 class _FolderFinder:

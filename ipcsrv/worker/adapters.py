@@ -6,11 +6,11 @@ setting `executor`, nothing at all: then the handler runs on another engine (`ex
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, Final
 
 from ..config.handlers import Factory, Handler, HandlerSource, cannot_be_called
@@ -36,7 +36,7 @@ def without_own_frames(error: BaseException) -> TracebackType | None:
     return trace_without(error, "ipcsrv.")
 
 
-@contextmanager
+@contextlib.contextmanager
 def start_failures(blamed: str) -> Iterator[None]:
     """Raise what the block raises as a `StartFailure` that names whose it is."""
     try:
@@ -82,7 +82,7 @@ def adapt(loaded: Handler, settings: Settings, path: str) -> Adapted:
         HandlerImportError: a factory returned something that is no handler.
         StartFailure: a factory raised.
     """
-    if isinstance(loaded, Factory):
+    if type(loaded) is Factory:  # not `isinstance`: `__class__` may be the user's own property
         with start_failures(f"handler {loaded.target}"):
             product = loaded.make(path=path, settings=settings)
         _check_product(loaded.target, product)
@@ -122,25 +122,34 @@ def _check_product(target: str, product: Any) -> None:
     """Raise `HandlerImportError` if a factory returned no handler for the two usual reasons."""
     if product is None:
         raise HandlerImportError(target, reason="the factory returned None; it must return the handler")
-    if inspect.iscoroutine(product):
+    if type(product) is CoroutineType:
         product.close()  # or Python warns that it was never awaited
         raise HandlerImportError(target, reason="a factory cannot be `async def`; make it `def`")
 
 
 def check_signature(target: str, handler: Any) -> None:
     """Raise `HandlerImportError` if `handler` cannot be called with one argument, the request."""
-    if isinstance(handler, Factory):
+    if type(handler) is Factory:
         handler.check()
         return
     if not callable(handler):
         raise HandlerImportError(target, reason=f"it is of type {type_name(handler)}, which cannot be called")
     if (reason := cannot_be_called(handler, b"")) is not None:
-        as_factory = isinstance(handler, type) and any("__call__" in vars(base) for base in handler.__mro__)
+        as_factory = issubclass(type(handler), type) and any("__call__" in vars(base) for base in handler.__mro__)
         raise HandlerImportError(target, reason=reason, suggestion=f"{target}()" if as_factory else None)
 
 
 def is_async(handler: Any) -> bool:
     """Return whether calling `handler` gives a coroutine or an async generator, as far as its definition tells."""
-    functions = (handler, inspect.unwrap(handler))
+    functions = [handler]
+    with contextlib.suppress(BaseException):  # the attributes of an object of the user's may raise, or lead to itself
+        functions.append(inspect.unwrap(handler))
     candidates = (*functions, *(inspect.getattr_static(type(found), "__call__", None) for found in functions))
-    return any(inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found) for found in candidates)
+    return any(map(_is_async_function, candidates))
+
+
+def _is_async_function(found: Any) -> bool:
+    try:
+        return inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found)
+    except BaseException:  # as above
+        return False

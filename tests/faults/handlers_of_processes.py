@@ -20,7 +20,15 @@ if os.environ.get("THREAD_AT_IMPORT"):
     threading.Thread(target=time.sleep, args=(600,), name="a-thread-of-the-module", daemon=True).start()
 if os.environ.get("DEFAULT_TIMEOUT"):
     socket.setdefaulttimeout(float(os.environ["DEFAULT_TIMEOUT"]))
+class LazyModule:
+    """A module that imports what it stands for when it is looked at, and cannot."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(name)
+
+
 if os.environ.get("SELFISH_IMPORT"):
+    sys.modules["a_lazy_module"] = LazyModule()  # type: ignore[assignment]
     signal.pthread_sigmask(signal.SIG_BLOCK, set(range(1, 32)))
     sys.path[:], sys.meta_path = [], list(sys.meta_path[1:])
 if os.environ.get("DIES_OF_FORK"):  # at the next fork, if there is that file: before anyone is told of it

@@ -185,7 +185,7 @@ def test_default_socket_timeout_changes_nothing(server: ServerFactory) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_blocked_signals_and_other_search_path_change_nothing(server: ServerFactory, method: str) -> None:
+def test_blocked_signals_and_other_modules_change_nothing(server: ServerFactory, method: str) -> None:
     running = server(f"{HERE}:hang_or_echo", "--workers", "1", "--start-method", method, "--request-timeout", "1",
                      env={"SELFISH_IMPORT": "1"})
     with pytest.raises(ipcsrv.HandlerTimeout):

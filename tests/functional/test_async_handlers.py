@@ -131,6 +131,11 @@ def test_factory_may_ask_for_nothing(ipcsrv_server: PluginFactory) -> None:
     assert running.call() == b"%d" % running.status()["workers"][0]["pid"]
 
 
+@pytest.mark.parametrize("target", ["proxy", "make_proxy()"])
+def test_handler_may_be_an_object_without_attributes(ipcsrv_server: PluginFactory, target: str) -> None:
+    assert ipcsrv_server(f"handlers_async:{target}", workers=1).call(b"x") == b"x"
+
+
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
@@ -138,6 +143,7 @@ def test_factory_may_ask_for_nothing(ipcsrv_server: PluginFactory) -> None:
         ("make_with_host()", "asks for more than path and settings"),
         ("two_arguments", "called with one argument, the request"),
         ("no_arguments", "called with one argument, the request"),
+        ("hidden_default", "called with one argument, the request"),
     ],
 )
 def test_target_that_is_no_handler_is_refused(sock_path: str, target: str, reason: str) -> None:

@@ -16,7 +16,6 @@ import re
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
@@ -304,7 +303,8 @@ class Bridge(logging.Handler):
             self.handleError(record)
             return
         if record.exc_info:
-            message += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            _, error, trace = record.exc_info
+            message += "\n" + ("NoneType: None" if error is None else traceback_text(error, trace))
         _target.emit(Record(record.name, record.levelno, message, application=not record.name.startswith("ipcsrv.")))
 
 

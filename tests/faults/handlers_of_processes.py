@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import logging
 import multiprocessing
 import os
 import resource
@@ -303,6 +304,15 @@ def _from_finally(name: str) -> Iterator[bytes]:
         raise HOSTILE[name]()
 
 
+def _logs_them() -> bytes:
+    for make in HOSTILE.values():
+        try:
+            raise make()
+        except BaseException:
+            logging.getLogger("handler").exception("it failed")
+    return b"logged"
+
+
 def _from_module_without_name() -> None:
     exec("raise ValueError", {"__name__": HostileText("name"), "ValueError": ValueError})
 
@@ -340,6 +350,7 @@ ODDITIES: dict[str, tuple[Callable[[], Any], bytes]] = {
     "close that raises": (lambda: _one_chunk_then(lambda: _raise(RuntimeError("no close"))), b"chunk"),
     "close that raises an exception without attributes": (
         lambda: _one_chunk_then(lambda: _raise(NoAttributesError())), b"chunk"),
+    "exceptions that are logged": (_logs_them, b"logged"),
     "close that exits": (lambda: _one_chunk_then(lambda: _raise(SystemExit(3))), b"chunk"),
     "two dimensions": (lambda: memoryview(b"abcd").cast("B", (2, 2)), b"abcd"),
     "every second byte": (lambda: memoryview(b"a-b-c-")[::2], b"abc"),

@@ -105,7 +105,7 @@ def comparable(result: Result) -> Result:
 
 
 ACTIONS = [
-    ("exit", "0"), ("exit", "3"), ("exit", "255"), ("exit", "256"), ("exit", str(2**63)), ("exit_text",),
+    ("exit", "0"), ("exit", "3"), ("exit", "255"), ("exit", "256"), ("exit_text",),
     ("os_exit", "4"), ("raise",),
     ("both",), ("interrupt",), ("die", "9"), ("die", "10"), ("die", "15"), ("die", "11"), ("deep",), ("signals",),
     ("hook", "exit"), ("hook", "raise"), ("hook", "none"), ("hook", "missing"), ("interrupt", "derived"), ("join",),
@@ -113,6 +113,8 @@ ACTIONS = [
 ]  # fmt: skip
 
 
+if sys.version_info < (3, 13):  # which leaves the overflow to whatever comes next, and that prints it
+    ACTIONS.append(("exit", str(2**63)))
 CASES = [("native", action) for action in ACTIONS]
 CASES += [("python", action) for action in ACTIONS if action and action[0] in ("raise", "die", "surroundings", "echo")]
 

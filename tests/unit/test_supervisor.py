@@ -378,7 +378,7 @@ def test_reload_switches_when_every_new_worker_is_ready() -> None:
     assert pool.reloading
     assert pool.generation_ready(2, 11.0) == [Spawn(3, 2, 2), Spawn(4, 3, 2)]
     assert pool.ready(3, 12.0) == []
-    assert pool.generation == 1
+    assert (pool.generation, pool.last_generation) == (1, 2)
     assert pool.ready(4, 12.0)[:2] == [SwitchTo(2), EndGeneration(1)]
     assert (pool.generation, pool.reloading) == (2, False)
     assert phases(pool) == {1: "LEAVING", 2: "LEAVING", 3: "READY", 4: "READY"}

@@ -193,7 +193,7 @@ class _Ensurer:
         for name in self._given.keys() - _NOT_COMPARED:
             ours, theirs = described[name], running.get(name)
             if name in _FILES and ours and theirs:
-                ours, theirs = os.path.realpath(ours), os.path.realpath(os.path.join(record.get("cwd") or "", theirs))
+                ours, theirs = _real(ours), _real(os.path.join(record.get("cwd") or "", theirs))
             if ours != theirs:
                 return f"its {name} is {theirs!r}, not {ours!r}"
         return None
@@ -226,3 +226,7 @@ class _Ensurer:
             raise AddressInUse(self._path, record.get("pid"), record.get("command"), f"{reason}; {advice}")
         stop_if(self._path, record.get("pid"), self._deadline.remaining())
         return False
+
+
+def _real(file: str) -> str:
+    return os.path.realpath(os.path.abspath(file))  # of Windows' NUL the first alone makes a file in this folder

@@ -84,9 +84,9 @@ def _row(head: str, text: str) -> str:
 
 
 def _summary(facts: dict[str, Any], width: int) -> Lines:
-    up = _text.duration(facts["uptime_seconds"])
     from ..platform import lifecycle
 
+    up = _text.duration(facts["uptime_seconds"])
     namespace = " of another pid namespace" if lifecycle.is_elsewhere(facts) else ""
     yield f"{facts['path']}: {facts['state']}, pid {facts['pid']}{namespace}, up {up}", "title"
     yield _row("handler", f"{handler_text(facts)}, ipcsrv {facts['version']}"), ""

@@ -26,19 +26,19 @@ def request(path: str, command: str, *, timeout: float | None = 5.0, **arguments
     try:
         return answer_of(client.call(path + SUFFIX, question, timeout=timeout, wait_if_busy=False), path)
     except NotListening:
-        raise _not_listening(path) from None
+        reason = "the server has no control socket: it was started with --no-control, or its log says why"
+        raise fault_of(path) or ServerError("control", reason, path) from None
 
 
-def _not_listening(path: str) -> IpcError:
-    """Return what is wrong with the path itself; a server without a control socket listens there all the same."""
+def fault_of(path: str) -> IpcError | None:
+    """Return what a client is told that connects to the path itself; None where a server listens there all the same."""
     try:
         platform.attempt(path).close()
     except IpcError as error:
         return error
     except OSError:
         pass  # its queue is full
-    reason = "the server has no control socket: it was started with --no-control, or its log says why"
-    return ServerError("control", reason, path)
+    return None
 
 
 def answer_of(data: bytes, path: str) -> dict[str, Any]:

@@ -394,7 +394,7 @@ class WorkerProcesses:
         self._forget_generations()
 
     def _end_orphan(self, worker: WorkerProcess) -> None:
-        """End a worker of which nobody will tell any more; the template may have died before it told of its birth.
+        """End a worker whose end no template will report; it may have died before it told of the birth.
 
         A worker looks at its channel after it has written its pid (`worker.main.work`): one of the two is seen.
         """

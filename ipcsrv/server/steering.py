@@ -18,7 +18,6 @@ from ..errors import (
     StartError,
 )
 from ..folders import absolute
-from ..platform import client as platform
 from ..platform import lifecycle
 from ..platform.log_file import open_log
 from ..state import State
@@ -189,13 +188,7 @@ def no_server(path: str) -> IpcError:
     Returns:
         What a client that connects is told: `PathNotFound`, `NotListening`, `InvalidPath`.
     """
-    try:
-        platform.attempt(path).close()
-    except IpcError as error:
-        return error
-    except OSError:
-        pass
-    return NotListening(path)
+    return control.fault_of(path) or NotListening(path)
 
 
 def _remove_remains(path: str) -> NoReturn:

@@ -280,9 +280,9 @@ _LONGEST_LOOK = 0.2  # seconds
 def kill_family(pid: int, *, itself: bool = True) -> None:
     """End a process and its descendants at once (Linux; elsewhere the process alone).
 
-    They are stopped first, so that none starts another meanwhile.  A process whose parent has ended is nobody's
-    descendant.  multiprocessing's resource trackers are left out: they end when the others have, and remove what those
-    have left.  itself: end the process too, and not only what it has started.
+    They are stopped first, so that none starts another meanwhile.  A process whose parent has ended is not a
+    descendant any more.  multiprocessing's resource trackers are left out: they end when the others have, and remove
+    what those have left.  itself: end the process too, and not only what it has started.
     """
     found: dict[int, int] = {}
     until = time.monotonic() + _LONGEST_LOOK

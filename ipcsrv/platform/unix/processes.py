@@ -299,8 +299,9 @@ def kill_family(pid: int, *, itself: bool = True) -> None:
 
 
 def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(OSError):
-        os.kill(pid, number)
+    if pid > 1:  # 0 and -1 stand for many processes (kill(2))
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
 
 
 def _descendants(pid: int, itself: bool) -> list[int]:
